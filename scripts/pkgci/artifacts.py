@@ -1,0 +1,168 @@
+"""The JSON files that jobs leave under `artifacts/` and read from each other: their models, and nothing else.
+
+Each file has a `schema` number; a reader refuses one that it does not know. The fields are what `docs/reference.rst`
+promises to users.
+"""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pkgci.errors import InfrastructureError
+
+ARTIFACTS = Path("artifacts")
+
+
+class Record(BaseModel):
+    """A file of a fixed form, read whole or refused, written whole or not at all."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    schema_version: Literal[1] = Field(1, alias="schema")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the record from `path`.
+
+        Raises:
+            InfrastructureError: the file is missing or is not such a record.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
+            raise InfrastructureError(f"cannot read {path}: {reason}") from error
+
+    def write(self, path: Path) -> None:
+        """Write the record to `path`, replacing what is there in one step."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(f".{path.name}.new")
+        new.write_text(self.model_dump_json(indent=2, by_alias=True) + "\n")
+        new.replace(path)
+
+
+class Part(BaseModel):
+    """A part of a record."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class ChangeSummary(Part):
+    """The change as a person knows it; `id` is `NUMBER,PATCHSET`, or the short tree id of a local change."""
+
+    id: str
+    project: str
+    branch: str
+    pipeline: str
+    subject: str = ""
+
+
+class File(Part):
+    """A file of a build, by its name, size in bytes and sha256 (hex)."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+class Package(Part):
+    """A binary package: what the format's own tools read from the file.
+
+    `kind` says what it is for: only packages of kind `binary` are installed by the install test.
+    """
+
+    name: str
+    version: str
+    architecture: str
+    file: str
+    sha256: str
+    kind: Literal["binary", "debug"] = "binary"
+
+
+class Build(Record):
+    """`build.json`: one build of one package for one target. `origin` says whether it was made or taken from the store."""
+
+    change: ChangeSummary
+    package: str
+    version: str
+    target: str
+    source_tree: str
+    packaging_tree: str
+    key: str
+    origin: Literal["built", "store"]
+    packages: tuple[Package, ...]
+    files: tuple[File, ...]
+    seconds: dict[str, float]
+
+
+class RepositoryPackage(Package):
+    """A package in a repository. `file` is the path below the repository's root, `source` the source package's name."""
+
+    source: str
+    key: str
+
+
+class Repository(Record):
+    """`repository.json`: where a repository is and what is in it. It lies at the repository's root, `url` + that name."""
+
+    url: str
+    format: Literal["deb", "rpm"]
+    codename: str
+    component: str = "main"
+    target: str
+    packages: tuple[RepositoryPackage, ...]
+    signing_key: str = Field(description="the public key, ASCII-armoured")
+    expires: datetime | None = None
+
+
+class Finding(Part):
+    """What an install test found wrong: with which package, in which phase, with which file if it is about one."""
+
+    package: str
+    phase: Literal["install", "version", "files", "run", "service", "remove", "leftover", "state"]
+    message: str
+    file: str | None = None
+
+
+class InstallOutcome(Part):
+    """One package of an install test."""
+
+    package: str
+    version: str
+    passed: bool
+    seconds: float
+    findings: tuple[Finding, ...]
+
+
+class Install(Record):
+    """`install.json`: each package under test, installed and removed on its own in a restored machine."""
+
+    target: str
+    snapshot: str
+    repositories: tuple[str, ...]
+    notice: str = ""
+    packages: tuple[InstallOutcome, ...]
+
+
+class Child(Part):
+    """A build that a job started, and how it ended."""
+
+    job: str
+    number: int
+    result: Literal["SUCCESS", "FAILURE", "ABORTED"]
+    seconds: float
+
+
+class Result(Record):
+    """`result.json`: how a step ended. `fault` names who has to act when it did not pass."""
+
+    step: str
+    result: Literal["SUCCESS", "FAILURE", "ABORTED"]
+    fault: Literal["none", "package", "request", "infrastructure", "aborted", "bug"]
+    exit: int
+    reason: str
+    started: datetime
+    seconds: float
+    children: tuple[Child, ...] = ()

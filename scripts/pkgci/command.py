@@ -1,0 +1,79 @@
+"""The one helper through which external commands are run.
+
+An argv list, never a shell; the command line and its output go to the job's log, so that a person can repeat it by hand.
+Commands started here die with the process that started them (`PR_SET_PDEATHSIG`), also when that one is killed.
+"""
+
+import logging
+import os
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from pkgci.errors import InfrastructureError
+
+log = logging.getLogger(__name__)
+
+
+def supervised(argv: Sequence[str | Path]) -> list[str]:
+    """Return `argv` prefixed so that the command is killed when the thread that starts it ends, however it ends."""
+    return ["setpriv", "--pdeathsig", "KILL", "--", *map(str, argv)]
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    input: bytes | None = None,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+    check: bool = True,
+    output: IO[bytes] | None = None,
+    quiet: bool = False,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command to its end.
+
+    Args:
+        argv: the command and its arguments; never passed through a shell.
+        input: bytes for its standard input, which is empty otherwise.
+        cwd: its working directory.
+        env: variables added to this process's environment.
+        timeout: seconds until it is killed.
+        check: raise when it ends with another status than 0.
+        output: an open binary file that takes stdout and stderr; without it both are captured.
+        quiet: do not write the command line to the log.
+
+    Returns:
+        The completed process, with stdout and stderr as bytes (empty when `output` took them).
+
+    Raises:
+        InfrastructureError: the tool is missing, ran out of time, or (with `check`) failed.
+    """
+    words = [str(word) for word in argv]
+    if not quiet:
+        log.info("+ %s", shlex.join(words))
+    try:
+        done = subprocess.run(
+            supervised(words),
+            input=input,
+            stdin=None if input is not None else subprocess.DEVNULL,
+            stdout=output or subprocess.PIPE,
+            stderr=subprocess.STDOUT if output else subprocess.PIPE,
+            cwd=cwd,
+            env={**os.environ, **env} if env else None,
+            timeout=timeout,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise InfrastructureError(f"cannot run {words[0]}: {error.filename} is missing; see `pkgci doctor`") from error
+    except subprocess.TimeoutExpired as error:
+        raise InfrastructureError(f"{shlex.join(words)[:200]}: no end after {timeout:.0f} s") from error
+    if done.returncode == 127 and b"failed to execute" in (done.stderr or b""):
+        raise InfrastructureError(f"cannot run {words[0]}: not installed; see `pkgci doctor`")
+    if check and done.returncode:
+        said = (done.stderr or done.stdout or b"").decode(errors="replace").strip().splitlines()
+        reason = said[-1] if said else "it said nothing"
+        raise InfrastructureError(f"{shlex.join(words)[:200]}: status {done.returncode}: {reason}")
+    return done

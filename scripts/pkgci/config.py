@@ -1,0 +1,315 @@
+"""The configuration directory: `config.yaml`, `targets/`, `releases/`, `packages/`, one entry a file.
+
+Everything is validated, and an error names the file and the line. A step reads only what it needs: an entry is read when
+it is asked for, and the package of a project is found through a cached index, so that ten thousand packages cost a step
+nothing.
+"""
+
+import hashlib
+import json
+import os
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+
+from pkgci.errors import RequestError
+
+ROOT = Path(__file__).resolve().parents[2]
+EMBEDDED = ROOT / "etc" / "embedded"
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]*$", max_length=100)]
+Project = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*$")]
+Prefix = Annotated[str, StringConstraints(pattern=r"^(https?|ssh|git|file)://.*/$")]
+RelativePath = Annotated[str, StringConstraints(pattern=r"^[^/\x00][^\x00]*$")]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Limits(Section):
+    """What the sandbox allows one build: wall time, processes, disk of its root, memory."""
+
+    seconds: int = Field(3600, ge=1)
+    processes: int = Field(4096, ge=16)
+    disk_mib: int = Field(8192, ge=64)
+    memory_mib: int = Field(4096, ge=64)
+
+
+class PathsSection(Section):
+    """Where things are kept; by default the XDG places of the user."""
+
+    cache: str | None = None
+    state: str | None = None
+    data: str | None = None
+
+
+class Settings(Section):
+    """`config.yaml`: what holds for all releases."""
+
+    url: Annotated[str, StringConstraints(pattern=r"^http://[^/]+/$")] = "http://127.0.0.1:8470/"
+    serve: bool = Field(True, description="steps that need the repositories serve them by themselves, on loopback")
+    sources: tuple[Prefix, ...] = Field((), description="prefixes that ZUUL_URL may have")
+    repositories: tuple[Prefix, ...] = Field((), description="prefixes that REPOSITORIES may have besides `url`")
+    gerrit: Prefix | None = Field(None, description="the remote that says what is merged; the project's name is appended")
+    executors: dict[Literal["gate", "control", "build", "repository", "systest"], int] = Field(
+        default_factory=lambda: {"gate": 4, "control": 8, "build": 2, "repository": 2, "systest": 2},
+        description="builds that the local engine runs at once, by label",
+    )
+    test_repository_days: int = Field(14, ge=1)
+    store_days: int = Field(30, ge=1, description="unreferenced store entries younger than this are kept")
+    root_days: int = Field(7, ge=1, description="build roots and snapshots older than this are made anew")
+    limits: Limits = Limits()
+    paths: PathsSection = PathsSection()
+
+
+class Upstream(Section):
+    """Where the operating system's packages come from.
+
+    `machine` takes the mirror from this machine's own apt configuration; `repositories` names them: for DEB lines as
+    `URI SUITE COMPONENT...`, for RPM base URLs.
+    """
+
+    machine: bool = False
+    repositories: tuple[str, ...] = ()
+    suites: tuple[str, ...] = ()
+
+
+class RootSection(Section):
+    """A prepared root: the packages in it beyond the minimum."""
+
+    packages: tuple[str, ...] = ()
+
+
+class MachineSection(Section):
+    """The plain machine of the install test: packages beyond the minimum, memory in MiB."""
+
+    packages: tuple[str, ...] = ()
+    memory_mib: int = Field(512, ge=128)
+
+
+class Target(Section):
+    """`targets/NAME.yaml`: what a package is built for."""
+
+    format: Literal["deb", "rpm"]
+    codename: Name
+    architecture: Literal["amd64"]
+    independent: bool = Field(True, description="builds what is architecture-independent, and the source")
+    tag: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]*$")] = Field(description="in versions, e.g. deb12")
+    base: Literal["debian", "rpm"] = Field("debian", description="what its roots and machines are made of")
+    base_codename: Name | None = Field(None, description="the base's own codename where it is not the target's")
+    notice: str = Field("", description="what a person must know about packages of this target")
+    upstream: Upstream
+    root: RootSection = RootSection()
+    machine: MachineSection = MachineSection()
+
+
+class Release(Section):
+    """`releases/NAME.yaml`: a product release."""
+
+    branches: tuple[str, ...] = Field(description="regular expressions that a whole branch name matches")
+    targets: tuple[Name, ...]
+    vendor: Annotated[str, StringConstraints(pattern=r"^[g-z][a-z]*$")] = Field(
+        "pkg", description="in versions; sorts above `el` and `fc` of RPM distributions"
+    )
+    ordinal: int = Field(1, ge=1, description="in versions; grows from release to release")
+
+    @field_validator("branches")
+    @classmethod
+    def _compiles(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in value:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+        return value
+
+
+class Leftovers(Section):
+    """What the install test tolerates of this package: shell patterns of absolute paths that may stay after removal."""
+
+    leftovers: tuple[Annotated[str, StringConstraints(pattern=r"^/")], ...] = ()
+
+
+class PackageEntry(Section):
+    """`packages/NAME.yaml`: one source package. `packaging` is the packaging project of a pair."""
+
+    source: Project
+    packaging: Project | None = None
+    allow: tuple[RelativePath, ...] = Field((), description="paths that may hold packages or tarballs (test data)")
+    rebuild: int = Field(0, ge=0, description="raise it to build the same tree again under a higher version")
+    limits: Limits | None = None
+    install: Leftovers = Leftovers()
+
+    @property
+    def projects(self) -> tuple[str, ...]:
+        """The source project, then the packaging project of a pair."""
+        return (self.source,) if self.packaging is None else (self.source, self.packaging)
+
+
+Entry = TypeVar("Entry", bound=Section)
+
+
+class Config:
+    """One configuration directory.
+
+    Args:
+        directory: the directory; `PKGCI_CONFIG` or the embedded default otherwise.
+
+    Raises:
+        RequestError: (from any member) a file is missing or wrong; the message names file, line and rule.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        named = os.environ.get("PKGCI_CONFIG")
+        self.directory = (directory or (Path(named) if named else EMBEDDED)).absolute()
+        if not self.directory.is_dir():
+            raise RequestError(f"configuration directory {self.directory} does not exist; set PKGCI_CONFIG")
+
+    @property
+    def embedded(self) -> bool:
+        """Whether this is the embedded default, which accepts projects without an entry."""
+        return self.directory == EMBEDDED
+
+    @cached_property
+    def settings(self) -> Settings:
+        """`config.yaml`."""
+        return _load(self.directory / "config.yaml", Settings)
+
+    @property
+    def cache(self) -> Path:
+        """Roots, images, snapshots' sources, git repositories: all that can be made again."""
+        return self._place("cache", "XDG_CACHE_HOME", ".cache")
+
+    @property
+    def state(self) -> Path:
+        """The local engine's builds, and local changes."""
+        return self._place("state", "XDG_STATE_HOME", ".local/state")
+
+    @property
+    def data(self) -> Path:
+        """Store, repositories, keys: on one file system."""
+        return self._place("data", "XDG_DATA_HOME", ".local/share")
+
+    def _place(self, kind: str, variable: str, default: str) -> Path:
+        configured = getattr(self.settings.paths, kind)
+        if configured:
+            return Path(os.path.expandvars(configured)).expanduser()
+        xdg = os.environ.get(variable, "")
+        return (Path(xdg) if xdg.startswith("/") else Path.home() / default) / "pkgci"
+
+    def target(self, name: str) -> Target:
+        """Return the target NAME."""
+        return self._entry("targets", name, Target)
+
+    def release(self, name: str) -> Release:
+        """Return the release NAME."""
+        return self._entry("releases", name, Release)
+
+    def package(self, name: str) -> PackageEntry:
+        """Return the entry of the source package NAME."""
+        return self._entry("packages", name, PackageEntry)
+
+    def names(self, kind: Literal["targets", "releases", "packages"]) -> list[str]:
+        """Return the names of all entries of a kind, sorted."""
+        return sorted(path.stem for path in (self.directory / kind).glob("*.yaml"))
+
+    def release_of(self, branch: str) -> tuple[str, Release] | None:
+        """Return the release that claims `branch`, with its name, or None."""
+        for name in self.names("releases"):
+            release = self.release(name)
+            if any(re.fullmatch(pattern, branch) for pattern in release.branches):
+                return name, release
+        return None
+
+    def package_of(self, project: str) -> str | None:
+        """Return the name of the package that is built from `project`, or None."""
+        return self._projects.get(project)
+
+    @cached_property
+    def _projects(self) -> dict[str, str]:
+        folder = self.directory / "packages"
+        listed = sorted((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in folder.glob("*.yaml"))
+        digest = hashlib.sha256(json.dumps([str(folder), listed]).encode()).hexdigest()[:32]
+        cached = self.cache / "projects" / f"{digest}.json"
+        if cached.exists():
+            return json.loads(cached.read_text())
+        projects: dict[str, str] = {}
+        for name in self.names("packages"):
+            for project in self.package(name).projects:
+                if project in projects:
+                    raise RequestError(
+                        f"{folder / name}.yaml: project {project} already belongs to package {projects[project]}; "
+                        "a project belongs to one package"
+                    )
+                projects[project] = name
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        new = cached.with_suffix(f".{os.getpid()}")
+        new.write_text(json.dumps(projects))
+        new.replace(cached)
+        return projects
+
+    def _entry(self, kind: str, name: str, model: type[Entry]) -> Entry:
+        path = self.directory / kind / f"{name}.yaml"
+        if not re.fullmatch(r"[a-z0-9][a-z0-9+.-]*", name) or not path.is_file():
+            known = ", ".join(self.names(kind)[:10]) or "none"  # type: ignore[arg-type]
+            raise RequestError(f"unknown {kind[:-1]} {name!r}; {self.directory / kind} has: {known}")
+        return _load(path, model)
+
+
+def _load(path: Path, model: type[Entry]) -> Entry:
+    """Read one YAML file into its model, or say what is wrong in which line."""
+    try:
+        text = path.read_text()
+        loaded = yaml.load(text, _UniqueKeyLoader)
+    except OSError as error:
+        raise RequestError(f"{path}: cannot read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path}: not UTF-8 text: {error.reason}") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise RequestError(f"{path}:{line}: not valid YAML: {error.problem}") from error
+    try:
+        # JSON mode: YAML has lists where the models have tuples; strictness about scalars stays
+        return model.model_validate_json(json.dumps({} if loaded is None else loaded, default=str))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        rule = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
+        raise RequestError(f"{path}:{_line(text, first['loc'])}: {where}: {rule}") from error
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Safe YAML in which a key given twice is an error instead of the last one winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _line(text: str, location: tuple[int | str, ...]) -> int:
+    """Return the line, from 1, of the deepest node of `text` that `location` leads to."""
+    node = yaml.compose(text, yaml.SafeLoader)
+    line = 1
+    for step in location:
+        if isinstance(node, yaml.MappingNode):
+            found = next(((key, value) for key, value in node.value if key.value == str(step)), None)
+            if found is None:
+                break
+            line, node = found[0].start_mark.line + 1, found[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line

@@ -1,0 +1,1 @@
+"""What runs a job: `local` (embedded) or `jenkins`, by the verbs of `base.py`."""

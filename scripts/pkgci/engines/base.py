@@ -1,0 +1,58 @@
+"""The verbs of an engine. Jobs meet only here: they start each other with parameters and read each other's artifacts."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from pkgci.errors import RequestError
+
+Outcome = Literal["SUCCESS", "FAILURE", "ABORTED"]
+
+
+@dataclass(frozen=True, order=True)
+class BuildRef:
+    """One build of a job; as text `JOB/NUMBER`, the form of the parameter `PARENT`."""
+
+    job: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.job}/{self.number}"
+
+    @classmethod
+    def parse(cls, text: str) -> "BuildRef":
+        """Read `JOB/NUMBER`.
+
+        Raises:
+            RequestError: it is something else.
+        """
+        job, _, number = text.rpartition("/")
+        if not job or not number.isdigit():
+            raise RequestError(f"{text!r} names no build; write JOB/NUMBER")
+        return cls(job, int(number))
+
+
+class Engine(Protocol):
+    """What runs jobs. Every verb raises RequestError for a job or build that does not exist."""
+
+    def jobs(self) -> list[str]:
+        """Return the names of all jobs, sorted."""
+
+    def start(self, job: str, parameters: Mapping[str, str]) -> BuildRef:
+        """Start a build; return when it has a number. It may still be queued. An unknown parameter is a RequestError."""
+
+    def wait(self, ref: BuildRef, timeout: float | None = None) -> Outcome | None:
+        """Wait until the build has ended; return its result, or None when `timeout` seconds passed first."""
+
+    def state(self, ref: BuildRef) -> Literal["queued", "running"] | Outcome:
+        """Return where the build is."""
+
+    def log(self, ref: BuildRef, follow: bool = False) -> Iterator[bytes]:
+        """Yield the console log in pieces; with `follow`, until the build has ended."""
+
+    def artifacts(self, ref: BuildRef, destination: Path) -> None:
+        """Copy what the build archived to `destination`, an existing directory."""
+
+    def abort(self, ref: BuildRef) -> None:
+        """Ask the build to stop; nothing when it has ended. Use `wait` to see it end."""

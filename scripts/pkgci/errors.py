@@ -1,0 +1,47 @@
+"""The errors a step ends with, and the one place where they map to exit codes.
+
+Whoever reads an exit code or the class in `result.json` knows who has to act: the package's author, whoever made the
+request, or whoever runs the machines. Anything else that escapes a step is a bug and shows its traceback.
+"""
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes of every `pkgci` command."""
+
+    PASSED = 0
+    PACKAGE = 1
+    REQUEST = 2
+    INFRASTRUCTURE = 3
+    ABORTED = 143
+
+
+class PkgciError(Exception):
+    """An expected failure. Its text is one line: what was being done, to what, what went wrong, what to do."""
+
+    exit = Exit.INFRASTRUCTURE
+
+
+class PackageError(PkgciError):
+    """The package is at fault: it does not merge, build, install or pass its tests."""
+
+    exit = Exit.PACKAGE
+
+
+class RequestError(PkgciError):
+    """The request is wrong: a parameter, the configuration, or what was asked for does not exist."""
+
+    exit = Exit.REQUEST
+
+
+class InfrastructureError(PkgciError):
+    """The machines are at fault: network, disk, a missing tool. The same request may pass later."""
+
+    exit = Exit.INFRASTRUCTURE
+
+
+class Aborted(PkgciError):
+    """The step was asked to stop."""
+
+    exit = Exit.ABORTED

@@ -1,0 +1,1 @@
+"""What both package formats do, by the same verbs: see `base.py`."""

@@ -1,0 +1,220 @@
+"""Where anything of a change is executed, and where its files are interpreted.
+
+A sandbox is a throw-away root over a prepared base, for root and for an ordinary user alike: namespaces of its own for
+users (a range of sub-ids, so that not even its root is anybody on the host), mounts, processes, IPC, host name and
+network. Files go in and come out as tar streams; no directory of the host is visible inside. Its disk is a tmpfs of a
+limited size, so that nothing is left behind however it ends; when the process that waits for it dies, so does all in it.
+"""
+
+import io
+import logging
+import os
+import pwd
+import signal
+import subprocess
+import tarfile
+import tempfile
+import threading
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from pkgci.command import supervised
+from pkgci.config import Limits
+from pkgci.errors import InfrastructureError, PackageError
+
+log = logging.getLogger(__name__)
+
+# passed as text: the file itself may lie where the sandbox's ids may not read
+SCRIPT = Path(__file__).with_suffix(".sh").read_text()
+IDS = 65536
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a sandbox ended: its script's exit status and the regular files that it left in `/out`, below `directory`."""
+
+    status: int
+    files: tuple[Path, ...] = ()
+
+
+@dataclass
+class Files:
+    """Files for the root of a sandbox: a tar stream under construction, all owned by the sandbox's root."""
+
+    stream: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
+
+    def __post_init__(self) -> None:
+        self._tar = tarfile.open(fileobj=self.stream, mode="w", format=tarfile.GNU_FORMAT)
+
+    def add(self, path: str, content: bytes | str, mode: int = 0o644) -> None:
+        """Add a regular file with the absolute path `path` inside the root."""
+        data = content.encode() if isinstance(content, str) else content
+        info = self._info(path, mode)
+        info.size = len(data)
+        self._tar.addfile(info, io.BytesIO(data))
+
+    def add_file(self, path: str, source: Path, mode: int = 0o644) -> None:
+        """Add the host's regular file `source` under the absolute path `path`."""
+        info = self._info(path, mode)
+        with source.open("rb") as stream:
+            info.size = os.fstat(stream.fileno()).st_size
+            self._tar.addfile(info, stream)
+
+    def add_link(self, path: str, to: str) -> None:
+        """Add a symbolic link; where it leads is resolved inside the sandbox only."""
+        info = self._info(path, 0o777)
+        info.type, info.linkname = tarfile.SYMTYPE, to
+        self._tar.addfile(info)
+
+    def add_directory(self, path: str, mode: int = 0o755) -> None:
+        """Add a directory."""
+        info = self._info(path, mode)
+        info.type = tarfile.DIRTYPE
+        self._tar.addfile(info)
+
+    def finished(self) -> IO[bytes]:
+        """Return the stream, complete and at its beginning."""
+        self._tar.close()
+        self.stream.seek(0)
+        return self.stream
+
+    def _info(self, path: str, mode: int) -> tarfile.TarInfo:
+        info = tarfile.TarInfo("." + path)
+        info.mode, info.mtime = mode, 0
+        return info
+
+
+def sub_ids(kind: str) -> int | None:
+    """Return the first id of this user's range in /etc/subuid or /etc/subgid (`subuid(5)`), or None.
+
+    Args:
+        kind: `subuid` or `subgid`.
+    """
+    user = pwd.getpwuid(os.getuid())
+    try:
+        lines = Path("/etc", kind).read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        name, _, rest = line.partition(":")
+        first, _, count = rest.partition(":")
+        if name in (user.pw_name, str(user.pw_uid)) and count.isdigit() and int(count) >= IDS:
+            return int(first)
+    return None
+
+
+def namespaces(network: bool) -> list[str]:
+    """Return the command prefix that makes the namespaces; what follows it is root in them.
+
+    Raises:
+        InfrastructureError: this user has no range of sub-ids.
+    """
+    uid, gid = sub_ids("subuid"), sub_ids("subgid")
+    if uid is None or gid is None:
+        raise InfrastructureError("no range of 65536 sub-ids for this user; `pkgci doctor` says how to add one")
+    unshare = ["unshare", "--user", f"--map-users={uid},0,{IDS}", f"--map-groups={gid},0,{IDS}"]
+    unshare += ["--setuid", "0", "--setgid", "0", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
+    # a change of credentials clears the parent-death signal: it is set once more on the inner side
+    return supervised([*unshare, *([] if network else ["--net"]), *supervised(["env"])])
+
+
+def execute(
+    base: Path,
+    script: str,
+    *,
+    files: Files,
+    output: Path,
+    limits: Limits,
+    log_to: IO[bytes],
+    arguments: tuple[str, ...] = (),
+    environment: Mapping[str, str] | None = None,
+    network: bool = False,
+) -> Outcome:
+    """Run `script` as root of a fresh sandbox.
+
+    Args:
+        base: the prepared root, an uncompressed tar.
+        script: a POSIX shell script, run with `sh -eu`, as `/pkgci-script`; what it leaves in `/out` comes back.
+        files: what to add to the root before; its stream is consumed.
+        output: an existing directory that takes the regular files of `/out`.
+        limits: time, processes, disk and memory.
+        log_to: takes stdout and stderr.
+        arguments: the script's arguments.
+        environment: the script's environment beside PATH, HOME, LC_ALL.
+        network: share the host's network. Only for trusted tools that fetch; never for code of a change.
+
+    Returns:
+        The status of the script and the files that came back.
+
+    Raises:
+        PackageError: the time limit was reached, or `/out` holds something else than plain files and directories.
+        InfrastructureError: the sandbox cannot be made.
+    """
+    files.add("/pkgci-script", script, 0o755)
+    variables = {"LC_ALL": "C.UTF-8", "HOME": "/root", "PATH": os.environ["PATH"], **(environment or {})}
+    with tempfile.TemporaryFile() as archive, base.open("rb") as root, _memory_limit(limits) as confined:
+        command = [
+            *confined,
+            *namespaces(network),
+            "-i",
+            *(f"{name}={value}" for name, value in variables.items()),
+            *("prlimit", f"--nproc={limits.processes}", "--core=0", f"--data={limits.memory_mib << 20}"),
+            *("sh", "-c", SCRIPT, "sandbox.sh", str(limits.disk_mib), "yes" if network else "no"),
+            *("sh", "-eu", "/pkgci-script", *arguments),
+        ]
+        status = _wait(command, files.finished(), root, archive, log_to, limits.seconds)
+        archive.seek(0)
+        return Outcome(status, tuple(_unpack(archive, output)))
+
+
+def _wait(
+    command: list[str | Path], stdin: IO[bytes], root: IO[bytes], archive: IO[bytes], log_to: IO[bytes], seconds: int
+) -> int:
+    """Run the sandbox's command with the base on descriptor 3 and the result on 4; return its status."""
+    wrapper = ["bash", "-c", 'in=$1 out=$2; shift 2; exec "$@" 3<&"$in" 4>&"$out"', "sandbox"]
+    argv = [*wrapper, str(root.fileno()), str(archive.fileno()), *map(str, command)]
+    process = subprocess.Popen(
+        supervised(argv),
+        stdin=stdin,
+        stdout=log_to,
+        stderr=log_to,
+        pass_fds=(root.fileno(), archive.fileno()),
+        start_new_session=True,
+    )
+    try:
+        return process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        raise PackageError(f"no end after {seconds} s, its time limit; killed") from None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@contextmanager
+def _memory_limit(limits: Limits):
+    yield []
+
+
+def _unpack(archive: IO[bytes], output: Path):
+    """Unpack the regular files of a tar that a sandbox made into `output`, and yield their paths.
+
+    The tar is hostile: only plain files and directories with relative names that stay below are taken.
+    """
+    try:
+        with tarfile.open(fileobj=archive, mode="r:") as tar:
+            for member in tar:
+                path = PurePosixPath(member.name)
+                if member.isdir():
+                    continue
+                if not member.isreg() or path.is_absolute() or ".." in path.parts:
+                    raise PackageError(f"the build left {member.name!r} in its output, which is no plain file; refused")
+                target = output / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                tar.makefile(member, target)
+                yield target
+    except tarfile.ReadError:
+        return

@@ -1,0 +1,58 @@
+#!/bin/sh
+# The inside of pkgci/sandbox.py: makes the throw-away root and runs one script in it.
+#
+# usage: sandbox.sh DISK_MIB NETWORK(yes|no) SCRIPT [ARGUMENT...]
+# stdin: a tar of files for the root; fd 3: the base tar; fd 4: takes a tar of /out at the end.
+# It is process 1 of its own pid namespace and root of its own user namespace: when it ends, all that it started ends.
+set -eu
+disk=$1 network=$2
+shift 2
+root=/tmp
+
+mount --make-rprivate /
+resolv=$(cat /etc/resolv.conf 2>/dev/null || true)
+hosts=$(cat /etc/hosts 2>/dev/null || true)
+mount -t tmpfs -o "size=${disk}m,nr_inodes=4m,mode=755" pkgci "$root"
+tar -C "$root" --numeric-owner -xpf - --exclude='./dev/*' <&3
+exec 3<&-
+mkdir -p "$root/dev" "$root/proc" "$root/run" "$root/tmp" "$root/out"
+chmod 1777 "$root/tmp"
+mount -t proc -o nosuid,nodev,noexec proc "$root/proc"
+for node in null zero full random urandom tty; do
+    : >"$root/dev/$node"
+    mount --bind "/dev/$node" "$root/dev/$node"
+done
+mkdir "$root/dev/pts" "$root/dev/shm"
+mount -t devpts -o newinstance,ptmxmode=0666,mode=620,gid=5 devpts "$root/dev/pts"
+# shared memory counts against the same disk limit as everything else
+chmod 1777 "$root/dev/shm"
+ln -s pts/ptmx "$root/dev/ptmx"
+ln -s /proc/self/fd "$root/dev/fd"
+ln -s /proc/self/fd/0 "$root/dev/stdin"
+ln -s /proc/self/fd/1 "$root/dev/stdout"
+ln -s /proc/self/fd/2 "$root/dev/stderr"
+rm -f "$root/etc/resolv.conf"
+if [ "$network" = yes ]; then
+    printf '%s\n' "$resolv" >"$root/etc/resolv.conf"
+    printf '%s\n' "$hosts" >"$root/etc/hosts"
+else
+    printf '127.0.0.1 localhost pkgci\n' >"$root/etc/hosts"
+fi
+hostname pkgci
+[ "$network" = yes ] || ip link set lo up
+tar -C "$root" --numeric-owner --no-same-owner -xpf -
+
+# nothing of the host stays visible, not even to a root that breaks out of a chroot
+mkdir "$root/.host"
+cd "$root"
+pivot_root . .host
+# everything from here on is the root's own; its tools come from it
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export PATH
+umount -l /.host
+rmdir /.host
+
+status=0
+"$@" </dev/null 4>&- || status=$?
+tar -C /out --numeric-owner -cSf - . >&4
+exit "$status"

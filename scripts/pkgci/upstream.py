@@ -1,0 +1,105 @@
+"""The operating system's package repositories that builds and machines of a target see.
+
+The mirror is the one that this machine's own apt already uses, unless the target names others: no address of a mirror
+stands in this repository.
+"""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+
+from pkgci.command import run
+from pkgci.config import Target
+from pkgci.errors import InfrastructureError, RequestError
+
+KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One APT source: what a line `deb URI SUITE COMPONENT...` of sources.list(5) says."""
+
+    uri: str
+    suite: str
+    components: tuple[str, ...]
+
+    def line(self) -> str:
+        """Return the line of sources.list(5)."""
+        return f"deb [signed-by={KEYRING}] {self.uri} {self.suite} {' '.join(self.components)}"
+
+    @property
+    def release_url(self) -> str:
+        """The URL of the suite's InRelease file."""
+        return f"{self.uri.rstrip('/')}/dists/{self.suite}/InRelease"
+
+
+def apt_sources(target: Target) -> tuple[Source, ...]:
+    """Return the upstream APT sources of a target whose base is Debian.
+
+    Raises:
+        RequestError: this machine's apt has no source for the target's codename.
+    """
+    if not target.upstream.machine:
+        words = [line.split() for line in target.upstream.repositories]
+        return tuple(Source(uri, suite, tuple(components)) for uri, suite, *components in words)
+    codename = target.base_codename or target.codename
+    suites = target.upstream.suites or (codename,)
+    listed = run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT) $(ORIGIN)", "Created-By: Packages"],
+        quiet=True,
+    ).stdout.decode()
+    found: dict[tuple[str, str], list[str]] = {}
+    for line in listed.splitlines():
+        uri, suite, component, *origin = line.split(" ", 3)
+        # before the first `apt-get update` the origin is not known yet; a third party's is, or its key is refused
+        if suite in suites and (not origin or origin[0] in ("", "Debian", "$(ORIGIN)")):
+            components = found.setdefault((uri, suite), [])
+            if component not in components:
+                components.append(component)
+    if not any(suite == codename for _, suite in found):
+        raise RequestError(f"this machine's apt has no source for {codename}; name the upstream's repositories in the target")
+    return tuple(Source(uri, suite, tuple(components)) for (uri, suite), components in sorted(found.items()))
+
+
+def apt_configuration() -> str:
+    """Return apt.conf(5) text for a private apt: this machine's own `Acquire::*` settings and none of its hooks."""
+    dump = run(["apt-config", "dump"], quiet=True).stdout.decode()
+    kept = [
+        line
+        for line in dump.splitlines()
+        if line.startswith("Acquire::") and not line.startswith(("Acquire::IndexTargets", "Acquire::Languages"))
+    ]
+    own = ['Acquire::Languages "none";', 'Acquire::Retries "3";', 'APT::Install-Recommends "false";']
+    own += ['APT::Sandbox::User "root";', 'DPkg::Options { "--force-unsafe-io"; };']
+    return "\n".join([*kept, *own, ""])
+
+
+def isolated_apt(directory: Path) -> dict[str, str]:
+    """Write a private apt configuration into `directory`; return the environment that makes tools there use it."""
+    path = directory / "apt.conf"
+    isolation = 'Dir::Etc::parts "/dev/null";\nDir::Etc::sourceparts "/dev/null";\n'
+    path.write_text(apt_configuration() + isolation)
+    return {"APT_CONFIG": os.fspath(path)}
+
+
+def index_digest(urls: list[str]) -> str:
+    """Return one digest of the index files at `urls` as they are now (InRelease or repomd.xml).
+
+    Raises:
+        InfrastructureError: one of them cannot be read.
+    """
+
+    def fetch(url: str) -> bytes:
+        try:
+            answer = requests.get(url, timeout=30)
+            answer.raise_for_status()
+        except requests.RequestException as error:
+            raise InfrastructureError(f"cannot read the repository index {url}: {error}") from error
+        return hashlib.sha256(answer.content).digest()
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        return hashlib.sha256(b"".join(pool.map(fetch, urls))).hexdigest()

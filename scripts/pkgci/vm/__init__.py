@@ -1,0 +1,1 @@
+"""Virtual machines: image, snapshot, restored machine, and the proxy that confines them."""
