@@ -57,7 +57,9 @@ class Settings(Section):
     serve: bool = Field(True, description="steps that need the repositories serve them by themselves, on loopback")
     sources: tuple[Prefix, ...] = Field((), description="prefixes that ZUUL_URL may have")
     repositories: tuple[Prefix, ...] = Field((), description="prefixes that REPOSITORIES may have besides `url`")
-    gerrit: Prefix | None = Field(None, description="the remote that says what is merged; the project's name is appended")
+    gerrit: Prefix | None = Field(
+        None, description="the remote that says what is merged; the project's name is appended"
+    )
     executors: dict[Literal["gate", "control", "build", "repository", "systest"], int] = Field(
         default_factory=lambda: {"gate": 4, "control": 8, "build": 2, "repository": 2, "systest": 2},
         description="builds that the local engine runs at once, by label",
@@ -267,7 +269,7 @@ def _load(path: Path, model: type[Entry]) -> Entry:
     """Read one YAML file into its model, or say what is wrong in which line."""
     try:
         text = path.read_text()
-        loaded = yaml.load(text, _UniqueKeyLoader)
+        loaded = yaml.load(text, _UniqueKeyLoader)  # noqa: S506 - it is a SafeLoader
     except OSError as error:
         raise RequestError(f"{path}: cannot read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import tarfile
 import tempfile
-import threading
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -47,7 +46,7 @@ class Files:
     stream: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
 
     def __post_init__(self) -> None:
-        self._tar = tarfile.open(fileobj=self.stream, mode="w", format=tarfile.GNU_FORMAT)
+        self._tar = tarfile.TarFile(fileobj=self.stream, mode="w", format=tarfile.GNU_FORMAT)
 
     def add(self, path: str, content: bytes | str, mode: int = 0o644) -> None:
         """Add a regular file with the absolute path `path` inside the root."""

@@ -49,7 +49,13 @@ def apt_sources(target: Target) -> tuple[Source, ...]:
     codename = target.base_codename or target.codename
     suites = target.upstream.suites or (codename,)
     listed = run(
-        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT) $(ORIGIN)", "Created-By: Packages"],
+        [
+            "apt-get",
+            "indextargets",
+            "--format",
+            "$(REPO_URI) $(RELEASE) $(COMPONENT) $(ORIGIN)",
+            "Created-By: Packages",
+        ],
         quiet=True,
     ).stdout.decode()
     found: dict[tuple[str, str], list[str]] = {}
@@ -61,7 +67,9 @@ def apt_sources(target: Target) -> tuple[Source, ...]:
             if component not in components:
                 components.append(component)
     if not any(suite == codename for _, suite in found):
-        raise RequestError(f"this machine's apt has no source for {codename}; name the upstream's repositories in the target")
+        raise RequestError(
+            f"this machine's apt has no source for {codename}; name the upstream's repositories in the target"
+        )
     return tuple(Source(uri, suite, tuple(components)) for (uri, suite), components in sorted(found.items()))
 
 

@@ -1,0 +1,184 @@
+"""Zuul's and our own job parameters, read from the environment into models.
+
+All of them are untrusted. Each is held against a pattern before anything uses it; an error names the parameter and the
+rule. The names are Zuul 2's (https://docs.opendev.org zuul 2.6 "Launchers"); what current Zuul's job variables say is
+mapped to them by its playbook.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from pkgci.config import Config
+from pkgci.errors import RequestError
+
+PROJECT = r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*"
+BRANCH = r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*"
+REF = r"refs/[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*"
+OBJECT = r"[0-9a-f]{40}"
+ITEM = f"{PROJECT}:{BRANCH}:{REF}"
+
+RULES = {
+    "ZUUL_PROJECT": PROJECT,
+    "ZUUL_BRANCH": BRANCH,
+    "ZUUL_CHANGE": r"[0-9]{1,10}",
+    "ZUUL_PATCHSET": r"[0-9]{1,6}",
+    "ZUUL_CHANGES": rf"{ITEM}(\^{ITEM})*",
+    "ZUUL_PIPELINE": r"[A-Za-z0-9][A-Za-z0-9_-]*",
+    "ZUUL_UUID": r"[A-Za-z0-9-]{1,64}",
+    "ZUUL_REF": REF,
+    "ZUUL_URL": r"(https?|ssh|git|file)://[A-Za-z0-9/._~:@%+\[\]-]+",
+    "ZUUL_COMMIT": OBJECT,
+    "ZUUL_REFNAME": BRANCH,
+    "ZUUL_OLDREV": OBJECT,
+    "ZUUL_NEWREV": OBJECT,
+    "RUN_TESTS": r"true|false",
+    "BUILD_KEY": r"[0-9a-f]{64}",
+    "REPOSITORIES": r"https?://[A-Za-z0-9/._~:%+\[\]-]+( https?://[A-Za-z0-9/._~:%+\[\]-]+)*",
+    "SOURCE_TREE": OBJECT,
+    "PACKAGING_TREE": OBJECT,
+    "PARENT": r"[a-z0-9][a-z0-9.+-]*/[0-9]+",
+    "CORRELATION": r"[A-Za-z0-9-]{1,64}",
+}
+
+
+@dataclass(frozen=True)
+class QueueItem:
+    """One change of a queue: `project:branch:ref` of ZUUL_CHANGES."""
+
+    project: str
+    branch: str
+    ref: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """The change that a job is about, and those ahead of it.
+
+    `queue` holds the changes that the state under test consists of beside the branch, oldest first, this one last.
+    `url` is where they are fetched from (the project's name is appended); `commit` is known after a merge, or when Zuul
+    says it. A local change has neither number nor queue: `url` leads to a repository of the state directory.
+    """
+
+    project: str
+    branch: str
+    pipeline: str = ""
+    number: str = ""
+    patchset: str = ""
+    ref: str = ""
+    url: str = ""
+    commit: str = ""
+    queue: tuple[QueueItem, ...] = ()
+
+    def id(self, tree: str) -> str:
+        """Return `NUMBER,PATCHSET`, or the short form of the tree id for a change without a number."""
+        return f"{self.number},{self.patchset}" if self.number else tree[:8]
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The validated parameters of one build, by name, and what is read from them."""
+
+    values: Mapping[str, str]
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str]) -> "Parameters":
+        """Read and validate all known parameters; empty ones count as not given.
+
+        Raises:
+            RequestError: a value breaks its rule.
+        """
+        values = {}
+        for name, rule in RULES.items():
+            value = environment.get(name, "").strip()
+            if not value:
+                continue
+            if not re.fullmatch(rule, value, re.ASCII):
+                raise RequestError(f"parameter {name}: {value[:120]!r} is not allowed; it must match {rule}")
+            if re.search(r"(^|[/:^])\.|\.\.|\.lock(/|$)|@\{|//", value.split("://", 1)[-1]) and name != "REPOSITORIES":
+                raise RequestError(f"parameter {name}: {value[:120]!r} is not allowed; no '..', '//' or hidden parts")
+            values[name] = value
+        return cls(values)
+
+    def get(self, name: str) -> str:
+        """Return the value of a parameter, empty when it was not given."""
+        return self.values.get(name, "")
+
+    def required(self, name: str) -> str:
+        """Return the value of a parameter that this job cannot do without.
+
+        Raises:
+            RequestError: it was not given.
+        """
+        if name not in self.values:
+            raise RequestError(f"parameter {name}: missing; this job needs it")
+        return self.values[name]
+
+    @property
+    def run_tests(self) -> bool:
+        """Whether lint, install and system test follow the publication."""
+        return self.get("RUN_TESTS") != "false"
+
+    def repositories(self, config: Config) -> tuple[str, ...]:
+        """Return the URLs of the `repository.json` files in REPOSITORIES.
+
+        Raises:
+            RequestError: one is not below a configured prefix.
+        """
+        urls = tuple(self.get("REPOSITORIES").split())
+        allowed = (config.settings.url, *config.settings.repositories)
+        for url in urls:
+            parts = urlsplit(url).path.split("/")
+            if not url.startswith(allowed) or not url.endswith("/repository.json") or ".." in parts or "%" in url:
+                raise RequestError(
+                    f"parameter REPOSITORIES: {url} is not allowed; it must be a repository.json below {' or '.join(allowed)}"
+                )
+        return urls
+
+    def change(self, config: Config) -> Change:
+        """Return the change that the parameters name.
+
+        Raises:
+            RequestError: they name none, or one from a place that is not configured.
+        """
+        project = self.required("ZUUL_PROJECT")
+        branch = self.get("ZUUL_BRANCH") or self.get("ZUUL_REFNAME").removeprefix("refs/heads/")
+        if not branch:
+            raise RequestError("parameter ZUUL_BRANCH: missing; this job needs it (or ZUUL_REFNAME after a merge)")
+        url = self.get("ZUUL_URL")
+        if url:
+            check_url(url, config)
+        items = (item.split(":", 2) for item in self.get("ZUUL_CHANGES").split("^") if item)
+        return Change(
+            project=project,
+            branch=branch,
+            pipeline=self.get("ZUUL_PIPELINE"),
+            number=self.get("ZUUL_CHANGE"),
+            patchset=self.get("ZUUL_PATCHSET") or ("0" if self.get("ZUUL_CHANGE") else ""),
+            ref=self.get("ZUUL_REF"),
+            url=url or config.settings.gerrit or "",
+            commit=self.get("ZUUL_NEWREV") or self.get("ZUUL_COMMIT"),
+            queue=tuple(QueueItem(*item) for item in items),
+        )
+
+
+def local_changes(config: Config) -> str:
+    """Return the URL below which the repositories of local changes lie; only the local engine accepts it."""
+    return f"file://{config.state}/changes/"
+
+
+def check_url(url: str, config: Config) -> None:
+    """Refuse a ZUUL_URL that is not below a configured prefix.
+
+    Raises:
+        RequestError: it is not.
+    """
+    parts = urlsplit(url)
+    allowed = (*config.settings.sources, *filter(None, [config.settings.gerrit]), local_changes(config))
+    if (parts.hostname or "").startswith("-") or (parts.username or "").startswith("-"):
+        raise RequestError(f"parameter ZUUL_URL: {url!r} is not allowed; a host or user does not begin with '-'")
+    if not f"{url.rstrip('/')}/".startswith(allowed):
+        raise RequestError(
+            f"parameter ZUUL_URL: {url!r} is not allowed; config.yaml's `sources` are: {' '.join(allowed[:-1]) or 'none'}"
+        )

@@ -1,0 +1,124 @@
+"""The prepared build roots: made once per machine, used by every sandbox of their target.
+
+A root is an uncompressed tar, made by mmdebstrap without privileges, cached under the key of all that it is made from
+and made anew when it is older than `root_days`. Its identity is the digest of its content and enters every build's key.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from pkgci.command import run
+from pkgci.config import Config, Target
+from pkgci.errors import InfrastructureError, RequestError
+from pkgci.upstream import apt_sources, isolated_apt
+
+log = logging.getLogger(__name__)
+
+HOST_PROVIDES = Path(__file__).with_name("host-provides.sh")
+RPM_MACROS = Path(__file__).with_name("formats") / "debianrpm.macros"
+INCLUDE = {
+    "deb": ("debhelper", "fakeroot"),
+    "rpm": ("rpm", "dnf", "bzip2", "cpio", "debugedit", "elfutils", "file", "unzip", "zstd"),
+}
+
+
+@dataclass(frozen=True)
+class Root:
+    """A prepared root: its tar, and the sha256 of its content."""
+
+    path: Path
+    id: str
+
+
+def build_root(config: Config, name: str) -> Root:
+    """Return the build root of the target `name`; make it when it is not there or too old.
+
+    Raises:
+        RequestError: the target's base cannot be made.
+        InfrastructureError: mmdebstrap failed.
+    """
+    target = config.target(name)
+    if target.base != "debian":
+        raise RequestError(f"target {name}: base {target.base!r} is not supported yet; use `debian`")
+    key = _key(target)
+    place = config.cache / "roots" / key
+    root = _existing(place, config)
+    if root:
+        return root
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{place}.lock"):
+        root = _existing(place, config)
+        if root is None:
+            _remove_older(config, name)
+            root = _make(name, target, place)
+    return root
+
+
+def _key(target: Target) -> str:
+    version = run(["mmdebstrap", "--version"], quiet=True).stdout.decode().strip()
+    scripts = [path.read_text() for path in (Path(__file__), HOST_PROVIDES, RPM_MACROS)]
+    sources = [source.line() for source in apt_sources(target)]
+    made_from = [target.model_dump(mode="json", exclude={"machine", "tag", "notice"}), version, sources, scripts]
+    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:32]
+
+
+def _existing(place: Path, config: Config) -> Root | None:
+    try:
+        made = json.loads((place / "root.json").read_text())
+    except FileNotFoundError:
+        return None
+    if time.time() - made["made"] > config.settings.root_days * 86400:
+        return None
+    return Root(place / "root.tar", made["sha256"])
+
+
+def _remove_older(config: Config, name: str) -> None:
+    """Remove this target's roots that nobody can ask for any more."""
+    for marker in (config.cache / "roots").glob("*/root.json"):
+        made = json.loads(marker.read_text())
+        if made["target"] == name and time.time() - made["made"] > config.settings.root_days * 86400:
+            shutil.rmtree(marker.parent)
+
+
+def _make(name: str, target: Target, place: Path) -> Root:
+    log.info("preparing the build root of %s (once; about half a minute)", name)
+    include = ",".join(sorted({*INCLUDE[target.format], *target.root.packages}))
+    shutil.rmtree(place, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{place.name}.", dir=place.parent) as directory:
+        new = Path(directory, "root")
+        new.mkdir()
+        # the scratch copy is unpacked by sub-ids, which must be able to reach it: not below a private home
+        environment = isolated_apt(Path(directory)) | {"SOURCE_DATE_EPOCH": "0"}
+        command = ["mmdebstrap", "--mode=unshare", "--variant=buildd", "--format=tar", f"--include={include}"]
+        command += ["--dpkgopt=force-unsafe-io", "--customize-hook=chroot \"$1\" useradd -u 1000 -m -d /build builder"]
+        if target.format == "rpm":
+            command += [f"--customize-hook=upload {HOST_PROVIDES} /root/host-provides.sh"]
+            command += [f"--customize-hook=upload {RPM_MACROS} /usr/lib/rpm/macros.d/macros.debianrpm"]
+            command += ['--customize-hook=chroot "$1" sh -eu /root/host-provides.sh']
+        command += [target.base_codename or target.codename, str(new / "root.tar")]
+        command += [source.line() for source in apt_sources(target)]
+        done = run(command, env=environment, check=False)
+        if done.returncode:
+            said = done.stderr.decode(errors="replace")
+            log.error("%s", said[-4000:])
+            reason = [line for line in said.splitlines() if line.startswith("E:")] or said.splitlines() or ["no output"]
+            raise InfrastructureError(f"cannot make the build root of {name}: mmdebstrap: {reason[-1]}")
+        digest = hashlib.sha256()
+        with (new / "root.tar").open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+            os.fsync(stream.fileno())
+        root = Root(place / "root.tar", digest.hexdigest())
+        made = {"target": name, "sha256": root.id, "made": time.time()}
+        (new / "root.json").write_text(json.dumps(made))
+        new.rename(place)
+    return root

@@ -1,0 +1,319 @@
+"""Source trees from Gerrit: fetch, merge the queue, pair, check.
+
+Only git runs here, on bare repositories without checkouts: no hook, filter or attribute of a tree has any effect, and the
+same inputs give the same tree. What the files say is left to the sandbox.
+"""
+
+import bz2
+import hashlib
+import io
+import json
+import lzma
+import os
+import re
+import shutil
+import uuid
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pkgci.change import Change, local_changes
+from pkgci.command import run
+from pkgci.config import Config, PackageEntry
+from pkgci.errors import InfrastructureError, PackageError, RequestError
+
+GIT = {
+    "GIT_ALLOW_PROTOCOL": "http:https:ssh:git:file",
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_SSH_COMMAND": "ssh -o BatchMode=yes -o StrictHostKeyChecking=yes",
+    "GIT_AUTHOR_NAME": "pkgci",
+    "GIT_AUTHOR_EMAIL": "pkgci@localhost",
+    "GIT_COMMITTER_NAME": "pkgci",
+    "GIT_COMMITTER_EMAIL": "pkgci@localhost",
+}
+
+
+@dataclass(frozen=True)
+class Tree:
+    """One state of one project.
+
+    `count` is the number of non-merge commits in its history and `date` their latest author date (seconds since the
+    epoch): the same for fast forward, merge, rebase and cherry-pick of the same changes.
+    """
+
+    repository: Path
+    project: str
+    commit: str
+    id: str
+    count: int
+    date: int
+    subject: str
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a package is built from. For a package in one project both trees are the same."""
+
+    package: str
+    entry: PackageEntry
+    source: Tree
+    packaging: Tree
+    local: bool
+
+    @property
+    def pair(self) -> bool:
+        """Whether packaging is a project of its own."""
+        return self.entry.packaging is not None
+
+    @property
+    def count(self) -> int:
+        """The number of non-merge commits: of a pair the sum of both."""
+        return self.source.count + (self.packaging.count if self.pair else 0)
+
+    @property
+    def date(self) -> int:
+        """The latest author date of both, in seconds since the epoch."""
+        return max(self.source.date, self.packaging.date)
+
+    @property
+    def digest(self) -> str:
+        """One id for both trees; that of the tree itself for a single project."""
+        if not self.pair:
+            return self.source.id
+        return hashlib.sha1(f"{self.source.id} {self.packaging.id}".encode(), usedforsecurity=False).hexdigest()
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A file of a tree: its path, and its git mode (`100644`, `100755`, `120000`)."""
+
+    path: str
+    mode: str
+    content: bytes
+
+
+def git(repository: Path, *arguments: str | Path, check: bool = True, input: bytes | None = None, quiet: bool = True):
+    """Run git in a bare repository, without hooks."""
+    fixed = ["-c", "core.hooksPath=/dev/null", "-c", "gc.auto=0", "-c", "maintenance.auto=false"]
+    return run(["git", "-C", repository, *fixed, *arguments], env=GIT, check=check, input=input, quiet=quiet)
+
+
+def fetch(config: Config, change: Change) -> Sources | None:
+    """Fetch what the package of `change` is built from, as it is with the queue merged.
+
+    Returns:
+        The trees, or None when no release claims the branch.
+
+    Raises:
+        RequestError: the project is unknown, or there is nowhere to fetch from.
+        PackageError: a change of the queue does not merge.
+        InfrastructureError: fetching failed.
+    """
+    local = change.url.startswith(local_changes(config))
+    name = config.package_of(change.project)
+    if name is None:
+        if not local:
+            raise RequestError(f"unknown project {change.project}; no file in {config.directory / 'packages'} names it")
+        name, entry = PurePosixPath(change.project).name.lower(), PackageEntry(source=change.project)
+    else:
+        entry = config.package(name)
+        if not local and config.release_of(change.branch) is None:
+            return None
+    source = _state(config, change, entry.source)
+    packaging = source if entry.packaging is None else _state(config, change, entry.packaging)
+    return Sources(name, entry, source, packaging, local)
+
+
+def _state(config: Config, change: Change, project: str) -> Tree:
+    """Return the state of one project: Zuul's prepared ref, or the branch tip with the queue merged."""
+    if not change.url:
+        raise RequestError("parameter ZUUL_URL: missing, and config.yaml names no `gerrit` to fetch from")
+    remote = change.url.rstrip("/") + "/" + project
+    repository = _cache(config, project)
+    if change.ref:
+        commit = _fetch(repository, remote, change.ref, missing_ok=project != change.project)
+        if commit and project == change.project and change.commit not in ("", commit):
+            raise RequestError(f"{change.ref} of {project} is {commit}, not ZUUL_COMMIT {change.commit}")
+        if commit:
+            return _tree(repository, project, commit)
+    tip = _fetch(repository, remote, f"refs/heads/{change.branch}")
+    assert tip is not None
+    if change.commit and project == change.project and not change.queue:
+        if git(repository, "merge-base", "--is-ancestor", change.commit, tip, check=False).returncode:
+            raise RequestError(f"commit {change.commit} is not in branch {change.branch} of {project}")
+        tip = change.commit
+    for item in change.queue:
+        if item.project == project and item.branch == change.branch:
+            commit = _fetch(repository, remote, item.ref)
+            assert commit is not None
+            tip = merge(repository, tip, commit, f"{item.ref} into {item.branch} of {project}")
+    return _tree(repository, project, tip)
+
+
+def _cache(config: Config, project: str) -> Path:
+    repository = config.cache / "git" / f"{project}.git"
+    if not (repository / "HEAD").exists():
+        repository.parent.mkdir(parents=True, exist_ok=True)
+        new = repository.with_name(f"{repository.name}.{uuid.uuid4().hex}")
+        run(["git", "init", "-q", "--bare", "--template=", new], quiet=True)
+        try:
+            new.rename(repository)
+        except OSError:
+            # another process was faster; a repository is as good as another
+            shutil.rmtree(new)
+    return repository
+
+
+def _fetch(repository: Path, remote: str, ref: str, missing_ok: bool = False) -> str | None:
+    """Fetch one ref of `remote`; return its commit, or None when it does not exist and that is expected."""
+    name = f"refs/pkgci/{hashlib.sha256(f'{remote} {ref}'.encode()).hexdigest()[:20]}-{uuid.uuid4().hex[:12]}"
+    done = git(repository, "fetch", "-q", "--no-tags", "--", remote, f"+{ref}:{name}", check=False, quiet=False)
+    said = done.stderr.decode(errors="replace").strip()
+    if done.returncode:
+        if "couldn't find remote ref" in said:
+            if missing_ok:
+                return None
+            raise RequestError(f"{remote} has no {ref}")
+        raise InfrastructureError(
+            f"cannot fetch {ref} from {remote}: {(said.splitlines() or ['git said nothing'])[-1]}"
+        )
+    commit = git(repository, "rev-parse", "--verify", f"{name}^{{commit}}", check=False)
+    git(repository, "update-ref", "-d", name)
+    if "shallow" in said or commit.returncode:
+        raise RequestError(f"{ref} of {remote} is no commit with its whole history; a shallow clone has no version")
+    return commit.stdout.decode().strip()
+
+
+def merge(repository: Path, base: str, commit: str, what: str) -> str:
+    """Merge `commit` onto `base` and return the resulting commit; the same inputs give the same commit.
+
+    Raises:
+        PackageError: they conflict; the message names the files.
+    """
+    if git(repository, "merge-base", "--is-ancestor", base, commit, check=False).returncode == 0:
+        return commit
+    if git(repository, "merge-base", "--is-ancestor", commit, base, check=False).returncode == 0:
+        return base
+    done = git(
+        repository, "merge-tree", "--write-tree", "--name-only", "--no-messages", "-z", base, commit, check=False
+    )
+    fields = done.stdout.decode(errors="replace").split("\0")
+    if done.returncode == 1:
+        raise PackageError(f"cannot merge {what}: conflict in {', '.join(filter(None, fields[1:]))}")
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip().splitlines()
+        raise PackageError(f"cannot merge {what}: {(reason or ['git said nothing'])[-1]}")
+    date = git(repository, "show", "-s", "--format=%ct", commit).stdout.decode().strip()
+    dates = {"GIT_AUTHOR_DATE": f"{date} +0000", "GIT_COMMITTER_DATE": f"{date} +0000"}
+    made = run(
+        ["git", "-C", repository, "commit-tree", fields[0], "-p", base, "-p", commit, "-m", f"Merge {what}"],
+        env={**GIT, **dates},
+        quiet=True,
+    )
+    return made.stdout.decode().strip()
+
+
+def _tree(repository: Path, project: str, commit: str) -> Tree:
+    if git(repository, "rev-parse", "--is-shallow-repository").stdout.strip() == b"true":
+        raise RequestError(f"the history of {project} is shallow; a version is counted from the whole history")
+    dates = git(repository, "log", "--no-merges", "--format=%at", commit).stdout.split()
+    identity = git(repository, "show", "-s", "--format=%T%n%s", commit).stdout.decode(errors="replace").splitlines()
+    latest = max((int(date) for date in dates), default=0)
+    return Tree(repository, project, commit, identity[0], len(dates), latest, "".join(identity[1:2]))
+
+
+def names(tree: Tree) -> dict[str, str]:
+    """Return the paths of a tree with their git modes, in git's order.
+
+    Raises:
+        PackageError: it holds a submodule or a path that leads out of it.
+    """
+    listed = git(tree.repository, "ls-tree", "-r", "-z", "--full-tree", tree.id).stdout
+    found = {}
+    for line in filter(None, listed.split(b"\0")):
+        head, _, raw = line.partition(b"\t")
+        mode, path = head.split()[0].decode(), raw.decode("utf-8", "surrogateescape")
+        if mode == "160000":
+            raise PackageError(f"{tree.project}: {path} is a submodule; the tree must hold the whole source")
+        if any(part in ("", ".", "..", ".git") for part in path.split("/")):
+            raise PackageError(f"{tree.project}: the path {path!r} is not allowed in a tree")
+        found[path] = mode
+    return found
+
+
+def blobs(tree: Tree, paths: Sequence[str] | None = None) -> Iterator[Blob]:
+    """Yield the files of a tree, or those of `paths`, with their content."""
+    modes = names(tree)
+    wanted = list(modes) if paths is None else [path for path in paths if path in modes]
+    asked = b"".join(f"{tree.id}:".encode() + os.fsencode(path) + b"\n" for path in wanted if "\n" not in path)
+    if any("\n" in path for path in wanted):
+        raise PackageError(f"{tree.project}: a path holds a line break, which is not allowed in a tree")
+    answer = io.BytesIO(git(tree.repository, "cat-file", "--batch", input=asked).stdout)
+    for path in wanted:
+        header = answer.readline().split()
+        content = answer.read(int(header[2]))
+        answer.read(1)
+        yield Blob(path, modes[path], content)
+
+
+def check(config: Config, tree: Tree, entry: PackageEntry, package: str) -> None:
+    """Refuse a tree that holds what does not belong in unpacked source, or what would build differently elsewhere.
+
+    Raises:
+        PackageError: it holds a source package, a release tarball, a binary package (by content), a git LFS pointer, or
+            attributes that change content; the message names the path.
+    """
+    identity = json.dumps(
+        [tree.id, sorted(entry.allow), package, hashlib.sha256(Path(__file__).read_bytes()).hexdigest()]
+    )
+    passed = config.cache / "trees" / hashlib.sha256(identity.encode()).hexdigest()
+    if passed.exists():
+        return
+    for blob in blobs(tree):
+        reason = None if blob.mode == "120000" else _refused(blob, package)
+        if reason and not any(PurePosixPath(blob.path).is_relative_to(path) for path in entry.allow):
+            raise PackageError(f"{tree.project}: {blob.path} {reason}")
+    passed.parent.mkdir(parents=True, exist_ok=True)
+    passed.touch()
+
+
+def _refused(blob: Blob, package: str) -> str | None:
+    """Return why a file must not be in a source tree, or None."""
+    name, head = PurePosixPath(blob.path).name, blob.content[:4096]
+    if name == ".gitattributes":
+        for line in blob.content.decode(errors="replace").splitlines():
+            words = line.split()[1:] if not line.startswith("#") else []
+            if any(word == "export-subst" or word.startswith("filter=") for word in words):
+                return "sets export-subst or a filter: the same tree would give different bits; remove the attribute"
+    if head.startswith(b"!<arch>\ndebian-binary"):
+        return "is a Debian binary package; only source belongs in the tree (or `allow` the path as test data)"
+    if head.startswith(b"\xed\xab\xee\xdb"):
+        return "is an RPM package; only source belongs in the tree (or `allow` the path as test data)"
+    if re.search(rb"^Format: [0-9.]+( \((quilt|native)\))?\r?\n(.*\n)*?(Files|Checksums-Sha256):", head, re.MULTILINE):
+        return "is a Debian source control file (.dsc); git holds the unpacked source only"
+    if re.search(r"\.orig(-[a-z0-9-]+)?\.tar\.[a-z0-9]+$", name):
+        return "is an orig tarball; git holds the unpacked source only"
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "is a git LFS pointer; the tree must hold the file itself"
+    top = _first_member(blob.content).partition("/")[0].lower()
+    if re.fullmatch(rf"{re.escape(package.lower())}[-_]v?[0-9].*", top):
+        return f"is a release tarball of {package} itself; git holds the unpacked source only"
+    return None
+
+
+def _first_member(content: bytes) -> str:
+    """Return the first path in a (compressed) tar archive, empty when it is none. Reads one block, never more."""
+    head = content[: 1 << 20]
+    try:
+        if head.startswith(b"\x1f\x8b"):
+            head = zlib.decompressobj(wbits=31).decompress(head, 1024)
+        elif head.startswith(b"\xfd7zXZ"):
+            head = lzma.LZMADecompressor(memlimit=1 << 28).decompress(head, 1024)
+        elif head.startswith(b"BZh"):
+            head = bz2.BZ2Decompressor().decompress(head, 1024)
+    except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError):
+        return ""
+    if len(head) < 512 or head[257:262] != b"ustar":
+        return ""
+    return head[:100].rstrip(b"\0").decode(errors="replace").removeprefix("./")
