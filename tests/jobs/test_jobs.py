@@ -1,0 +1,168 @@
+"""What every rendered job must have. A test collects what is wrong in all jobs and reports it at once."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import yaml
+
+from pkgci.config import EMBEDDED, ROOT, Config
+from pkgci.engines.definitions import parse
+
+STARTED_BY = {"PARENT", "CORRELATION"}
+CHANGE = {
+    *("ZUUL_PROJECT", "ZUUL_BRANCH", "ZUUL_CHANGE", "ZUUL_PATCHSET", "ZUUL_CHANGES", "ZUUL_PIPELINE", "ZUUL_UUID"),
+    *("ZUUL_REF", "ZUUL_URL", "ZUUL_COMMIT", "ZUUL_REFNAME", "ZUUL_OLDREV", "ZUUL_NEWREV"),
+}
+PARAMETERS = {
+    "build": STARTED_BY | CHANGE | {"RUN_TESTS", "REPOSITORIES"},
+    "compile": STARTED_BY | CHANGE | {"SOURCE_TREE", "PACKAGING_TREE", "REPOSITORIES"},
+    "publish": STARTED_BY | CHANGE | {"BUILD_KEY"},
+    "install": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY"},
+}
+LABELS = {"build": "control", "compile": "build", "publish": "repository", "install": "systest"}
+MINUTES = {"build": "240", "compile": "120", "publish": "30", "install": "60"}
+
+
+def step(job):
+    return job.partition("-")[0]
+
+
+def differences(jobs, expected, actual):
+    """Return `JOB: ACTUAL instead of EXPECTED` for each job where the two functions disagree."""
+    found = {name: (actual(xml), expected(name)) for name, xml in jobs.items()}
+    return [f"{name}: {is_!r} instead of {should!r}" for name, (is_, should) in found.items() if is_ != should]
+
+
+def test_exactly_the_expected_jobs_are_rendered(jobs):
+    assert sorted(jobs) == Path(__file__).with_name("expected.txt").read_text().split()
+
+
+def test_the_targets_are_those_of_the_configuration(jobs):
+    assert {name.partition("-")[2] for name in jobs} == set(Config(EMBEDDED).names("targets"))
+
+
+def test_every_target_has_every_step(jobs):
+    targets = Config(EMBEDDED).names("targets")
+    assert sorted(jobs) == sorted(f"{name}-{target}" for name in PARAMETERS for target in targets)
+
+
+def test_the_targets_file_is_one_project_entry_of_data_only():
+    (entry,) = yaml.safe_load((ROOT / "jobs" / "targets.yaml").read_text())
+    assert {key: type(value) for key, value in entry["project"].items()} == {"name": str, "target": list, "jobs": list}
+
+
+def test_each_template_is_a_file_of_its_own(jobs):
+    for path in (ROOT / "jobs" / "templates").iterdir():
+        (entry,) = yaml.safe_load(path.read_text())
+        assert entry["job-template"]["name"] == f"{path.stem}-{{target}}"
+
+
+def test_every_description_names_its_template(jobs):
+    missing = [
+        name
+        for name, xml in jobs.items()
+        if f"Template: jobs/templates/{step(name)}.yaml" not in xml.findtext("description", "").splitlines()
+    ]
+    assert missing == []
+
+
+def test_every_job_has_its_timeout_in_absolute_minutes(jobs):
+    path = "buildWrappers/hudson.plugins.build__timeout.BuildTimeoutWrapper/strategy/timeoutMinutes"
+    assert differences(jobs, lambda name: MINUTES[step(name)], lambda xml: xml.findtext(path)) == []
+
+
+def test_every_job_discards_builds_by_days(jobs):
+    path = "properties/jenkins.model.BuildDiscarderProperty/strategy/daysToKeep"
+    assert differences(jobs, lambda _: "30", lambda xml: xml.findtext(path)) == []
+
+
+def test_every_job_has_timestamps_in_its_log(jobs):
+    path = "buildWrappers/hudson.plugins.timestamper.TimestamperBuildWrapper"
+    assert differences(jobs, lambda _: 1, lambda xml: len(xml.findall(path))) == []
+
+
+def test_every_job_runs_on_the_label_of_its_step_only(jobs):
+    def label(xml):
+        return xml.findtext("assignedNode"), xml.findtext("canRoam")
+
+    assert differences(jobs, lambda name: (LABELS[step(name)], "false"), label) == []
+
+
+def test_every_label_has_executors_in_the_local_engine(jobs):
+    assert {xml.findtext("assignedNode") for xml in jobs.values()} <= set(Config(EMBEDDED).settings.executors)
+
+
+def test_every_job_archives_all_of_artifacts_also_of_a_failed_build(jobs):
+    def archive(xml):
+        archiver = xml.find("publishers/hudson.tasks.ArtifactArchiver")
+        return [archiver.findtext(key) for key in ("artifacts", "onlyIfSuccessful", "defaultExcludes")]
+
+    assert differences(jobs, lambda _: ["artifacts/**", "false", "false"], archive) == []
+
+
+def test_jobs_with_tests_publish_junit_results(jobs):
+    path = "publishers/hudson.tasks.junit.JUnitResultArchiver/testResults"
+
+    def expected(name):
+        return "artifacts/junit/*.xml" if step(name) == "install" else None
+
+    assert differences(jobs, expected, lambda xml: xml.findtext(path)) == []
+
+
+def test_every_job_runs_concurrently_and_without_a_quiet_period(jobs):
+    def settings(xml):
+        return xml.findtext("concurrentBuild"), xml.findtext("quietPeriod")
+
+    assert differences(jobs, lambda _: ("true", "0"), settings) == []
+
+
+def test_every_job_has_exactly_the_parameters_of_its_step(jobs):
+    path = "properties/hudson.model.ParametersDefinitionProperty/parameterDefinitions/*/name"
+    actual = {name: sorted(element.text for element in xml.findall(path)) for name, xml in jobs.items()}
+    assert actual == {name: sorted(PARAMETERS[step(name)]) for name in jobs}
+
+
+def test_every_parameter_is_described_and_only_run_tests_is_set_by_default(jobs):
+    path = "properties/hudson.model.ParametersDefinitionProperty/parameterDefinitions/*"
+    for xml in jobs.values():
+        for parameter in xml.findall(path):
+            assert parameter.findtext("description")
+            default = "true" if parameter.findtext("name") == "RUN_TESTS" else ""
+            assert parameter.findtext("defaultValue") == default
+
+
+def test_every_shell_step_is_one_line_that_becomes_the_step(jobs):
+    for name, xml in jobs.items():
+        (shell,) = xml.findall(".//hudson.tasks.Shell")
+        assert shell.findtext("command") == f"exec pkgci {step(name)} {name.partition('-')[2]}"
+
+
+def test_every_shell_step_passes_shellcheck(jobs):
+    assert shutil.which("shellcheck"), "shellcheck is missing; bindep.txt lists it"
+    for name, xml in jobs.items():
+        for shell in xml.findall(".//hudson.tasks.Shell"):
+            checked = subprocess.run(
+                ["shellcheck", "--shell=sh", "-"],
+                input=shell.findtext("command"),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert checked.returncode == 0, f"{name}: {checked.stdout}"
+
+
+def test_no_brace_is_left_unexpanded(jobs):
+    left = [
+        f"{name}: {element.tag}: {element.text}"
+        for name, xml in jobs.items()
+        for element in xml.iter()
+        if re.search(r"[{}]", element.text or "")
+    ]
+    assert left == []
+
+
+def test_the_local_engine_knows_every_element(jobs):
+    for name, xml in jobs.items():
+        assert parse(name, xml).label == LABELS[step(name)]
