@@ -1,13 +1,12 @@
 """The content-addressed store of build results, and the leases under which they are made.
 
 An entry is a directory `store/KEY[:2]/KEY/` with `entry.json` and the files of one build. It appears whole by one
-rename and never changes. What is being made lies in `store/new/KEY/`, a directory that its maker holds locked: that lock
-is the lease, so it ends with its owner, however that one ends. It is a `flock(2)`: all processes are on one host.
+rename and never changes. What is being made lies in `store/new/KEY/`, a directory that its maker holds locked: that
+lock is the lease, so it ends with its owner, however that one ends. All processes are on one host.
 
 What a key is made of is not decided here.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -28,6 +27,7 @@ from pydantic import StringConstraints
 from pkgci import artifacts
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError, PackageError, RequestError
+from pkgci.locks import locked
 
 log = logging.getLogger(__name__)
 
@@ -85,35 +85,6 @@ def describe(path: Path) -> File:
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         return File(name=path.name, size=os.fstat(stream.fileno()).st_size, sha256=digest)
-
-
-@contextmanager
-def locked(directory: Path, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
-    """Hold a lock on an existing directory.
-
-    Args:
-        directory: what to lock.
-        shared: with other holders of shared locks.
-        wait: wait for the lock rather than give up.
-
-    Returns:
-        Whether the lock is held. It is not when another process holds it (without `wait`), or when the directory is
-        gone or was replaced by the time the lock was there.
-    """
-    try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        yield False
-        return
-    try:
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-            held = directory.exists() and os.path.samestat(os.fstat(descriptor), directory.stat())
-        except (BlockingIOError, FileNotFoundError):
-            held = False
-        yield held
-    finally:
-        os.close(descriptor)
 
 
 class Store:
