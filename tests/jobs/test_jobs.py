@@ -53,7 +53,7 @@ def test_the_targets_file_is_one_project_entry_of_data_only():
     assert {key: type(value) for key, value in entry["project"].items()} == {"name": str, "target": list, "jobs": list}
 
 
-def test_each_template_is_a_file_of_its_own(jobs):
+def test_each_template_is_a_file_of_its_own():
     for path in (ROOT / "jobs" / "templates").iterdir():
         (entry,) = yaml.safe_load(path.read_text())
         assert entry["job-template"]["name"] == f"{path.stem}-{{target}}"

@@ -5,15 +5,14 @@ an engine that ignored, say, a wrapper would run another job than Jenkins does.
 """
 
 import hashlib
-import os
 import re
 import shutil
 import sys
 import tempfile
-import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from xml.etree import ElementTree
 
 from pkgci.command import run
 from pkgci.errors import InfrastructureError, RequestError
@@ -160,7 +159,7 @@ def _render(jobs: Path, scratch: Path, rendered: Path) -> None:
 def read(path: Path, name: str) -> Definition:
     """Read the rendered XML of the job `name` from `path`; see `parse`."""
     try:
-        return parse(name, ElementTree.parse(path).getroot())  # noqa: S314: rendered from this repository, not input
+        return parse(name, ElementTree.parse(path).getroot())  # noqa: S314 rendered from this repository, not input
     except OSError as error:
         raise InfrastructureError(f"job {name}: cannot read its definition {path}: {error.strerror}") from error
 

@@ -1,0 +1,312 @@
+"""The engine that needs no server: it runs `jobs/` as Jenkins would, and its state is files.
+
+Below the state directory, `jobs/NAME/builds/N/` holds one build: `build.json` (`BuildRecord`), `job.xml` (the definition
+it runs by), `log`, `archive/`, and `lock`. Each build has one supervising process (`supervisor.py`), which holds `lock`
+for as long as it lives: a build that has not ended and whose lock is free has lost its supervisor, and whoever looks next
+ends it as aborted. There is no daemon; any number of processes may use the engine at once.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from pkgci.artifacts import Part, Record
+from pkgci.config import ROOT, Config
+from pkgci.engines.base import BuildRef, Outcome
+from pkgci.engines.definitions import Definition, read, render
+from pkgci.engines.processes import SUPERVISOR, kill_all
+from pkgci.errors import InfrastructureError, RequestError
+
+POLL = 0.1  # seconds
+COMMAND = [sys.executable, "-m", "pkgci.engines.supervisor"]
+
+# what a build inherits from whoever starts it; everything else, another job's parameters above all, stays behind
+INHERITED = re.compile(
+    r"HOME|LOGNAME|USER|PATH|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|XDG_\w+|SSH_AUTH_SOCK|SSL_CERT_\w+|REQUESTS_CA_BUNDLE"
+    r"|(http|https|ftp|no)_proxy|(HTTP|HTTPS|FTP|NO)_PROXY"
+)
+
+
+class Tests(Part):
+    """What the JUnit files of a build say: numbers of test cases."""
+
+    total: int
+    failed: int
+    skipped: int
+
+
+class BuildRecord(Record):
+    """`build.json` of the engine's state: one build. `cookie` marks its processes."""
+
+    job: str
+    number: int
+    label: str
+    state: Literal["queued", "running", "SUCCESS", "FAILURE", "ABORTED"]
+    parameters: dict[str, str]
+    cookie: str
+    queued: datetime
+    started: datetime | None = None
+    ended: datetime | None = None
+    reason: str = Field("", description="why it ended so, where its steps' status does not say it")
+    tests: Tests | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return self.state in ("queued", "running")
+
+
+class LocalEngine:
+    """The verbs of `base.Engine`, and two more for people: `builds` and `record`.
+
+    Args:
+        config: gives the places of state and cache, and the executors of each label.
+        jobs_directory: the job definitions.
+
+    Raises:
+        RequestError: (any verb) a job or build that does not exist; definitions that this engine does not know.
+        InfrastructureError: (any verb) the state cannot be read or written.
+    """
+
+    def __init__(self, config: Config, jobs_directory: Path = ROOT / "jobs") -> None:
+        self.config = config
+        self._definitions = jobs_directory
+        self._jobs = config.state / "jobs"
+
+    @cached_property
+    def _rendered(self) -> Path:
+        return render(self._definitions, self.config.cache / "jobs")
+
+    def jobs(self) -> list[str]:
+        """See `base.Engine`."""
+        return sorted(path.name for path in self._rendered.iterdir())
+
+    def definition(self, job: str) -> Definition:
+        """Return what `job` is."""
+        if job not in self.jobs():
+            raise RequestError(f"there is no job {job!r}; `pkgci jobs list` shows all")
+        return read(self._rendered / job / "config.xml", job)
+
+    def start(self, job: str, parameters: Mapping[str, str]) -> BuildRef:
+        """See `base.Engine`."""
+        definition = self.definition(job)
+        if definition.label not in self.config.settings.executors:
+            raise RequestError(
+                f"job {job}: {self.config.directory / 'config.yaml'}: no executors for {definition.label}"
+            )
+        record = BuildRecord(
+            job=job,
+            number=0,
+            label=definition.label,
+            state="queued",
+            parameters=_values(definition, parameters),
+            cookie=uuid.uuid4().hex,
+            queued=datetime.now(UTC),
+        )
+        with _disk(f"start {job}"):
+            ref, lock = self._create(record)
+            try:
+                self._supervise(ref, lock)
+            finally:
+                os.close(lock)
+        return ref
+
+    def wait(self, ref: BuildRef, timeout: float | None = None) -> Outcome | None:
+        """See `base.Engine`."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while (record := self.record(ref)).alive:
+            if until is not None and time.monotonic() >= until:
+                return None
+            time.sleep(POLL)
+        return record.state
+
+    def state(self, ref: BuildRef) -> Literal["queued", "running"] | Outcome:
+        """See `base.Engine`."""
+        return self.record(ref).state
+
+    def log(self, ref: BuildRef, follow: bool = False) -> Iterator[bytes]:
+        """See `base.Engine`."""
+        with _disk(f"read the log of {ref}"), (self.directory(ref) / "log").open("rb") as stream:
+            while True:
+                # asked first: what a build wrote before it ended is read after that
+                alive = follow and self.record(ref).alive
+                while piece := stream.read(1 << 16):
+                    yield piece
+                if not alive:
+                    return
+                time.sleep(POLL)
+
+    def artifacts(self, ref: BuildRef, destination: Path) -> None:
+        """See `base.Engine`."""
+        archive = self.directory(ref) / "archive"
+        with _disk(f"copy the artifacts of {ref} to {destination}"):
+            if archive.is_dir():
+                shutil.copytree(archive, destination, dirs_exist_ok=True)
+
+    def abort(self, ref: BuildRef) -> None:
+        """See `base.Engine`."""
+        if self.record(ref).alive:
+            with _disk(f"abort {ref}"):
+                (self.directory(ref) / "abort").touch()
+
+    def builds(self, job: str) -> list[BuildRef]:
+        """Return the builds of `job` that are kept, oldest first."""
+        with _disk(f"list the builds of {job}"):
+            folder = self._jobs / job / "builds"
+            names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        if not names and job not in self.jobs():
+            raise RequestError(f"there is no job {job!r}; `pkgci jobs list` shows all")
+        return [BuildRef(job, number) for number in sorted(int(name) for name in names if name.isdigit())]
+
+    def record(self, ref: BuildRef) -> BuildRecord:
+        """Return all that is known of a build; end it as aborted when its supervisor was killed."""
+        directory = self.directory(ref)
+        record = BuildRecord.read(directory / "build.json")
+        if not record.alive:
+            return record
+        with _disk(f"look at {ref}"), _try_lock(directory / "lock") as free:
+            if not free:
+                return record
+            # read again: it may have ended in between
+            record = BuildRecord.read(directory / "build.json")
+            if record.alive:
+                kill_all(record.cookie)
+                remove(directory / "workspace")
+                reason = "its supervising process was killed"
+                record = record.model_copy(update={"state": "ABORTED", "ended": datetime.now(UTC), "reason": reason})
+                record.write(directory / "build.json")
+                with (directory / "log").open("a") as log:
+                    log.write(f"\nFinished: ABORTED: {reason}\n")
+        return record
+
+    def discard(self, job: str, days: int) -> None:
+        """Delete the builds of `job` that ended more than `days` days ago."""
+        limit = datetime.now(UTC) - timedelta(days=days)
+        with _disk(f"discard builds of {job}"):
+            builds = self._jobs / job / "builds"
+            with self._numbering(job):
+                for ref in self.builds(job):
+                    record = self.record(ref)
+                    if record.ended and record.ended < limit:
+                        # out of sight first: nobody sees half a build
+                        (builds / str(ref.number)).rename(builds / f".{ref.number}")
+            for doomed in builds.glob(".[0-9]*"):
+                remove(doomed)
+
+    def directory(self, ref: BuildRef) -> Path:
+        """Return the directory of an existing build."""
+        directory = self._jobs / ref.job / "builds" / str(ref.number)
+        if "/" in ref.job or ref.job.startswith(".") or not directory.is_dir():
+            raise RequestError(f"there is no build {ref}; `pkgci jobs list` shows each job's last one")
+        return directory
+
+    def _create(self, record: BuildRecord) -> tuple[BuildRef, int]:
+        """Make the directory of a new build, complete; return it with its lock, held."""
+        home = self._jobs / record.job
+        builds = home / "builds"
+        builds.mkdir(parents=True, exist_ok=True)
+        with self._numbering(record.job):
+            number = _next_number(home / "next", builds)
+            new = builds / ".new"
+            shutil.rmtree(new, ignore_errors=True)  # of a start that was killed
+            new.mkdir()
+            shutil.copyfile(self._rendered / record.job / "config.xml", new / "job.xml")
+            record.model_copy(update={"number": number}).write(new / "build.json")
+            (new / "log").touch()
+            lock = os.open(new / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            new.rename(builds / str(number))
+        return BuildRef(record.job, number), lock
+
+    @contextlib.contextmanager
+    def _numbering(self, job: str) -> Iterator[None]:
+        """Hold the lock under which builds of `job` come and go."""
+        with (self._jobs / job / "lock").open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+    def _supervise(self, ref: BuildRef, lock: int) -> None:
+        """Start the supervisor of a build; it inherits the lock, so that there is no moment at which nobody holds it."""
+        environment = {name: value for name, value in os.environ.items() if INHERITED.fullmatch(name)}
+        with (self.directory(ref) / "log").open("ab") as log:
+            # its parent exits at once: it is nobody's child to wait for, and outlives who started it
+            subprocess.run(
+                ["setsid", "--fork", *COMMAND, str(self.config.directory), str(ref), str(lock)],
+                check=True,
+                cwd="/",
+                env={**environment, SUPERVISOR: str(ref)},
+                pass_fds=(lock,),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+
+def _values(definition: Definition, given: Mapping[str, str]) -> dict[str, str]:
+    """Return the values of all parameters of a job, defaults filled in."""
+    known = {parameter.name: parameter for parameter in definition.parameters}
+    for name, value in given.items():
+        if name not in known:
+            raise RequestError(f"job {definition.name} has no parameter {name!r}; it has: {', '.join(known) or 'none'}")
+        if known[name].boolean and value not in ("true", "false"):
+            raise RequestError(f"job {definition.name}: parameter {name} is {value!r}; it is true or false")
+        if "\0" in value:
+            raise RequestError(f"job {definition.name}: parameter {name} has a NUL character")
+    return {name: given.get(name, parameter.default) for name, parameter in known.items()}
+
+
+def _next_number(file: Path, builds: Path) -> int:
+    """Take the next build number; once taken it is never given again, whatever becomes of the build."""
+    taken = [int(path.name) for path in builds.iterdir() if path.name.isdigit()]
+    number = max([json.loads(file.read_text()) if file.exists() else 1, *(one + 1 for one in taken)])
+    new = file.with_name(".next.new")
+    with new.open("w") as stream:
+        stream.write(f"{number + 1}\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    new.replace(file)
+    return number
+
+
+def remove(tree: Path) -> None:
+    """Remove a directory tree as far as possible, with directories that a build has made read-only."""
+    for folder, folders, _ in os.walk(tree):
+        for name in folders:
+            if not (path := Path(folder, name)).is_symlink():
+                path.chmod(0o700)
+    shutil.rmtree(tree, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _try_lock(path: Path) -> Iterator[bool]:
+    """Take a lock file if it is free; yield whether it was."""
+    with path.open("r+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+@contextlib.contextmanager
+def _disk(doing: str) -> Iterator[None]:
+    """Turn an error of the operating system into one that says what was being done."""
+    try:
+        yield
+    except (OSError, shutil.Error, subprocess.CalledProcessError) as error:
+        raise InfrastructureError(f"cannot {doing}: {error}") from error
