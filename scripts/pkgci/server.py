@@ -52,21 +52,26 @@ def serve(config: Config) -> Iterator[None]:
     where = f"{config.directory / 'config.yaml'}: port {port} of {host}"
     root = config.data / "repositories"
     identity = _identity(root)
-    try:
-        server = _Server((host, port), root)
-    except OSError as error:
-        raise InfrastructureError(f"{where}: {error.strerror}; change `url` there, or stop what uses it") from error
+    server = _Server((host, port), root)
     thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="repositories")
-    thread.start()
-    try:
-        for _ in range(PROBES):
-            if _probe(host, port) != identity:
-                raise InfrastructureError(f"{where}: another program serves it too; change `url` there")
+    with contextlib.ExitStack() as stack:
+        stack.callback(server.server_close)
+        try:
+            server.server_bind()
+            # bound and not yet listening: this reaches those that already serve the port
+            if _probe(host, port) not in (None, identity):
+                raise InfrastructureError(f"{where}: another program serves it; change `url` there")
+            server.server_activate()
+        except OSError as error:
+            raise InfrastructureError(f"{where}: {error.strerror}; change `url` there, or stop what uses it") from error
+        thread.start()
+        stack.callback(server.drain)
+        stack.callback(thread.join)
+        stack.callback(server.shutdown)
+        # once more: another one may have started at the same time
+        if any(_probe(host, port) != identity for _ in range(PROBES)):
+            raise InfrastructureError(f"{where}: another program serves it too; change `url` there")
         yield
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def _address(config: Config) -> tuple[str, int]:
@@ -95,11 +100,14 @@ def _identity(root: Path) -> bytes:
     return path.read_bytes()
 
 
-def _probe(host: str, port: int) -> bytes:
+def _probe(host: str, port: int) -> bytes | None:
+    """Return what is served as `.id`, empty when no such thing is, or None when nobody listens."""
     connection = http.client.HTTPConnection(host, port, timeout=SECONDS)
     try:
         connection.request("GET", f"/{ID}", headers={"Connection": "close"})
         return connection.getresponse().read(100)
+    except ConnectionRefusedError:
+        return None
     except (OSError, http.client.HTTPException):
         return b""
     finally:
@@ -116,15 +124,16 @@ class _Server(ThreadingHTTPServer):
         self.closing = False
         self.answered: set[socket.socket] = set()
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        super().__init__(address, _Handler)
+        super().__init__(address, _Handler, bind_and_activate=False)
 
     def server_bind(self) -> None:
         # HTTPServer's own asks the resolver for a name that nobody needs
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]
 
-    def server_close(self) -> None:
-        # connections that the kernel gave to this listener are lost when it is closed: they are taken first
+    def drain(self) -> None:
+        """Prepare the end of a listener that no longer accepts connections."""
+        # those that the kernel gave to it are lost when it is closed: they are taken first
         while select.select([self.socket], [], [], 0)[0]:
             request, address = self.get_request()
             self.process_request(request, address)
@@ -133,7 +142,6 @@ class _Server(ThreadingHTTPServer):
             # who waits for a further request reads the end; who answers one goes on; a first one is waited for
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RD)
-        super().server_close()
 
 
 class _Handler(SimpleHTTPRequestHandler):

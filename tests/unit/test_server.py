@@ -236,7 +236,7 @@ def test_a_port_of_another_program_is_named_with_the_key_to_change(config, port)
 
 def test_a_server_of_another_data_directory_on_the_same_port_is_noticed(config, port, tmp_path):
     other = configured(tmp_path / "other", port)
-    with server.serve(other), pytest.raises(InfrastructureError, match="another program serves it too"):
+    with server.serve(other), pytest.raises(InfrastructureError, match="another program serves it; change `url`"):
         server.serve(config).__enter__()
 
 
