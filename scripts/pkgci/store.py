@@ -99,13 +99,19 @@ class Store:
         self.directory = config.data / "store"
         self._new = self.directory / "new"
 
+    def place(self, key: str) -> Path:
+        """Return the directory that the entry of a key has, or would have."""
+        if not re.fullmatch(r"[0-9a-f]{64}", key):
+            raise RequestError(f"{key[:80]!r} is no key of a build; a key is 64 hexadecimal digits")
+        return self.directory / key[:2] / key
+
     def lookup(self, key: str) -> Entry | None:
         """Return the entry, or None when there is none, or when it is damaged: that is logged, and it is never used.
 
         All files are read and compared with their checksums. It counts as a use of the entry: `clean` leaves it for
         the minimum age from now on.
         """
-        directory = self._place(key)
+        directory = self.place(key)
         # a shared lock: from here to the new time stamp `remove` cannot take the entry away
         with locked(directory, shared=True) as there:
             if not there:
@@ -183,7 +189,7 @@ class Store:
         Raises:
             InfrastructureError: a file is not what the record says, or cannot be written.
         """
-        making, final = lease.directory / "entry", self._place(lease.key)
+        making, final = lease.directory / "entry", self.place(lease.key)
         if record.key != lease.key:
             raise ValueError(f"a record of {record.key} under a lease of {lease.key}")
         try:
@@ -214,14 +220,9 @@ class Store:
             if directory.name not in referenced and directory.stat().st_mtime < before:
                 yield directory.name
 
-    def size(self, key: str) -> int:
-        """Return the bytes that the removal of an entry would free: files that nothing else links to."""
-        stats = [path.stat() for path in self._place(key).iterdir()]
-        return sum(stat.st_size for stat in stats if stat.st_nlink == 1)
-
     def remove(self, key: str, before: float) -> bool:
         """Remove an entry unless it is in use or was used since the time stamp `before`; return whether it is gone."""
-        directory = self._place(key)
+        directory = self.place(key)
         with locked(directory, wait=False) as held:
             if not held or directory.stat().st_mtime >= before:
                 return False
@@ -235,16 +236,11 @@ class Store:
                 if held:
                     shutil.rmtree(directory, ignore_errors=True)
 
-    def _place(self, key: str) -> Path:
-        if not re.fullmatch(r"[0-9a-f]{64}", key):
-            raise RequestError(f"{key[:80]!r} is no key of a build; a key is 64 hexadecimal digits")
-        return self.directory / key[:2] / key
-
     def _begin(self, key: str, directory: Path) -> Lease:
         """Make a lease of a directory that is locked: what a dead owner or a damaged entry left there goes away."""
         for path in directory.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        damaged = self._place(key)
+        damaged = self.place(key)
         with locked(damaged) as there:
             if there:
                 self._discard(damaged)

@@ -240,11 +240,3 @@ def test_an_entry_that_is_being_read_is_not_removed(config, built):
     entry = make(Store(config), built)
     with store.locked(entry.directory, shared=True):
         assert not Store(config).remove(KEY, before=float("inf"))
-
-
-def test_the_size_of_an_entry_does_not_count_what_a_repository_links_to(config, built, tmp_path):
-    entry = make(Store(config), built)
-    whole = Store(config).size(KEY)
-    assert whole == built.stat().st_size + (entry.directory / "entry.json").stat().st_size
-    os.link(entry.directory / built.name, tmp_path / "linked")
-    assert Store(config).size(KEY) == whole - built.stat().st_size

@@ -1,0 +1,200 @@
+"""The index of an APT repository: `Packages`, `Sources`, `Release`, `InRelease`, `Release.gpg`, `by-hash`.
+
+One component, `main`; the distribution is the operating system's codename. No package is opened here: what its control
+file says was read in the sandbox of its build, which left it as stanzas in `index.packages`, and even those are taken
+with care. Names, sizes and checksums are those of the store's verified files.
+
+Source: https://wiki.debian.org/DebianRepository/Format; Debian Policy, chapter 5.
+"""
+
+import gzip
+import hashlib
+import lzma
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from pathlib import Path
+
+from debian.deb822 import Deb822, Dsc, Packages
+
+from pkgci.config import Target
+from pkgci.errors import InfrastructureError, PackageError
+from pkgci.keys import SigningKey
+from pkgci.store import Entry
+
+STANZAS = "index.packages"
+COMPONENT = "main"
+BYTES = 4 << 20
+COMPRESSIONS: Mapping[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": lambda data: gzip.compress(data, mtime=0),
+    ".xz": lzma.compress,
+}
+# what the index says about a file by itself, or what only a repository may say about a package
+OURS = {"filename", "size", "md5sum", "sha1", "sha256", "sha512", "description-md5", "phased-update-percentage"}
+OURS_OF_SOURCE = {"source", "directory", "files", "checksums-sha1", "checksums-sha256", "checksums-sha512"}
+# fields of several lines; all others are folded ones at most
+MULTILINE = {"description", "package-list"}
+
+
+def pool(entry: Entry) -> list[str]:
+    """Return the files of a build that a repository offers: binary packages and the source package."""
+    beside = (STANZAS, ".changes", ".buildinfo")
+    return [file.name for file in entry.record.files if not file.name.endswith(beside)]
+
+
+def write_index(
+    root: Path, entries: Iterable[Entry], paths: Mapping[str, str], target: Target, label: str, key: SigningKey
+) -> None:
+    """Write `dists/CODENAME/` below `root`, and verify its signature.
+
+    Args:
+        root: the repository's root, with the pool already in it.
+        entries: the builds whose packages are offered.
+        paths: for the name of each file of `pool`, its path below the root.
+        target: says codename and architecture.
+        label: `Label` and `Origin` of the repository, by which apt's pins can tell it from others.
+        key: signs it.
+
+    Raises:
+        PackageError: a package's control data are not what they may be.
+    """
+    binaries, sources = [], []
+    for entry in entries:
+        binaries += _binaries(entry, paths)
+        sources += _sources(entry, paths)
+    distribution = root / "dists" / target.codename
+    indexes = {
+        f"{COMPONENT}/binary-{target.architecture}/Packages": binaries,
+        f"{COMPONENT}/source/Sources": sources,
+    }
+    listed = []
+    for name, stanzas in indexes.items():
+        data = "\n".join(stanza.dump() for stanza in stanzas).encode()
+        for suffix, compress in COMPRESSIONS.items():
+            compressed = compress(data)
+            digest = hashlib.sha256(compressed).hexdigest()
+            path = distribution / f"{name}{suffix}"
+            by_hash = path.parent / "by-hash" / "SHA256" / digest
+            by_hash.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(compressed)
+            os.link(path, by_hash)
+            listed.append(f" {digest} {len(compressed)} {name}{suffix}")
+    release = _release(target, label, listed)
+    (distribution / "Release").write_bytes(release)
+    (distribution / "Release.gpg").write_bytes(key.detach_sign(release))
+    (distribution / "InRelease").write_bytes(key.clearsign(release))
+    if key.verify(distribution / "InRelease") != release:
+        raise InfrastructureError(f"{distribution}/InRelease: what is signed is not the Release file")
+    key.verify(distribution / "Release.gpg", distribution / "Release")
+
+
+def write_client(root: Path, url: str, target: Target, key: SigningKey) -> None:
+    """Write `pkgci.sources`, with which apt uses the repository at `url`; see sources.list(5), DEB822-style."""
+    signed_by = "".join(f" {line or '.'}\n" for line in key.export_public().splitlines())
+    (root / "pkgci.sources").write_text(
+        f"Types: deb deb-src\nURIs: {url}\nSuites: {target.codename}\nComponents: {COMPONENT}\nSigned-By:\n{signed_by}"
+    )
+
+
+def _release(target: Target, label: str, listed: Sequence[str]) -> bytes:
+    head = {
+        "Origin": label,
+        "Label": label,
+        "Suite": target.codename,
+        "Codename": target.codename,
+        "Date": format_datetime(datetime.now(UTC)).replace("+0000", "UTC"),
+        # packages for all architectures are in each architecture's index, and in no index of their own
+        "Architectures": target.architecture,
+        "Components": COMPONENT,
+        "Acquire-By-Hash": "yes",
+    }
+    lines = [f"{name}: {value}" for name, value in head.items()]
+    return "\n".join([*lines, "SHA256:", *listed, ""]).encode()
+
+
+def _binaries(entry: Entry, paths: Mapping[str, str]) -> list[Deb822]:
+    """Return the stanzas of `Packages` for the binary packages of one build."""
+    files = {file.name: file for file in entry.record.files}
+    expected = {package.file: package for package in entry.record.packages}
+    stanzas = {}
+    for read in Packages.iter_paragraphs(_text(entry, STANZAS), use_apt_pkg=False):
+        stanza = _checked(entry, read, OURS)
+        name = read.get("Filename", "").rpartition("/")[2]
+        package = expected.get(name)
+        said = tuple(stanza.get(field) for field in ("Package", "Version", "Architecture"))
+        if package is None or name in stanzas or said != (package.name, package.version, package.architecture):
+            raise PackageError(
+                f"{entry.record.package}: {STANZAS}: {name!r} is not a package that the build lists, once"
+            )
+        stanza["Filename"] = paths[name]
+        stanza["Size"] = str(files[name].size)
+        stanza["SHA256"] = files[name].sha256
+        stanzas[name] = stanza
+    missing = sorted(expected.keys() - stanzas.keys())
+    if missing:
+        raise PackageError(f"{entry.record.package}: {STANZAS} says nothing about {missing[0]}")
+    return list(stanzas.values())
+
+
+def _sources(entry: Entry, paths: Mapping[str, str]) -> list[Deb822]:
+    """Return the stanza of `Sources` for the source package of one build, if there is one."""
+    files = {file.name: file for file in entry.record.files}
+    stanzas = []
+    for name in (name for name in files if name.endswith(".dsc")):
+        read = Dsc(_text(entry, name), strict={"whitespace-separates-paragraphs": False})
+        stanza = _checked(entry, read, OURS | OURS_OF_SOURCE)
+        parts = [name, *(str(part.get("name")) for part in read.get("Checksums-Sha256", []))]
+        unknown = [part for part in parts if part not in paths]
+        if unknown:
+            raise PackageError(f"{entry.record.package}: {name} names {unknown[0]!r}, which the build did not make")
+        source = Deb822({"Package": _line(entry, "Source", read.get("Source", "")), **stanza})
+        source["Directory"] = paths[name].rpartition("/")[0]
+        source["Checksums-Sha256"] = "".join(f"\n {files[part].sha256} {files[part].size} {part}" for part in parts)
+        stanzas.append(source)
+    return stanzas
+
+
+def _text(entry: Entry, name: str) -> str:
+    """Return a text file of a build, which is hostile: of a limited size, and without control characters."""
+    path = entry.directory / name
+    try:
+        if path.stat().st_size > BYTES:
+            raise PackageError(f"{entry.record.package}: {name} has more than {BYTES >> 20} MiB")
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise PackageError(f"{entry.record.package}: {name} is not UTF-8 text: {error.reason}") from error
+    except FileNotFoundError as error:
+        raise InfrastructureError(f"{path} is missing: the build left no data for the index") from error
+    if re.search(r"[\x00-\x08\x0b-\x1f\x7f\x85\u2028\u2029]", text):
+        raise PackageError(f"{entry.record.package}: {name} has control characters")
+    return text
+
+
+def _checked(entry: Entry, read: Deb822, left_out: set[str]) -> Deb822:
+    """Return a copy of a stanza without the fields `left_out`, every field in the form that the index has."""
+    stanza = Deb822()
+    for field in read:
+        name = str(field)
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", name):
+            raise PackageError(f"{entry.record.package}: {name[:80]!r} is no name of a control field")
+        if name.lower() in left_out:
+            continue
+        value = str(read[field])
+        if name.lower() not in MULTILINE:
+            stanza[name] = _line(entry, name, value)
+        elif all(line.startswith((" ", "\t")) and line.strip() for line in value.split("\n")[1:]):
+            stanza[name] = value
+        else:
+            raise PackageError(f"{entry.record.package}: the control field {name} is not folded as it must be")
+    return stanza
+
+
+def _line(entry: Entry, name: str, value: str) -> str:
+    """Return a folded field's value as one line (Debian Policy 5.1: line breaks in it mean nothing)."""
+    unfolded = " ".join(value.split())
+    if not unfolded:
+        raise PackageError(f"{entry.record.package}: the control field {name} is empty")
+    return unfolded

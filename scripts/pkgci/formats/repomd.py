@@ -1,0 +1,75 @@
+"""The index of an RPM repository: `repodata/` with checksum-named metadata, `repomd.xml` and its signature.
+
+createrepo_c reads the packages' headers here, in the process that publishes: no credential but the test key is within
+its reach, and what it read must agree with what the sandbox of the build said.
+
+Source: https://createrepo-c.readthedocs.io, and `dnf.conf(5)` for what a client needs.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import createrepo_c
+
+from pkgci.config import Target
+from pkgci.errors import InfrastructureError, PackageError
+from pkgci.keys import SigningKey
+from pkgci.store import Entry
+
+
+def pool(entry: Entry) -> list[str]:
+    """Return the files of a build that a repository offers: binary packages and the source package."""
+    return [file.name for file in entry.record.files if file.name.endswith(".rpm")]
+
+
+def write_index(
+    root: Path, entries: Iterable[Entry], paths: Mapping[str, str], target: Target, label: str, key: SigningKey
+) -> None:
+    """Write `repodata/` below `root`, and verify that it reads back and is signed.
+
+    Args:
+        root: the repository's root, with the pool already in it.
+        entries: the builds whose packages are offered.
+        paths: for the name of each file of `pool`, its path below the root.
+        target: its codename becomes a tag of the repository.
+        label: the repository's tag, by which `dnf repoquery` can tell it from others.
+        key: signs it.
+
+    Raises:
+        PackageError: a file is no RPM package, or another one than the build lists.
+    """
+    expected = {package.file: package for entry in entries for package in entry.record.packages}
+    # gzip: what every dnf and every createrepo_c reads
+    writer = createrepo_c.RepositoryWriter(root, num_packages=len(paths), compression=createrepo_c.GZ_COMPRESSION)
+    writer.repomd.add_repo_tag(label)
+    writer.repomd.add_distro_tag(target.codename)
+    for name, path in sorted(paths.items()):
+        try:
+            package = createrepo_c.package_from_rpm(str(root / path), location_href=path, changelog_limit=10)
+        except createrepo_c.CreaterepoCError as error:
+            raise PackageError(f"{name} is no RPM package: {error}") from error
+        listed = expected.get(name)
+        epoch = "" if package.epoch in (None, "", "0") else f"{package.epoch}:"
+        said = (package.name, f"{epoch}{package.version}-{package.release}", package.arch)
+        if listed and said != (listed.name, listed.version, listed.architecture):
+            raise PackageError(f"{name} is {' '.join(said)}, not what its build lists")
+        writer.add_pkg(package)
+    writer.finish()
+    repomd = root / "repodata" / "repomd.xml"
+    signature = repomd.with_name("repomd.xml.asc")
+    signature.write_bytes(key.detach_sign(repomd.read_bytes()))
+    key.verify(signature, repomd)
+    reader = createrepo_c.RepositoryReader.from_path(root)
+    if {package.location_href for package in reader.iter_packages()} != set(paths.values()):
+        raise InfrastructureError(f"{repomd}: the index does not read back as it was written")
+
+
+def write_client(root: Path, url: str, target: Target, key: SigningKey) -> None:
+    """Write `key.asc` and `pkgci.repo`, with which dnf uses the repository at `url`; see dnf.conf(5)."""
+    (root / "key.asc").write_text(key.export_public())
+    name = "-".join(url.rstrip("/").split("/")[-2:])
+    (root / "pkgci.repo").write_text(
+        f"[pkgci-{name}]\nname=pkgci test repository {name}\nbaseurl={url}\nenabled=1\nmetadata_expire=0\n"
+        # the signed index vouches for each package by its checksum
+        f"repo_gpgcheck=1\ngpgcheck=0\ngpgkey={url}key.asc\n"
+    )

@@ -1,0 +1,151 @@
+"""Test repositories: one directory for each run and target, `repositories/test/RUN/TARGET/`, written whole.
+
+Its packages are hard links to the store's files. `repository.json` at its root says what it is; the lines that a user
+needs to try it lie beside that.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Container, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pkgci.artifacts import Repository, RepositoryPackage
+from pkgci.config import Config, Target
+from pkgci.errors import InfrastructureError, RequestError
+from pkgci.formats import apt, repomd
+from pkgci.keys import SigningKey
+from pkgci.locks import locked
+from pkgci.store import Entry
+
+FORMATS = {"deb": apt, "rpm": repomd}
+RECORD = "repository.json"
+
+
+def write(config: Config, target_name: str, run: str, entries: Sequence[Entry], expires: datetime) -> Repository:
+    """Write the test repository of a run for a target; one that exists is replaced.
+
+    Args:
+        config: says where repositories are, and by what URL they are reached.
+        target_name: the target that all `entries` were built for.
+        run: the run's name, a part of the URL.
+        entries: builds from the store.
+        expires: when `pkgci clean` may remove it.
+
+    Returns:
+        What `repository.json` holds.
+
+    Raises:
+        RequestError: `run` is no such name, or two builds have a file of the same name.
+        PackageError: a package cannot be indexed.
+        InfrastructureError: the repository cannot be written or verified.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run):
+        raise RequestError(f"run {run[:80]!r}: a name has letters, digits, '.', '_', '-', up to 100 of them")
+    target = config.target(target_name)
+    runs = config.data / "repositories" / "test"
+    final = runs / run / target_name
+    try:
+        while True:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            # `clean` removes what is not locked; when it was faster, the directory is made again
+            with locked(final.parent) as held:
+                if held:
+                    return _write(config, target, target_name, final, entries, expires)
+    except OSError as error:
+        raise InfrastructureError(f"cannot write {final}: {error.strerror}: {error.filename}") from error
+
+
+def expired(config: Config, now: datetime) -> Iterator[Path]:
+    """Yield the directories of test repositories that expired before `now`, or that a killed run left unfinished."""
+    for directory in sorted((config.data / "repositories" / "test").glob("*/*")):
+        if directory.name.startswith("."):
+            yield directory
+            continue
+        until = Repository.read(directory / RECORD).expires
+        if until and until < now:
+            yield directory
+
+
+def referenced(config: Config, without: Container[Path] = ()) -> set[str]:
+    """Return the keys of all store entries that repositories refer to, but those in the directories `without`."""
+    records = (config.data / "repositories").glob("**/" + RECORD)
+    kept = (path for path in records if path.parent not in without)
+    return {package.key for path in kept for package in Repository.read(path).packages}
+
+
+def remove(directory: Path) -> bool:
+    """Remove a test repository, unless it is being written; return whether it is gone."""
+    with locked(directory.parent, wait=False) as held:
+        if not held:
+            return False
+        gone = directory.with_name(f".{directory.name.lstrip('.')}.gone")
+        shutil.rmtree(gone, ignore_errors=True)
+        directory.rename(gone)
+        shutil.rmtree(gone)
+        if not any(directory.parent.iterdir()):
+            directory.parent.rmdir()
+    return True
+
+
+def _write(
+    config: Config, target: Target, target_name: str, final: Path, entries: Sequence[Entry], expires: datetime
+) -> Repository:
+    for leftover in final.parent.glob(f".{target_name}.*"):
+        shutil.rmtree(leftover)
+    new, old = (final.with_name(f".{target_name}.{state}") for state in ("new", "gone"))
+    new.mkdir(parents=True)
+    url = f"{config.settings.url}test/{final.parent.name}/{target_name}/"
+    form, key = FORMATS[target.format], SigningKey(config)
+    paths = _fill_pool(new, entries, form.pool)
+    form.write_index(new, entries, paths, target, f"pkgci-test-{final.parent.name}", key)
+    form.write_client(new, url, target, key)
+    repository = Repository(
+        url=url,
+        format=target.format,
+        codename=target.codename,
+        target=target_name,
+        packages=tuple(
+            RepositoryPackage(
+                **{**package.model_dump(), "file": paths[package.file]},
+                source=entry.record.package,
+                key=entry.record.key,
+            )
+            for entry in entries
+            for package in entry.record.packages
+        ),
+        signing_key=key.export_public(),
+        expires=expires.astimezone(UTC),
+    )
+    repository.write(new / RECORD)
+    _make_readable(new)
+    if final.exists():
+        final.rename(old)
+    new.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+    return repository
+
+
+def _fill_pool(root: Path, entries: Sequence[Entry], pool: Callable[[Entry], list[str]]) -> dict[str, str]:
+    """Link the files of all builds into the repository; return the path below its root by file name."""
+    paths: dict[str, str] = {}
+    for entry in entries:
+        directory = f"pool/{entry.record.package}"
+        (root / directory).mkdir(parents=True, exist_ok=True)
+        for name in pool(entry):
+            if name in paths:
+                raise RequestError(
+                    f"{name} is in {paths[name].rpartition('/')[0]} and in {directory}: two builds make it"
+                )
+            paths[name] = f"{directory}/{name}"
+            os.link(entry.directory / name, root / paths[name])
+    return paths
+
+
+def _make_readable(root: Path) -> None:
+    """Let any web server read the repository, whatever the umask of who wrote it."""
+    for directory, _, files in os.walk(root):
+        os.chmod(directory, 0o755)  # noqa: S103
+        for name in files:
+            os.chmod(Path(directory, name), 0o444)
