@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -48,13 +49,14 @@ def write(config: Config, target_name: str, run: str, entries: Sequence[Entry], 
     final = runs / run / target_name
     try:
         while True:
-            final.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                final.parent.mkdir(parents=True)
             # `clean` removes what is not locked; when it was faster, the directory is made again
             with locked(final.parent) as held:
                 if held:
                     return _write(config, target, target_name, final, entries, expires)
     except OSError as error:
-        raise InfrastructureError(f"cannot write {final}: {error.strerror}: {error.filename}") from error
+        raise InfrastructureError(f"cannot write {final}: {error}") from error
 
 
 def expired(config: Config, now: datetime) -> Iterator[Path]:
@@ -119,7 +121,6 @@ def _write(
         expires=expires.astimezone(UTC),
     )
     repository.write(new / RECORD)
-    _make_readable(new)
     if final.exists():
         final.rename(old)
     new.rename(final)
@@ -141,11 +142,3 @@ def _fill_pool(root: Path, entries: Sequence[Entry], pool: Callable[[Entry], lis
             paths[name] = f"{directory}/{name}"
             os.link(entry.directory / name, root / paths[name])
     return paths
-
-
-def _make_readable(root: Path) -> None:
-    """Let any web server read the repository, whatever the umask of who wrote it."""
-    for directory, _, files in os.walk(root):
-        os.chmod(directory, 0o755)  # noqa: S103
-        for name in files:
-            os.chmod(Path(directory, name), 0o444)

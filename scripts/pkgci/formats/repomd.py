@@ -31,8 +31,8 @@ def write_index(
         root: the repository's root, with the pool already in it.
         entries: the builds whose packages are offered.
         paths: for the name of each file of `pool`, its path below the root.
-        target: its codename becomes a tag of the repository.
-        label: the repository's tag, by which `dnf repoquery` can tell it from others.
+        target: its codename is said in the repository's tags.
+        label: the repository's name in its tags.
         key: signs it.
 
     Raises:
@@ -46,8 +46,8 @@ def write_index(
     for name, path in sorted(paths.items()):
         try:
             package = createrepo_c.package_from_rpm(str(root / path), location_href=path, changelog_limit=10)
-        except createrepo_c.CreaterepoCError as error:
-            raise PackageError(f"{name} is no RPM package: {error}") from error
+        except (OSError, createrepo_c.CreaterepoCError) as error:
+            raise PackageError(f"{name} is no RPM package that can be read: {error}") from error
         listed = expected.get(name)
         epoch = "" if package.epoch in (None, "", "0") else f"{package.epoch}:"
         said = (package.name, f"{epoch}{package.version}-{package.release}", package.arch)

@@ -1,0 +1,488 @@
+"""Test repositories as apt and dnf themselves see them, from tiny real packages; publication and cleaning of them."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from pkgci import repository, server
+from pkgci.artifacts import Package, Repository
+from pkgci.change import Change
+from pkgci.config import Config
+from pkgci.errors import InfrastructureError, PackageError, RequestError
+from pkgci.keys import SigningKey
+from pkgci.publish import is_merged, publish
+from pkgci.store import Entry, Record, Store, describe
+
+KEYS = {"deb": "d" * 64, "rpm": "e" * 64}
+TARGETS = {"deb": "bookworm-amd64", "rpm": "debianrpm-amd64"}
+NOW = datetime.now(UTC)
+
+CONTROL = """Source: hello
+Section: misc
+Priority: optional
+Maintainer: A Person <person@example.org>
+Standards-Version: 4.6.2
+
+Package: hello
+Architecture: all
+Description: says hello
+ It does so in
+ .
+ several lines.
+"""
+RULES = """#!/usr/bin/make -f
+build clean:
+binary binary-indep binary-arch:
+\tmkdir -p debian/hello/DEBIAN debian/hello/usr/share/hello
+\techo hello > debian/hello/usr/share/hello/text
+\tdpkg-gencontrol -phello -Pdebian/hello -DBuilt-By-Test=yes
+\tdpkg-deb --root-owner-group --build debian/hello ..
+build-arch build-indep: build
+"""
+CHANGELOG = """hello (1:2.0~rc1+b) bookworm; urgency=medium
+
+  * A change.
+
+ -- A Person <person@example.org>  Sun, 09 Sep 2001 01:46:40 +0000
+"""
+SPEC = """Name: hello
+Epoch: 1
+Version: 2.0~rc1
+Release: 1
+Summary: Says hello
+License: MIT
+BuildArch: noarch
+%description
+Says hello.
+%install
+mkdir -p %{buildroot}/usr/share/hello
+echo hello > %{buildroot}/usr/share/hello/text
+%files
+/usr/share/hello
+"""
+
+
+def run(*argv: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None, check: bool = True):
+    environment = {**os.environ, "LC_ALL": "C.UTF-8", **(env or {})}
+    done = subprocess.run(argv, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 or not check, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def deb_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A real source package, its binary package and the stanza that a build leaves for the index."""
+    top = tmp_path_factory.mktemp("deb")
+    tree = top / "hello-2.0"
+    (tree / "debian" / "source").mkdir(parents=True)
+    for name, content in {
+        "control": CONTROL,
+        "rules": RULES,
+        "changelog": CHANGELOG,
+        "source/format": "3.0 (native)\n",
+    }.items():
+        (tree / "debian" / name).write_text(content)
+    (tree / "debian" / "rules").chmod(0o755)
+    run("dpkg-buildpackage", "-us", "-uc", "--no-check-builddeps", "-b", "-d", cwd=tree)
+    run("dpkg-source", "-b", tree, cwd=top)
+    (top / "index.packages").write_text(run("dpkg-scanpackages", "--multiversion", ".", cwd=top).stdout)
+    return [path for path in top.iterdir() if path.is_file()]
+
+
+@pytest.fixture(scope="session")
+def rpm_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A real source RPM and its binary package."""
+    top = tmp_path_factory.mktemp("rpm")
+    (top / "hello.spec").write_text(SPEC)
+    run("rpmbuild", "-ba", "--nodeps", "-D", f"_topdir {top}", "-D", f"_dbpath {top}/db", top / "hello.spec")
+    return list(top.glob("*RPMS/**/*.rpm"))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    etc = tmp_path / "etc"
+    (etc / "targets").mkdir(parents=True)
+    (etc / "config.yaml").write_text(
+        f"url: http://127.0.0.1:{port}/\ngerrit: file://{tmp_path}/gerrit/\n"
+        f"paths: {{data: {tmp_path / 'data'}, cache: {tmp_path / 'cache'}}}\n"
+    )
+    for form, name in TARGETS.items():
+        codename = name.partition("-")[0]
+        (etc / "targets" / f"{name}.yaml").write_text(
+            f"format: {form}\ncodename: {codename}\narchitecture: amd64\ntag: t\nupstream: {{machine: true}}\n"
+        )
+    return Config(etc)
+
+
+def deliver(config: Config, form: str, files: list[Path], name: str, architecture: str, version: str, key="") -> Entry:
+    key = key or KEYS[form]
+    described = [describe(path) for path in files]
+    packages = tuple(
+        Package(name=name, version=version, architecture=architecture, file=file.name, sha256=file.sha256)
+        for file in described
+        if file.name.endswith((f"_{architecture}.deb", f".{architecture}.rpm"))
+    )
+    record = Record(
+        key=key,
+        algorithm=1,
+        package="hello",
+        version=version,
+        target=TARGETS[form],
+        format=form,
+        packages=packages,
+        files=tuple(described),
+    )
+    with Store(config).claim(key, wait=0) as lease:
+        return Store(config).deliver(lease, record, files)
+
+
+@pytest.fixture
+def deb(config: Config, deb_files: list[Path]) -> Entry:
+    return deliver(config, "deb", deb_files, "hello", "all", "1:2.0~rc1+b")
+
+
+@pytest.fixture
+def rpm(config: Config, rpm_files: list[Path]) -> Entry:
+    return deliver(config, "rpm", rpm_files, "hello", "noarch", "1:2.0~rc1-1")
+
+
+def written(config: Config, entry: Entry, run_name: str = "run-1", days: int = 1) -> tuple[Repository, Path]:
+    expires = datetime.now(UTC) + timedelta(days=days)
+    made = repository.write(config, entry.record.target, run_name, [entry], expires)
+    return made, config.data / "repositories" / "test" / run_name / entry.record.target
+
+
+class Apt:
+    """A real apt with directories of its own, which knows the one repository and nothing else."""
+
+    def __init__(self, directory: Path, sources: str) -> None:
+        self.directory = directory
+        for name in ("state/lists/partial", "cache/archives/partial", "etc/sources.list.d", "etc/preferences.d"):
+            (directory / name).mkdir(parents=True, exist_ok=True)
+        (directory / "etc/sources.list.d/pkgci.sources").write_text(sources)
+        (directory / "status").touch()
+        (directory / "apt.conf").write_text(
+            f'Dir "{directory}";\nDir::State "state";\nDir::State::status "{directory}/status";\nDir::Cache "cache";\n'
+            f'Dir::Etc "etc";\nDir::Etc::parts "/dev/null";\nDir::Etc::trusted "/dev/null";\n'
+            f'Dir::Etc::trustedparts "/dev/null";\nDir::Log "log";\nAPT::Sandbox::User "root";\n'
+            f'Acquire::Languages "none";\nAcquire::http::Proxy "DIRECT";\nAPT::Architecture "amd64";\n'
+        )
+
+    def __call__(self, *words: str, check: bool = True):
+        env = {"APT_CONFIG": str(self.directory / "apt.conf")}
+        return run("apt-get", "-q", *words, cwd=self.directory, env=env, check=check)
+
+
+def test_apt_updates_from_the_repository_and_downloads_package_and_source(config, deb, tmp_path):
+    made, root = written(config, deb)
+    apt = Apt(tmp_path / "apt", (root / "pkgci.sources").read_text())
+    with server.serve(config):
+        update = apt("update", "-o", "Debug::Acquire::http=true", "-o", "APT::Update::Error-Mode=any")
+        apt("download", "hello=1:2.0~rc1+b")
+        apt("source", "--download-only", "hello")
+    assert "/by-hash/SHA256/" in update.stdout + update.stderr
+    # apt writes a version's colon as %3a
+    fetched = {path.name.replace("1%3a", ""): path.read_bytes() for path in (tmp_path / "apt").glob("hello_*")}
+    published = {path.name: path.read_bytes() for path in (root / "pool/hello").iterdir()}
+    assert Path(made.packages[0].file).name in published
+    assert len(published) == 3
+    assert fetched == published
+
+
+def test_apt_refuses_the_repository_with_another_key(config, deb, tmp_path):
+    _, root = written(config, deb)
+    sources = (root / "pkgci.sources").read_text()
+    stranger = SigningKey(_other(config, tmp_path)).export_public()
+    signed_by = "".join(f" {line or '.'}\n" for line in stranger.splitlines())
+    apt = Apt(tmp_path / "apt", sources[: sources.index("Signed-By:")] + f"Signed-By:\n{signed_by}")
+    with server.serve(config):
+        refused = apt("update", check=False)
+    assert refused.returncode != 0
+    assert "NO_PUBKEY" in refused.stderr + refused.stdout
+
+
+def _other(config: Config, tmp_path: Path) -> Config:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.yaml").write_text(f"url: {config.settings.url}\npaths: {{data: {tmp_path / 'otherdata'}}}\n")
+    return Config(other)
+
+
+def test_the_index_has_the_control_fields_and_says_what_apt_needs(config, deb):
+    made, root = written(config, deb)
+    index = (root / "dists/bookworm/main/binary-amd64/Packages").read_text()
+    assert "Package: hello\n" in index
+    assert "Built-By-Test: yes\n" in index
+    assert "Description: says hello\n It does so in\n .\n several lines.\n" in index
+    assert f"Filename: {made.packages[0].file}\n" in index
+    assert f"SHA256: {made.packages[0].sha256}\n" in index
+    release = (root / "dists/bookworm/Release").read_text()
+    assert "Label: pkgci-test-run-1\n" in release
+    assert "Acquire-By-Hash: yes\n" in release
+    assert (root / made.packages[0].file).samefile(deb.directory / Path(made.packages[0].file).name)
+    assert Repository.read(root / "repository.json") == made
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace("Version: 1:2.0~rc1+b", "Version: 9"), "is not a package that the build lists"),
+        (lambda text: text + "\n" + text, "is not a package that the build lists, once"),
+        (lambda _: "", "says nothing about hello_"),
+        (lambda text: text.replace("Section: misc", "Section: mi\x1bsc"), "has control characters"),
+        (lambda text: text.replace("Section: misc", "Section: misc\r\nEssential: yes"), "has control characters"),
+        (lambda text: text.replace("Section: misc", "Section:"), "the control field Section is empty"),
+        (lambda text: text.replace("Section: misc", "Se/ction: misc"), "is no name of a control field"),
+        (lambda text: text.replace("Section: misc", "X-Large: " + "x" * (4 << 20)), "has more than 4 MiB"),
+        (lambda text: text.replace("Filename: .", "Filename: ../../etc"), None),
+        (lambda text: text.replace("Section: misc", "Section: misc\nSHA512: 00"), None),
+        (lambda text: text.replace("Section: misc", "Depends: a,\n b"), None),
+    ],
+)
+def test_control_data_of_a_build_are_taken_with_care(
+    config, deb_files, tmp_path, change: Callable[[str], str], message: str | None
+):
+    stanzas = next(path for path in deb_files if path.name == "index.packages")
+    altered = tmp_path / "index.packages"
+    altered.write_bytes(change(stanzas.read_text()).encode())
+    files = [altered if path == stanzas else path for path in deb_files]
+    entry = deliver(config, "deb", files, "hello", "all", "1:2.0~rc1+b")
+    if message:
+        with pytest.raises(PackageError, match=message):
+            written(config, entry)
+        assert not (config.data / "repositories/test/run-1/bookworm-amd64").exists()
+        return
+    _, root = written(config, entry)
+    index = (root / "dists/bookworm/main/binary-amd64/Packages").read_text()
+    assert "Filename: pool/hello/hello_" in index
+    assert "SHA512" not in index
+    assert "Depends: a, b\n" in index or "Depends" not in index
+
+
+def dnf(directory: Path, repo: str, *words: str, check: bool = True):
+    """A real dnf with directories of its own, which knows the one repository and nothing else."""
+    (directory / "repos").mkdir(parents=True, exist_ok=True)
+    (directory / "repos" / "pkgci.repo").write_text(repo)
+    (directory / "dnf.conf").write_text(
+        "".join(
+            ["[main]\n", "gpgcheck=1\nmodule_platform_id=platform:ci\nretries=1\nplugins=0\n"]
+            + [f"{name}={directory}/{place}\n" for name, place in {"reposdir": "repos", "cachedir": "cache"}.items()]
+            + [f"{name}={directory}/{place}\n" for name, place in {"logdir": "log", "persistdir": "persist"}.items()]
+        )
+    )
+    fixed = ["-y", "-c", directory / "dnf.conf", f"--installroot={directory / 'root'}", "--releasever=1"]
+    return run("dnf", *fixed, *words, env={"HOME": str(directory), "no_proxy": "127.0.0.1"}, cwd=directory, check=check)
+
+
+def test_dnf_lists_and_downloads_package_and_source_with_the_index_signed(config, rpm, tmp_path):
+    made, root = written(config, rpm)
+    repo = (root / "pkgci.repo").read_text()
+    assert "repo_gpgcheck=1" in repo
+    with server.serve(config):
+        listed = dnf(
+            tmp_path / "dnf", repo, "repoquery", "--qf", "%{name}-%{epoch}:%{version}-%{release}.%{arch}"
+        ).stdout.split()
+        located = dnf(tmp_path / "dnf", repo, "repoquery", "--location", "hello.noarch").stdout.split()
+        dnf(tmp_path / "dnf", repo, "install", "--downloadonly", f"--downloaddir={tmp_path}", "hello-1:2.0~rc1-1")
+    assert {"hello-1:2.0~rc1-1.noarch", "hello-1:2.0~rc1-1.src"} <= set(listed)
+    assert made.url + made.packages[0].file in located
+    assert describe(tmp_path / "hello-2.0~rc1-1.noarch.rpm").sha256 == made.packages[0].sha256
+
+
+def test_dnf_refuses_an_altered_index(config, rpm, tmp_path):
+    _, root = written(config, rpm)
+    index = root / "repodata/repomd.xml"
+    index.chmod(0o644)
+    index.write_text(index.read_text().replace("</repomd>", "<!-- altered --></repomd>"))
+    with server.serve(config):
+        refused = dnf(tmp_path / "dnf", (root / "pkgci.repo").read_text(), "makecache", check=False)
+    assert refused.returncode != 0
+    assert "repomd.xml GPG signature verification error" in refused.stderr
+
+
+def test_an_rpm_that_is_not_what_its_build_lists_is_the_packages_fault(config, rpm_files):
+    entry = deliver(config, "rpm", rpm_files, "hello", "noarch", "1:3-1")
+    with pytest.raises(PackageError, match=r"is hello 1:2.0~rc1-1 noarch, not what its build lists"):
+        written(config, entry)
+
+
+def test_a_file_that_is_no_rpm_is_the_packages_fault(config, tmp_path):
+    (tmp_path / "hello-1-1.noarch.rpm").write_bytes(b"no package")
+    entry = deliver(config, "rpm", [tmp_path / "hello-1-1.noarch.rpm"], "hello", "noarch", "1-1")
+    with pytest.raises(PackageError, match="is no RPM package"):
+        written(config, entry)
+
+
+def test_a_repository_written_again_replaces_the_former_one_whole(config, rpm):
+    _, root = written(config, rpm)
+    (root / "former").touch()
+    made, _ = written(config, rpm)
+    assert not (root / "former").exists()
+    assert Repository.read(root / "repository.json") == made
+    assert [path.name for path in root.parent.iterdir()] == [root.name]
+
+
+@pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "-option", "a b", "x" * 101])
+def test_a_runs_name_that_is_no_plain_name_is_refused(config, rpm, name):
+    with pytest.raises(RequestError, match="a name has letters, digits"):
+        written(config, rpm, name)
+
+
+def test_two_builds_with_a_file_of_the_same_name_are_refused(config, rpm, rpm_files):
+    other = deliver(config, "rpm", rpm_files, "hello", "noarch", "1:2.0~rc1-1", key="f" * 64)
+    with pytest.raises(RequestError, match="two builds make it"):
+        repository.write(config, rpm.record.target, "run-1", [rpm, other], NOW)
+
+
+def _write_and_die(config: Config, entry: Entry, step: int) -> None:
+    calls = []
+
+    def dying(call):
+        def wrapped(*arguments, **options):
+            calls.append(call)
+            if len(calls) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **options)
+
+        return wrapped
+
+    os.link, os.rename, repository.shutil.rmtree = dying(os.link), dying(os.rename), dying(repository.shutil.rmtree)
+    SigningKey.detach_sign = dying(SigningKey.detach_sign)
+    Path.write_text = dying(Path.write_text)
+    written(config, entry)
+
+
+def test_killed_at_any_step_there_is_the_old_repository_the_new_one_or_none_and_the_next_run_mends_it(config, rpm):
+    SigningKey(config).export_public()
+    states = set()
+    for step in range(1, 50):
+        _, root = written(config, rpm)
+        process = multiprocessing.get_context("fork").Process(target=_write_and_die, args=(config, rpm, step))
+        process.start()
+        process.join(60)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        states.add(root.exists())
+        if root.exists():
+            assert len(Repository.read(root / "repository.json").packages) == 1
+            assert (root / "repodata/repomd.xml.asc").exists()
+        written(config, rpm)
+        assert [path.name for path in root.parent.iterdir()] == [root.name]
+    assert step > 8
+    assert True in states
+
+
+class Git:
+    """A remote repository, and a clone of it to work in."""
+
+    def __init__(self, directory: Path) -> None:
+        self.remote = directory / "gerrit" / "tools" / "hello"
+        self.work = directory / "work"
+        self.remote.mkdir(parents=True)
+        run("git", "init", "-q", "--bare", "-b", "main", self.remote)
+        run("git", "init", "-q", "-b", "main", self.work)
+        self("config", "user.name", "A Person")
+        self("config", "user.email", "person@example.org")
+        self.base = self.commit("base")
+        self.push("main")
+
+    def __call__(self, *words: str) -> str:
+        return run("git", *words, cwd=self.work).stdout.strip()
+
+    def commit(self, subject: str) -> str:
+        self("commit", "-q", "--allow-empty", "-m", subject)
+        return self("rev-parse", "HEAD")
+
+    def push(self, branch: str) -> None:
+        self("push", "-q", str(self.remote), f"HEAD:{branch}")
+
+
+@pytest.fixture
+def git(tmp_path: Path) -> Git:
+    return Git(tmp_path)
+
+
+@pytest.fixture
+def merged(git: Git, tmp_path: Path) -> Callable[[str], bool]:
+    return lambda commit, branch="main": is_merged(f"file://{git.remote}", branch, commit, tmp_path / "cache.git")
+
+
+def test_a_commit_is_merged_once_the_remote_branch_has_it_as_a_fast_forward(git, merged):
+    commit = git.commit("change")
+    git.push("refs/changes/01/1/1")
+    assert not merged(commit)
+    git.push("main")
+    assert merged(commit)
+    assert merged(git.base)
+
+
+def test_a_commit_is_merged_once_the_remote_branch_has_it_in_a_merge_commit(git, merged):
+    git("checkout", "-q", "-b", "topic")
+    commit = git.commit("change")
+    git("checkout", "-q", "main")
+    git.commit("meanwhile")
+    git("merge", "-q", "--no-ff", "-m", "merge", "topic")
+    git.push("main")
+    assert merged(commit)
+
+
+def test_a_branch_of_the_cache_or_another_branch_of_the_remote_does_not_count(git, merged, tmp_path):
+    commit = git.commit("change")
+    git.push("other")
+    assert merged(commit, "other")
+    run("git", "update-ref", "refs/heads/main", commit, cwd=tmp_path / "cache.git")
+    assert not merged(commit)
+
+
+def test_nothing_is_merged_into_a_branch_that_the_remote_does_not_have(git, merged):
+    assert not merged(git.base, "none")
+
+
+def test_a_remote_that_does_not_answer_is_the_infrastructures_fault(git, tmp_path):
+    with pytest.raises(InfrastructureError, match="cannot fetch refs/heads/main from"):
+        is_merged(f"file://{tmp_path}/none", "main", git.base, tmp_path / "cache.git")
+
+
+@pytest.mark.parametrize(("branch", "commit"), [("--upload-pack=x", "a" * 40), ("main", "HEAD"), ("main", "-x")])
+def test_a_branch_or_commit_that_is_an_option_is_refused(tmp_path, branch, commit):
+    with pytest.raises(RequestError, match="not a branch and a full commit id"):
+        is_merged("file:///none", branch, commit, tmp_path / "cache.git")
+
+
+def test_a_url_of_a_protocol_that_runs_commands_is_refused(git, tmp_path):
+    with pytest.raises(InfrastructureError, match="cannot fetch"):
+        is_merged(f"ext::touch {tmp_path}/executed", "main", git.base, tmp_path / "cache.git")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_an_unmerged_change_is_published_to_a_test_repository_that_expires(config, rpm, git, tmp_path):
+    change = Change(project="tools/hello", branch="main", commit=git.commit("change"))
+    made = publish(config, rpm.record.target, change, rpm.record.key, "run-7", tmp_path / "artifacts")
+    assert made.url == f"{config.settings.url}test/run-7/debianrpm-amd64/"
+    assert Repository.read(tmp_path / "artifacts/repository.json") == made
+    assert timedelta(days=13) < made.expires - NOW < timedelta(days=15)
+
+
+def test_a_merged_change_is_refused_until_released_repositories_are_configured(config, rpm, git, tmp_path):
+    change = Change(project="tools/hello", branch="main", commit=git.base)
+    with pytest.raises(RequestError, match="released repositories are not configured"):
+        publish(config, rpm.record.target, change, rpm.record.key, "run-7", tmp_path / "artifacts")
+
+
+def test_a_build_that_is_not_in_the_store_or_for_another_target_cannot_be_published(config, rpm, tmp_path):
+    change = Change(project="tools/hello", branch="main")
+    with pytest.raises(RequestError, match="is not in the store"):
+        publish(config, rpm.record.target, change, "0" * 64, "run-7", tmp_path)
+    with pytest.raises(RequestError, match="is for debianrpm-amd64, not for bookworm-amd64"):
+        publish(config, "bookworm-amd64", change, rpm.record.key, "run-7", tmp_path)
