@@ -118,8 +118,12 @@ class LocalEngine:
             queued=datetime.now(UTC),
         )
         with _disk(f"start {job}"):
-            ref, lock = self._create(record)
+            record, lock = self._create(record)
+            ref = BuildRef(job, record.number)
             try:
+                ticket = self.ticket(record)
+                ticket.parent.mkdir(parents=True, exist_ok=True)
+                os.link(self.directory(ref) / "lock", ticket)
                 self._supervise(ref, lock)
             finally:
                 os.close(lock)
@@ -178,7 +182,7 @@ class LocalEngine:
         record = BuildRecord.read(directory / "build.json")
         if not record.alive:
             return record
-        with _disk(f"look at {ref}"), _try_lock(directory / "lock") as free:
+        with _disk(f"look at {ref}"), try_lock(directory / "lock") as free:
             if not free:
                 return record
             # read again: it may have ended in between
@@ -214,8 +218,13 @@ class LocalEngine:
             raise RequestError(f"there is no build {ref}; `pkgci jobs list` shows each job's last one")
         return directory
 
-    def _create(self, record: BuildRecord) -> tuple[BuildRef, int]:
-        """Make the directory of a new build, complete; return it with its lock, held."""
+    def ticket(self, record: BuildRecord) -> Path:
+        """Return a build's place in the queue of its label: a link to its lock, by a name that sorts by age."""
+        name = f"{record.queued.timestamp():020.6f}-{record.job}-{record.number}"
+        return self.config.state / "labels" / record.label / "queue" / name
+
+    def _create(self, record: BuildRecord) -> tuple[BuildRecord, int]:
+        """Make the directory of a new build, complete; return its numbered record and its lock, held."""
         home = self._jobs / record.job
         builds = home / "builds"
         builds.mkdir(parents=True, exist_ok=True)
@@ -225,12 +234,13 @@ class LocalEngine:
             shutil.rmtree(new, ignore_errors=True)  # of a start that was killed
             new.mkdir()
             shutil.copyfile(self._rendered / record.job / "config.xml", new / "job.xml")
-            record.model_copy(update={"number": number}).write(new / "build.json")
+            record = record.model_copy(update={"number": number})
+            record.write(new / "build.json")
             (new / "log").touch()
             lock = os.open(new / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
             fcntl.flock(lock, fcntl.LOCK_EX)
             new.rename(builds / str(number))
-        return BuildRef(record.job, number), lock
+        return record, lock
 
     @contextlib.contextmanager
     def _numbering(self, job: str) -> Iterator[None]:
@@ -248,6 +258,7 @@ class LocalEngine:
                 ["setsid", "--fork", *COMMAND, str(self.config.directory), str(ref), str(lock)],
                 check=True,
                 cwd="/",
+                start_new_session=True,
                 env={**environment, SUPERVISOR: str(ref)},
                 pass_fds=(lock,),
                 stdin=subprocess.DEVNULL,
@@ -292,7 +303,7 @@ def remove(tree: Path) -> None:
 
 
 @contextlib.contextmanager
-def _try_lock(path: Path) -> Iterator[bool]:
+def try_lock(path: Path) -> Iterator[bool]:
     """Take a lock file if it is free; yield whether it was."""
     with path.open("r+") as stream:
         try:

@@ -26,7 +26,7 @@ from pkgci.command import supervised
 from pkgci.config import Config
 from pkgci.engines.base import BuildRef, Outcome
 from pkgci.engines.definitions import read
-from pkgci.engines.local import POLL, LocalEngine, Tests, remove
+from pkgci.engines.local import POLL, LocalEngine, Tests, remove, try_lock
 from pkgci.engines.processes import COOKIE, SUPERVISOR, kill_all
 from pkgci.errors import Exit, PkgciError
 
@@ -105,20 +105,18 @@ class Supervisor:
     @contextlib.contextmanager
     def _executor(self) -> Iterator[bool]:
         """Wait for a free executor of the label, oldest build first, and hold it; yield False when aborted before."""
-        label = self.engine.config.state / "labels" / self.record.label
-        with _ticket(
-            label / "queue", f"{self.record.queued.timestamp():020.6f}-{self.ref.job}-{self.ref.number}"
-        ) as ours:
-            slot = None
-            waiting = False
-            while slot is None and not self._asked_to_stop():
-                if _first(ours):
-                    slot = self._free_slot(label)
-                if slot is None:
-                    if not waiting:
-                        self.log.say(f"Waiting for an executor of the label {self.record.label}")
-                    waiting = True
-                    time.sleep(POLL)
+        ticket = self.engine.ticket(self.record)
+        slot = None
+        waiting = False
+        while slot is None and not self._asked_to_stop():
+            if _first(ticket):
+                slot = self._free_slot(ticket.parents[1])
+            if slot is None:
+                if not waiting:
+                    self.log.say(f"Waiting for an executor of the label {self.record.label}")
+                waiting = True
+                time.sleep(POLL)
+        ticket.unlink(missing_ok=True)
         try:
             yield slot is not None
         finally:
@@ -127,8 +125,12 @@ class Supervisor:
 
     def _free_slot(self, label: Path) -> int | None:
         for index in range(self.engine.config.settings.executors[self.definition.label]):  # type: ignore[index]
-            slot = _lock(label / f"{index}.lock")
-            if slot is not None:
+            slot = os.open(label / f"{index}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+            try:
+                fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(slot)
+            else:
                 return slot
         return None
 
@@ -365,48 +367,16 @@ def _ant_name(name: str) -> str:
     return "".join({"*": "[^/]*", "?": "[^/]"}.get(character, re.escape(character)) for character in name)
 
 
-@contextlib.contextmanager
-def _ticket(queue: Path, name: str) -> Iterator[Path]:
-    """Hold a place in a queue: a locked file whose name sorts by age."""
-    queue.mkdir(parents=True, exist_ok=True)
-    ours = queue / name
-    new = queue / f".{name}"
-    with new.open("w") as stream:
-        # locked before it is seen: whoever finds it unlocked knows that its owner is dead
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        new.rename(ours)
-        try:
-            yield ours
-        finally:
-            ours.unlink(missing_ok=True)
-
-
-def _first(ours: Path) -> bool:
-    """Whether nobody alive stands before `ours` in its queue; tickets of the dead are removed."""
-    for path in sorted(path for path in ours.parent.iterdir() if not path.name.startswith(".")):
-        if path == ours:
-            return True
-        with contextlib.suppress(FileNotFoundError):
-            held = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
-            except BlockingIOError:
+def _first(ticket: Path) -> bool:
+    """Whether nobody alive stands before `ticket` in its queue; tickets of the dead are removed."""
+    for path in sorted(ticket.parent.iterdir()):
+        if path == ticket:
+            break
+        with contextlib.suppress(FileNotFoundError), try_lock(path) as dead:
+            if not dead:
                 return False
-            finally:
-                os.close(held)
+            path.unlink()
     return True
-
-
-def _lock(path: Path) -> int | None:
-    """Take a lock file; return its descriptor, or None when another process holds it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
 
 
 def main() -> None:

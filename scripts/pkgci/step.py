@@ -1,0 +1,266 @@
+"""What every step of a job runs in: its log, its signals, its result, the builds that it starts, the one that started it.
+
+A step is a function that takes a `StepContext` and returns the reason for its success in one line. `run` turns whatever
+else happens into an exit code and `artifacts/result.json`.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+from pkgci import engines
+from pkgci.artifacts import ARTIFACTS, Child, Result
+from pkgci.config import Config
+from pkgci.engines.base import BuildRef, Engine, Outcome
+from pkgci.errors import Aborted, Exit, InfrastructureError, PkgciError, RequestError
+
+log = logging.getLogger(__name__)
+
+WATCH = 2.0  # seconds between looks at the parent
+# a step that is aborted has 10 s until it is killed; its children get most of them to end
+CHILDREN_END = 8.0
+FAULTS = {
+    Exit.PASSED: "none",
+    Exit.PACKAGE: "package",
+    Exit.REQUEST: "request",
+    Exit.INFRASTRUCTURE: "infrastructure",
+    Exit.ABORTED: "aborted",
+}
+
+
+class StepContext:
+    """What a step is given: the configuration, the engine, and its children.
+
+    Args:
+        engine: what runs the children; by default the one that the environment names.
+    """
+
+    def __init__(self, engine: Engine | None = None) -> None:
+        self.children: list[Child] = []
+        self._running: dict[BuildRef, float] = {}
+        self._directories: dict[BuildRef, Path] = {}
+        if engine is not None:
+            self.engine = engine
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration."""
+        return Config()
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine that this step's children run on."""
+        return engines.current(self.config)
+
+    @property
+    def own(self) -> BuildRef | None:
+        """The build that this step belongs to; None when it was started outside any engine."""
+        job, number = os.environ.get("JOB_NAME", ""), os.environ.get("BUILD_NUMBER", "")
+        return BuildRef.parse(f"{job}/{number}") if job and number else None
+
+    def child(self, job: str, parameters: Mapping[str, str]) -> BuildRef:
+        """Start a build that ends when this step does.
+
+        Args:
+            job: the job's name.
+            parameters: its parameters, without `PARENT` and `CORRELATION`.
+
+        Returns:
+            The build, which may still be queued. Give it to `finish`.
+
+        Raises:
+            RequestError: the job or a parameter is unknown.
+            InfrastructureError: the engine failed.
+        """
+        started_by = {"PARENT": str(self.own or ""), "CORRELATION": uuid.uuid4().hex}
+        ref = self.engine.start(job, {**parameters, **started_by})
+        self._running[ref] = time.monotonic()
+        another = any(other.job == job for other in self._directories)
+        self._directories[ref] = ARTIFACTS / (f"{job}-{ref.number}" if another else job)
+        log.info("started %s", ref)
+        return ref
+
+    def finish(self, ref: BuildRef, timeout: float | None = None) -> Outcome | None:
+        """Wait for a child, take its log and artifacts to `directory(ref)`, and note how it ended.
+
+        Args:
+            ref: what `child` returned.
+            timeout: seconds to wait at most.
+
+        Returns:
+            Its result; None when `timeout` passed first.
+
+        Raises:
+            InfrastructureError: the engine failed.
+        """
+        outcome = self.engine.wait(ref, timeout)
+        if outcome is None:
+            return None
+        seconds = round(time.monotonic() - self._running.pop(ref), 1)
+        self.children.append(Child(job=ref.job, number=ref.number, result=outcome, seconds=seconds))
+        log.info("%s: %s after %.1f s", ref, outcome, seconds)
+        directory = self.directory(ref)
+        try:
+            directory.mkdir(parents=True)
+            self.engine.artifacts(ref, directory)
+            with (directory / "console.log").open("wb") as stream:
+                stream.writelines(self.engine.log(ref))
+        except OSError as error:
+            raise InfrastructureError(f"cannot keep the artifacts of {ref}: {error}") from error
+        return outcome
+
+    def directory(self, ref: BuildRef) -> Path:
+        """Return where `finish` puts what a child left: `artifacts/JOB`, with its number if it is not the job's first."""
+        return self._directories[ref]
+
+    def abort_children(self) -> None:
+        """Abort the children that still run, and finish those that end soon enough."""
+        until = time.monotonic() + CHILDREN_END
+        running = list(self._running)
+        for act in (self.engine.abort, lambda ref: self.finish(ref, max(0.0, until - time.monotonic()))):
+            for ref in running:
+                try:
+                    act(ref)
+                except PkgciError as error:
+                    # the others are aborted all the same; this one ends itself by its watch on PARENT
+                    log.info("cannot abort %s: %s", ref, error)
+
+
+def run(step: str, main: Callable[[StepContext], str], engine: Engine | None = None) -> int:
+    """Run a step in the current directory, to its exit code.
+
+    `artifacts/` is emptied first. SIGTERM, SIGINT, and the end of the build that started this one (parameter `PARENT`),
+    raise `Aborted` in `main`, once, so that its `finally` clauses clean up. However it ends, no child runs on.
+
+    Args:
+        step: the step's name, for `result.json`.
+        main: the step; returns the reason for its success in one line.
+        engine: as of `StepContext`.
+
+    Returns:
+        The exit code; see `errors.Exit`.
+    """
+    _log_to_stdout()
+    started = datetime.now(UTC)
+    context = StepContext(engine)
+    stop = _Stop()
+    fault = None
+    with _signals(stop):
+        try:
+            try:
+                _empty(ARTIFACTS)
+                with _watch(context, stop):
+                    reason, code = main(context), Exit.PASSED
+            finally:
+                stop.quiet()
+                context.abort_children()
+        except PkgciError as error:
+            reason, code = str(error), error.exit
+        except Exception as error:
+            log.exception("a bug in pkgci")
+            reason, code, fault = f"{type(error).__name__}: {error}", Exit.INFRASTRUCTURE, "bug"
+        result = Result(
+            step=step,
+            result={Exit.PASSED: "SUCCESS", Exit.ABORTED: "ABORTED"}.get(code, "FAILURE"),
+            fault=fault or FAULTS[code],
+            exit=code,
+            reason=" ".join(reason.split()),
+            started=started,
+            seconds=round((datetime.now(UTC) - started).total_seconds(), 1),
+            children=tuple(context.children),
+        )
+        try:
+            result.write(ARTIFACTS / "result.json")
+        except OSError as error:
+            log.error("cannot write %s: %s", ARTIFACTS / "result.json", error)
+            code = code or Exit.INFRASTRUCTURE
+        log.info("%s %s (fault: %s): %s", step, result.result, result.fault, result.reason)
+    return int(code)
+
+
+class _Stop:
+    """Raises Aborted in the main thread, once, and never when the step is already ending."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self._armed = True
+
+    def quiet(self) -> None:
+        self._armed = False
+
+    def __call__(self, number: int, _: object) -> None:
+        if self._armed:
+            self.quiet()
+            raise Aborted(self.reason or f"stopped by {signal.Signals(number).name}")
+
+
+@contextlib.contextmanager
+def _signals(stop: _Stop):
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _watch(context: StepContext, stop: _Stop):
+    """Stop the step when a build that it belongs to no longer runs: nobody would wait for its result."""
+    watched = [BuildRef.parse(os.environ["PARENT"])] if os.environ.get("PARENT") else []
+    # Jenkins kills the step of a lost build itself
+    if context.own and os.environ.get("PKGCI_ENGINE") == "local":
+        watched.append(context.own)
+    if not watched:
+        yield
+        return
+    engine = context.engine
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(WATCH):
+            for ref in watched:
+                try:
+                    running = engine.state(ref) in ("queued", "running")
+                except RequestError:
+                    running = False  # discarded
+                except PkgciError:
+                    continue  # the engine cannot tell now; it is asked again
+                if not running:
+                    stop.reason = f"stopped, since the build {ref} no longer runs"
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
+
+    thread = threading.Thread(target=look, name="watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _empty(directory: Path) -> None:
+    """Make `directory` exist, empty: what an earlier run in this workspace left is not this one's."""
+    try:
+        if directory.exists():
+            shutil.rmtree(directory)
+        directory.mkdir()
+    except OSError as error:
+        raise InfrastructureError(f"cannot empty {directory.absolute()}: {error}") from error
+
+
+def _log_to_stdout() -> None:
+    """Write this package's own messages to the job's log, as plain lines, and only warnings of the libraries."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
+    logging.getLogger("pkgci").setLevel(logging.INFO)
