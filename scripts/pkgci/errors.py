@@ -41,7 +41,7 @@ class InfrastructureError(PkgciError):
     exit = Exit.INFRASTRUCTURE
 
 
-class Aborted(PkgciError):
+class Aborted(PkgciError):  # noqa: N818 - the word of Jenkins' results
     """The step was asked to stop."""
 
     exit = Exit.ABORTED

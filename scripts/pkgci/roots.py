@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from pkgci.command import run
-from pkgci.config import Config, Target
+from pkgci.config import ROOT, Config, Target
 from pkgci.errors import InfrastructureError, RequestError
 from pkgci.upstream import apt_sources, isolated_apt
 
@@ -63,12 +63,24 @@ def build_root(config: Config, name: str) -> Root:
     return root
 
 
+def _command(target: Target) -> list[str]:
+    """Return the mmdebstrap command for a target, without the place of the result and the sources."""
+    include = ",".join(sorted({*INCLUDE[target.format], *target.root.packages}))
+    command = ["mmdebstrap", "--mode=unshare", "--variant=buildd", "--format=tar", f"--include={include}"]
+    command += ["--dpkgopt=force-unsafe-io", '--customize-hook=chroot "$1" useradd -u 1000 -m -d /build builder']
+    if target.format == "rpm":
+        command += [f"--customize-hook=upload {HOST_PROVIDES} /root/host-provides.sh"]
+        command += [f"--customize-hook=upload {RPM_MACROS} /usr/lib/rpm/macros.d/macros.debianrpm"]
+        command += ['--customize-hook=chroot "$1" sh -eu /root/host-provides.sh']
+    return [*command, target.base_codename or target.codename]
+
+
 def _key(target: Target) -> str:
     version = run(["mmdebstrap", "--version"], quiet=True).stdout.decode().strip()
-    scripts = [path.read_text() for path in (Path(__file__), HOST_PROVIDES, RPM_MACROS)]
+    scripts = [path.read_text() for path in (HOST_PROVIDES, RPM_MACROS)]
     sources = [source.line() for source in apt_sources(target)]
-    made_from = [target.model_dump(mode="json", exclude={"machine", "tag", "notice"}), version, sources, scripts]
-    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:32]
+    command = [word.replace(os.fspath(ROOT), "") for word in _command(target)]
+    return hashlib.sha256(json.dumps([command, version, sources, scripts]).encode()).hexdigest()[:32]
 
 
 def _existing(place: Path, config: Config) -> Root | None:
@@ -91,21 +103,12 @@ def _remove_older(config: Config, name: str) -> None:
 
 def _make(name: str, target: Target, place: Path) -> Root:
     log.info("preparing the build root of %s (once; about half a minute)", name)
-    include = ",".join(sorted({*INCLUDE[target.format], *target.root.packages}))
     shutil.rmtree(place, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f"{place.name}.", dir=place.parent) as directory:
         new = Path(directory, "root")
         new.mkdir()
-        # the scratch copy is unpacked by sub-ids, which must be able to reach it: not below a private home
         environment = isolated_apt(Path(directory)) | {"SOURCE_DATE_EPOCH": "0"}
-        command = ["mmdebstrap", "--mode=unshare", "--variant=buildd", "--format=tar", f"--include={include}"]
-        command += ["--dpkgopt=force-unsafe-io", "--customize-hook=chroot \"$1\" useradd -u 1000 -m -d /build builder"]
-        if target.format == "rpm":
-            command += [f"--customize-hook=upload {HOST_PROVIDES} /root/host-provides.sh"]
-            command += [f"--customize-hook=upload {RPM_MACROS} /usr/lib/rpm/macros.d/macros.debianrpm"]
-            command += ['--customize-hook=chroot "$1" sh -eu /root/host-provides.sh']
-        command += [target.base_codename or target.codename, str(new / "root.tar")]
-        command += [source.line() for source in apt_sources(target)]
+        command = [*_command(target), str(new / "root.tar"), *(source.line() for source in apt_sources(target))]
         done = run(command, env=environment, check=False)
         if done.returncode:
             said = done.stderr.decode(errors="replace")

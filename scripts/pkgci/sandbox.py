@@ -14,7 +14,9 @@ import signal
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Mapping
+import time
+import uuid
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -166,6 +168,11 @@ def execute(
         ]
         status = _wait(command, files.finished(), root, archive, log_to, limits.seconds)
         archive.seek(0)
+        if not archive.read(1):
+            raise InfrastructureError(
+                f"the sandbox ended with status {status} before or beside its script; see the log above"
+            )
+        archive.seek(0)
         return Outcome(status, tuple(_unpack(archive, output)))
 
 
@@ -194,11 +201,52 @@ def _wait(
 
 
 @contextmanager
-def _memory_limit(limits: Limits):
-    yield []
+def _memory_limit(limits: Limits) -> Iterator[list[str]]:
+    """Yield a command prefix that puts a process under a memory limit for all its descendants together.
+
+    That takes a cgroup of our own; where this user may make none, the prefix is empty and the limit of each process
+    (RLIMIT_DATA) is the only one. The tmpfs of the root counts as memory, so the disk limit is added.
+    """
+    group = _cgroup()
+    if group is None:
+        yield []
+        return
+    try:
+        limit = (limits.memory_mib + limits.disk_mib) << 20
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            if (group / name).exists():
+                (group / name).write_text(str(limit))
+        yield ["sh", "-c", 'echo $$ >"$0" && exec "$@"', str(group / "cgroup.procs")]
+    finally:
+        # what was in it has been killed; the kernel may need a moment to let the last of it go
+        for _ in range(100):
+            try:
+                group.rmdir()
+                break
+            except OSError:
+                time.sleep(0.05)
 
 
-def _unpack(archive: IO[bytes], output: Path):
+def _cgroup() -> Path | None:
+    """Make a cgroup with a memory limit below this process's own (version 2, else 1); None where that is not allowed."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        mounts = ["/sys/fs/cgroup/memory"] if controllers else ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+        for mount in mounts:
+            group = Path(mount + path.rstrip("/"), f"pkgci-{uuid.uuid4().hex}")
+            try:
+                group.mkdir()
+            except OSError:
+                continue
+            if any((group / name).exists() for name in ("memory.max", "memory.limit_in_bytes")):
+                return group
+            group.rmdir()
+    return None
+
+
+def _unpack(archive: IO[bytes], output: Path) -> Iterator[Path]:
     """Unpack the regular files of a tar that a sandbox made into `output`, and yield their paths.
 
     The tar is hostile: only plain files and directories with relative names that stay below are taken.

@@ -53,12 +53,16 @@ class Tree:
 
 @dataclass(frozen=True)
 class Sources:
-    """What a package is built from. For a package in one project both trees are the same."""
+    """What a package is built from. For a package in one project both trees are the same.
+
+    `previous` is the packaging as the branch has it now, None for a new branch; `local` says that it is a local change.
+    """
 
     package: str
     entry: PackageEntry
     source: Tree
     packaging: Tree
+    previous: Tree | None
     local: bool
 
     @property
@@ -122,14 +126,16 @@ def fetch(config: Config, change: Change) -> Sources | None:
             return None
     source = _state(config, change, entry.source)
     packaging = source if entry.packaging is None else _state(config, change, entry.packaging)
-    return Sources(name, entry, source, packaging, local)
+    tip = _fetch(
+        packaging.repository, _remote(change, packaging.project), f"refs/heads/{change.branch}", missing_ok=True
+    )
+    previous = _tree(packaging.repository, packaging.project, tip) if tip else None
+    return Sources(name, entry, source, packaging, previous, local)
 
 
 def _state(config: Config, change: Change, project: str) -> Tree:
     """Return the state of one project: Zuul's prepared ref, or the branch tip with the queue merged."""
-    if not change.url:
-        raise RequestError("parameter ZUUL_URL: missing, and config.yaml names no `gerrit` to fetch from")
-    remote = change.url.rstrip("/") + "/" + project
+    remote = _remote(change, project)
     repository = _cache(config, project)
     if change.ref:
         commit = _fetch(repository, remote, change.ref, missing_ok=project != change.project)
@@ -149,6 +155,12 @@ def _state(config: Config, change: Change, project: str) -> Tree:
             assert commit is not None
             tip = merge(repository, tip, commit, f"{item.ref} into {item.branch} of {project}")
     return _tree(repository, project, tip)
+
+
+def _remote(change: Change, project: str) -> str:
+    if not change.url:
+        raise RequestError("parameter ZUUL_URL: missing, and config.yaml names no `gerrit` to fetch from")
+    return change.url + project
 
 
 def _cache(config: Config, project: str) -> Path:

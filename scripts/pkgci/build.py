@@ -1,0 +1,101 @@
+"""The job `build`: takes a change from its sources to a test repository and its tests, by starting the other jobs.
+
+It fetches and merges with git and runs no code of the change. What follows a failure is not started.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+from pkgci import source
+from pkgci.artifacts import Build, Repository, Result
+from pkgci.change import Change, Parameters
+from pkgci.config import Config, Target
+from pkgci.engines.base import BuildRef
+from pkgci.errors import Aborted, InfrastructureError, PackageError, PkgciError, RequestError
+from pkgci.formats import FORMATS
+from pkgci.source import Sources
+from pkgci.step import StepContext
+
+log = logging.getLogger(__name__)
+
+FAULTS = {"package": PackageError, "request": RequestError, "aborted": Aborted}
+
+
+def build(context: StepContext, target_name: str, parameters: Parameters) -> str:
+    """Run the jobs that a change goes through, in their order.
+
+    Args:
+        context: gives the configuration and starts the jobs.
+        target_name: the target.
+        parameters: the job's parameters.
+
+    Returns:
+        In one line what was done, or why there is nothing to build.
+
+    Raises:
+        PkgciError: what a job ended with, naming the job.
+    """
+    config = context.config
+    target = config.target(target_name)
+    change = parameters.change(config)
+    parameters.repositories(config)
+    sources = source.fetch(config, change)
+    nothing = _nothing_to_build(config, change, sources, target_name, target)
+    if nothing:
+        return f"nothing to build: {nothing}"
+    assert sources is not None
+    for tree in {sources.source, sources.packaging}:
+        source.check(config, tree, sources.entry, sources.package)
+
+    given = {name: value for name, value in parameters.values.items() if name.startswith("ZUUL_")}
+    repositories = parameters.get("REPOSITORIES")
+    trees = {"SOURCE_TREE": sources.source.id, "PACKAGING_TREE": sources.packaging.id}
+    run_tests = "true" if parameters.run_tests else "false"
+    compiled = _run(
+        context,
+        f"compile-{target_name}",
+        {**given, **trees, "REPOSITORIES": repositories, "RUN_TESTS": run_tests},
+    )
+    made = Build.read(compiled / "build.json")
+    published = _run(context, f"publish-{target_name}", {**given, "BUILD_KEY": made.key})
+    repository = Repository.read(published / "repository.json")
+    if parameters.run_tests:
+        locations = " ".join(filter(None, [f"{repository.url}repository.json", repositories]))
+        _run(context, f"install-{target_name}", {**given, "BUILD_KEY": made.key, "REPOSITORIES": locations})
+    names = ", ".join(sorted(package.name for package in made.packages if package.kind == "binary"))
+    return f"{made.package} {made.version}: {names}: {repository.url}"
+
+
+def _nothing_to_build(
+    config: Config, change: Change, sources: Sources | None, target_name: str, target: Target
+) -> str | None:
+    """Return why the change has nothing to build for this target, in one line, or None."""
+    if sources is None:
+        return f"no release claims branch {change.branch}"
+    release = config.release_of(change.branch)
+    if release and target_name not in release[1].targets:
+        return f"release {release[0]} is not built for {target_name}"
+    format: ModuleType = FORMATS[target.format]
+    if not format.packaged(sources.packaging, sources.package):
+        return f"{sources.packaging.project} has no packaging for {target_name} ({format.PACKAGING})"
+    return None
+
+
+def _run(context: StepContext, job: str, parameters: Mapping[str, str]) -> Path:
+    """Run one job to its end and return the directory with its artifacts, or raise what it ended with."""
+    ref = context.child(job, {name: value for name, value in parameters.items() if value})
+    outcome = context.finish(ref)
+    if outcome != "SUCCESS":
+        raise _failure(ref, context.directory(ref))
+    return context.directory(ref)
+
+
+def _failure(ref: BuildRef, directory: Path) -> PkgciError:
+    """Return the error that a child ended with, by its `result.json`; without one the engine ended it."""
+    try:
+        result = Result.read(directory / "result.json")
+    except InfrastructureError:
+        return InfrastructureError(f"{ref} ended without a result; see its log")
+    return FAULTS.get(result.fault, InfrastructureError)(f"{ref}: {result.reason}")

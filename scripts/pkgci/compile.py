@@ -1,0 +1,218 @@
+"""The job `compile`: builds the packages of a source tree in the sandbox, or takes them from the store.
+
+It fetches the trees again, read-only, and refuses others than those that it was started for. What decides a build's
+result makes its key; a build whose key is in the store is not repeated, one that is under way is waited for.
+"""
+
+import hashlib
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import requests
+from pydantic import ValidationError
+
+from pkgci import source
+from pkgci.artifacts import Build, ChangeSummary, File, Repository
+from pkgci.change import Change, Parameters
+from pkgci.config import EMBEDDED, ROOT, Config, Release
+from pkgci.errors import InfrastructureError, PackageError, RequestError
+from pkgci.formats import FORMATS
+from pkgci.formats.base import Dependencies, Metadata, Request
+from pkgci.roots import build_root
+from pkgci.server import serve
+from pkgci.source import Sources
+from pkgci.store import Entry, Record, Store, describe
+
+log = logging.getLogger(__name__)
+
+ALGORITHM = 1
+WAIT = 600
+
+
+def compile(config: Config, target_name: str, parameters: Parameters, artifacts: Path) -> Build:
+    """Build the package of a change for one target, and write `build.json`.
+
+    Args:
+        config: the configuration.
+        target_name: the target.
+        parameters: the job's parameters: the change, SOURCE_TREE, PACKAGING_TREE, REPOSITORIES, RUN_TESTS.
+        artifacts: an existing directory that takes `build.json` and `logs/`.
+
+    Returns:
+        What was built, or found in the store.
+
+    Raises:
+        RequestError: a parameter is wrong, or the trees are not those that were asked for.
+        PackageError: the tree is refused, or does not build.
+        InfrastructureError: fetching, resolving or the store failed.
+    """
+    target = config.target(target_name)
+    format = FORMATS[target.format]
+    seconds: dict[str, float] = {}
+    change = parameters.change(config)
+    sources = _timed(seconds, "fetch", lambda: _fetch(config, change, parameters))
+    for tree in {sources.source, sources.packaging}:
+        source.check(config, tree, sources.entry, sources.package)
+    if not format.packaged(sources.packaging, sources.package):
+        raise RequestError(f"{sources.package} has no packaging for {target_name}; `build` would have said so")
+    with serve(config):
+        request = Request(
+            config=config,
+            target_name=target_name,
+            target=target,
+            release=release_of(config, change, sources),
+            sources=sources,
+            root=_timed(seconds, "root", lambda: build_root(config, target_name)),
+            repositories=_repositories(config, parameters, target.format, target.codename),
+            limits=sources.entry.limits or config.settings.limits,
+            final=not parameters.run_tests,
+            log_path=artifacts / "logs" / "build.log",
+        )
+        metadata = _timed(seconds, "metadata", lambda: _metadata(format, request))
+        version = format.version(request, metadata)
+        dependencies = _timed(seconds, "dependencies", lambda: format.resolve(request, metadata))
+        key = _key(request, metadata, version, dependencies)
+        log.info("%s %s for %s: key %s", metadata.name, version, target_name, key)
+        with Store(config).claim(key, wait=request.limits.seconds + WAIT) as claimed:
+            origin = "store" if isinstance(claimed, Entry) else "built"
+            if isinstance(claimed, Entry):
+                log.info("taken from the store: the same input was built before")
+                record = claimed.record
+            else:
+                with tempfile.TemporaryDirectory(dir=claimed.directory) as output:
+                    built = _timed(
+                        seconds, "build", lambda: format.build(request, metadata, version, dependencies, Path(output))
+                    )
+                    record = Record(
+                        key=key,
+                        algorithm=ALGORITHM,
+                        package=metadata.name,
+                        version=version,
+                        target=target_name,
+                        format=target.format,
+                        packages=built.packages,
+                        files=tuple(describe(path) for path in built.files),
+                    )
+                    if not record.packages:
+                        raise PackageError(f"{metadata.name}: the build made no binary package for {target_name}")
+                    Store(config).deliver(claimed, record, built.files)
+    build = Build(
+        change=ChangeSummary(
+            id=change.id(sources.digest),
+            project=change.project,
+            branch=change.branch,
+            pipeline=change.pipeline,
+            subject=sources.source.subject,
+        ),
+        package=record.package,
+        version=record.version,
+        target=target_name,
+        source_tree=sources.source.id,
+        packaging_tree=sources.packaging.id,
+        key=key,
+        origin=origin,
+        packages=record.packages,
+        files=tuple(File(name=file.name, size=file.size, sha256=file.sha256) for file in record.files),
+        seconds=seconds,
+    )
+    build.write(artifacts / "build.json")
+    return build
+
+
+def release_of(config: Config, change: Change, sources: Sources) -> Release:
+    """Return the release that claims the change's branch; a local tree without one is checked under the embedded default.
+
+    Raises:
+        RequestError: no release claims the branch.
+    """
+    found = config.release_of(change.branch)
+    if found:
+        return found[1]
+    if sources.local:
+        return Config(EMBEDDED).release("default")
+    raise RequestError(f"no release claims branch {change.branch}; `build` would have said so")
+
+
+def _fetch(config: Config, change: Change, parameters: Parameters) -> Sources:
+    sources = source.fetch(config, change)
+    if sources is None:
+        raise RequestError(f"no release claims branch {change.branch}; `build` would have said so")
+    for name, tree in (("SOURCE_TREE", sources.source), ("PACKAGING_TREE", sources.packaging)):
+        if parameters.get(name) not in ("", tree.id):
+            raise InfrastructureError(
+                f"{tree.project} is now tree {tree.id}, not {name} {parameters.get(name)}: it moved since; try again"
+            )
+    return sources
+
+
+def _metadata(format: ModuleType, request: Request) -> Metadata:
+    """Return the package's metadata; refuse a base version below the one that the branch has already."""
+    sources = request.sources
+    metadata = format.inspect(request, sources.packaging)
+    previous = sources.previous
+    if previous and previous.id != sources.packaging.id and format.packaged(previous, sources.package):
+        try:
+            before = format.inspect(request, previous)
+        except PackageError as error:
+            log.info("the branch's own packaging cannot be read, so there is no version to grow from: %s", error)
+            return metadata
+        if before.name == metadata.name and format.newer(before.version, metadata.version):
+            raise PackageError(
+                f"{metadata.name}: version {metadata.version} is below {before.version} of the branch; versions only grow"
+            )
+    return metadata
+
+
+def _repositories(config: Config, parameters: Parameters, format: str, codename: str) -> tuple[Repository, ...]:
+    """Read the `repository.json` files of REPOSITORIES, and return those that are for this format and codename."""
+    found = []
+    for url in parameters.repositories(config):
+        try:
+            answer = requests.get(url, timeout=30)
+            answer.raise_for_status()
+            repository = Repository.model_validate_json(answer.content)
+        except requests.RequestException as error:
+            raise InfrastructureError(f"cannot read {url}: {error}") from error
+        except ValidationError as error:
+            raise InfrastructureError(f"{url} is no repository.json: {error.errors()[0]['msg']}") from error
+        if (repository.format, repository.codename) == (format, codename):
+            if f"{repository.url}repository.json" != url:
+                raise RequestError(f"parameter REPOSITORIES: {url} says that it is at {repository.url}")
+            found.append(repository)
+    return tuple(found)
+
+
+def _key(request: Request, metadata: Metadata, version: str, dependencies: Dependencies) -> str:
+    """Return the sha256 of everything that decides the build's result.
+
+    The extra repositories enter by the content of what they contributed, not by where they are.
+    """
+    folder = ROOT / "scripts" / "pkgci"
+    recipe = [(folder / name).read_text() for name in ("sandbox.sh", "formats/deb-build.sh", "formats/rpm-build.sh")]
+    made_from = {
+        "algorithm": ALGORITHM,
+        "source": request.sources.source.id,
+        "packaging": request.sources.packaging.id,
+        "version": version,
+        "date": metadata.date or request.sources.date,
+        "target": [request.target_name, request.target.codename, request.target.independent],
+        "root": request.root.id,
+        "install": [(one.file, one.sha256) for one in dependencies.install],
+        "remove": dependencies.remove,
+        "recipe": recipe,
+    }
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+
+
+def _timed(seconds: dict[str, float], what: str, do: Callable):
+    """Run one step and note how long it took."""
+    start = time.monotonic()
+    try:
+        return do()
+    finally:
+        seconds[what] = round(time.monotonic() - start, 2)

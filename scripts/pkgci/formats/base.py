@@ -1,0 +1,256 @@
+"""What both package formats do, by the same verbs, and what they share.
+
+A format reads a package's metadata, makes its version, resolves its build dependencies, and builds it. Everything that
+looks into a file of the change happens in the sandbox; what comes back is data that the models here bound and check.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Protocol, TypeVar
+
+import requests
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from pkgci.artifacts import Package, Repository
+from pkgci.config import Config, Limits, Release, Target
+from pkgci.errors import InfrastructureError, PackageError
+from pkgci.roots import Root
+from pkgci.sandbox import Files, Outcome, execute
+from pkgci.source import Blob, Sources, Tree, blobs, names
+from pkgci.tail import Tail
+
+log = logging.getLogger(__name__)
+
+# Debian Policy 5.6.1 and 5.6.12; rpm allows the same letters and, in versions, also ^ and _
+SourceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9+._-]*$", max_length=100)]
+Version = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+~^_:-]*$", max_length=100)]
+
+
+class Data(BaseModel):
+    """What a sandbox said about a package: untrusted, so every field has a form."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Metadata(Data):
+    """What a package says of itself. `date` is in seconds since the epoch, 0 when the package names none."""
+
+    name: SourceName
+    version: Version
+    date: int = Field(ge=0)
+    depends: tuple[Annotated[str, StringConstraints(max_length=1 << 16)], ...]
+
+
+class Dependency(Data):
+    """A package that the build needs beyond the root: its file name, which holds its exact version, and its sha256."""
+
+    file: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9+.:~^_%-]*$")]
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    url: str = ""
+
+
+class Dependencies(Data):
+    """What has to be installed and removed before the build."""
+
+    install: tuple[Dependency, ...] = ()
+    remove: tuple[SourceName, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be built, and with what."""
+
+    config: Config
+    target_name: str
+    target: Target
+    release: Release
+    sources: Sources
+    root: Root
+    repositories: tuple[Repository, ...]
+    limits: Limits
+    final: bool
+    log_path: Path
+
+
+@dataclass(frozen=True)
+class Built:
+    """The files of a build, and what the format's tool says the binary packages among them are."""
+
+    files: tuple[Path, ...]
+    packages: tuple[Package, ...]
+
+
+class Format(Protocol):
+    """The verbs of a format. PACKAGING says, for people, what a tree with its packaging has."""
+
+    PACKAGING: str
+
+    def packaged(self, tree: Tree, package: str) -> bool:
+        """Return whether the tree holds packaging of this format."""
+
+    def inspect(self, request: Request, packaging: Tree) -> Metadata:
+        """Read the packaging's metadata. Raises PackageError when they are broken."""
+
+    def version(self, request: Request, metadata: Metadata) -> str:
+        """Return the full version that the package is built with (DEB: source version; RPM: [epoch:]version-release)."""
+
+    def newer(self, one: str, other: str) -> bool:
+        """Return whether version `one` sorts above `other`, by the format's own comparison."""
+
+    def resolve(self, request: Request, metadata: Metadata) -> Dependencies:
+        """Return the exact build dependencies. Raises PackageError when they cannot be had."""
+
+    def build(
+        self, request: Request, metadata: Metadata, version: str, dependencies: Dependencies, output: Path
+    ) -> Built:
+        """Build source and binary packages into `output`. Raises PackageError when the build fails."""
+
+
+def suffix(request: Request) -> str:
+    """Return what a version gets after its base: vendor, release ordinal, non-merge commits, rebuild; a check's its tree.
+
+    It only grows along a branch, and a check's sorts below the same change merged (`~`).
+    """
+    release, sources = request.release, request.sources
+    rebuild = f".{sources.entry.rebuild}" if sources.entry.rebuild else ""
+    tree = "" if request.final else f"~t{sources.digest[:8]}"
+    return f"{release.vendor}{release.ordinal}.{sources.count}{rebuild}{tree}"
+
+
+def date(request: Request, metadata: Metadata) -> int:
+    """Return SOURCE_DATE_EPOCH: the package's own date, or the latest author date of its commits."""
+    return metadata.date or request.sources.date
+
+
+def add_tree(files: Files, tree: Tree, at: str, without: Sequence[str] = ()) -> None:
+    """Add the files of a tree below the absolute path `at`, but not those below the paths `without`."""
+    skipped = tuple(f"{path}/" for path in without)
+    for blob in blobs(tree, [path for path in names(tree) if not path.startswith(skipped)] if skipped else None):
+        add_blob(files, blob, at)
+
+
+def add_blob(files: Files, blob: Blob, at: str) -> None:
+    """Add one file of a tree below the absolute path `at`."""
+    if blob.mode == "120000":
+        files.add_link(f"{at}/{blob.path}", os.fsdecode(blob.content))
+    else:
+        files.add(f"{at}/{blob.path}", blob.content, 0o755 if blob.mode == "100755" else 0o644)
+
+
+def script(name: str) -> str:
+    """Return the text of a script beside this module, for the sandbox."""
+    return Path(__file__).with_name(name).read_text()
+
+
+def sandboxed(
+    request: Request,
+    script_name: str,
+    *arguments: str,
+    files: Files,
+    output: Path,
+    environment: dict[str, str] | None = None,
+    network: bool = False,
+) -> Outcome:
+    """Run one of the scripts beside this module in a sandbox over the request's root, its output going to the log."""
+    request.log_path.parent.mkdir(parents=True, exist_ok=True)
+    with request.log_path.open("ab") as stream, Tail(request.log_path, sys.stdout.buffer):
+        return execute(
+            request.root.path,
+            script(script_name),
+            arguments=arguments,
+            files=files,
+            output=output,
+            limits=request.limits,
+            log_to=stream,
+            environment=environment,
+            network=network,
+        )
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def cached(request: Request, kind: str, made_from: object, model: type[Model], make: Callable[[], Model]) -> Model:
+    """Return what `make` makes, from the cache if the same was made before from the same root and `made_from`."""
+    # what a script beside this module does is part of what its answer is made from
+    code = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.*"))]
+    key = hashlib.sha256(json.dumps([request.root.id, made_from, code]).encode()).hexdigest()
+    path = request.config.cache / kind / f"{key}.json"
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        pass
+    made = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as new:
+        new.write(made.model_dump_json())
+    Path(new.name).replace(path)
+    return made
+
+
+def parsed(model: type[Model], text: bytes, what: str) -> Model:
+    """Read what a sandbox wrote about a package into its model.
+
+    Raises:
+        PackageError: it is not of the model's form.
+    """
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise PackageError(f"{what}: {where}: {str(first.get('input'))[:80]!r}: {first['msg']}") from error
+
+
+def last_words(path: Path, start: int, fallback: str) -> str:
+    """Return the line of a log, from the byte offset `start`, that says best why something failed."""
+    with path.open("rb") as stream:
+        stream.seek(max(start, path.stat().st_size - 65536))
+        lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines() if line.strip()]
+    marked = [
+        line for line in lines if any(word in line for word in ("error:", "Error ", "E: ", "ERROR", "FAILED", "fatal:"))
+    ]
+    return (marked or lines or [fallback])[0 if marked and "Failed build dependencies" in marked[0] else -1][:300]
+
+
+def download(config: Config, dependencies: Dependencies) -> list[Path]:
+    """Return the dependencies' files, in order, downloading those that the cache does not hold.
+
+    Raises:
+        InfrastructureError: one cannot be had, or is not what the signed index says.
+    """
+
+    def one(dependency: Dependency) -> Path:
+        path = config.cache / "packages" / dependency.sha256
+        if path.exists():
+            os.utime(path)
+            return path
+        try:
+            with requests.get(dependency.url, timeout=60, stream=True) as answer:
+                answer.raise_for_status()
+                content = answer.content
+        except requests.RequestException as error:
+            raise InfrastructureError(f"cannot download {dependency.url}: {error}") from error
+        if hashlib.sha256(content).hexdigest() != dependency.sha256:
+            raise InfrastructureError(f"{dependency.url} is not what its repository's index says; retry later")
+        return keep(config, dependency.sha256, content)
+
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        return list(pool.map(one, dependencies.install))
+
+
+def keep(config: Config, digest: str, content: bytes) -> Path:
+    """Put a package into the download cache under its sha256; return where it is."""
+    place = config.cache / "packages"
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=place, delete=False) as new:
+        new.write(content)
+    return Path(new.name).replace(place / digest)

@@ -1,0 +1,198 @@
+"""DEB packages: source package from an unpacked tree, version, build dependencies by apt, build by dpkg-buildpackage.
+
+Sources: Debian Policy 5 (control files), dpkg-source(1) for `3.0 (quilt)`, reproducible-builds.org for SOURCE_DATE_EPOCH.
+"""
+
+import re
+import shlex
+import tempfile
+from pathlib import Path
+
+from debian import deb822
+
+from pkgci.artifacts import Package
+from pkgci.command import run
+from pkgci.errors import InfrastructureError, PackageError
+from pkgci.formats import base
+from pkgci.formats.base import Built, Dependencies, Dependency, Metadata, Request
+from pkgci.sandbox import Files
+from pkgci.source import Tree, blobs, names
+from pkgci.upstream import apt_configuration, apt_sources, index_digest
+
+PACKAGING = "debian/control"
+FAILURES = {
+    11: "its build dependencies do not install",
+    12: "the source package cannot be made",
+    13: "the build failed",
+}
+
+
+def packaged(tree: Tree, package: str) -> bool:
+    """Return whether the tree has `debian/control`."""
+    return "debian/control" in names(tree)
+
+
+def inspect(request: Request, packaging: Tree) -> Metadata:
+    """Read name, version, date and build dependencies from `debian/`.
+
+    Raises:
+        PackageError: changelog or control file are broken.
+    """
+
+    def make() -> Metadata:
+        files = Files()
+        for blob in blobs(packaging, ["debian/changelog", "debian/control"]):
+            files.add(f"/in/{blob.path}", blob.content)
+        files.add_directory("/in")
+        with tempfile.TemporaryDirectory() as output:
+            start = request.log_path.stat().st_size if request.log_path.exists() else 0
+            outcome = base.sandboxed(request, "deb-inspect.sh", files=files, output=Path(output))
+            if outcome.status:
+                reason = base.last_words(request.log_path, start, "no reason given")
+                raise PackageError(f"{packaging.project}: cannot read its packaging: {reason}")
+            return base.parsed(Metadata, Path(output, "metadata.json").read_bytes(), f"{packaging.project}: debian/")
+
+    return base.cached(request, "metadata", packaging.id, Metadata, make)
+
+
+def version(request: Request, metadata: Metadata) -> str:
+    """Return the source version: the suffix in the upstream part, the target's tag in the revision.
+
+    So an orig tarball of one name never has two contents. A native package has both at its end.
+    """
+    upstream, dash, revision = metadata.version.rpartition("-")
+    if not dash:
+        return f"{metadata.version}+{base.suffix(request)}+{request.target.tag}"
+    return f"{upstream}+{base.suffix(request)}-{revision}+{request.target.tag}"
+
+
+def newer(one: str, other: str) -> bool:
+    """Return whether version `one` sorts above `other` (deb-version(7))."""
+    return run(["dpkg", "--compare-versions", one, "gt", other], check=False, quiet=True).returncode == 0
+
+
+def resolve(request: Request, metadata: Metadata) -> Dependencies:
+    """Ask apt for the exact build dependencies, from upstream and the request's repositories.
+
+    Raises:
+        PackageError: they cannot be satisfied.
+        InfrastructureError: a repository cannot be read.
+    """
+    upstream = apt_sources(request.target)
+    indexes = [source.release_url for source in upstream]
+    indexes += [f"{one.url}dists/{one.codename}/InRelease" for one in request.repositories]
+    digest = index_digest(indexes)
+
+    def make() -> Dependencies:
+        files = Files()
+        lines = [source.line() for source in upstream]
+        for number, one in enumerate(request.repositories):
+            files.add(f"/etc/apt/keyrings/pkgci-{number}.asc", one.signing_key)
+            signed = f"[signed-by=/etc/apt/keyrings/pkgci-{number}.asc]"
+            lines.append(f"deb {signed} {one.url} {one.codename} {one.component}")
+        files.add("/in/sources.list", "\n".join([*lines, ""]))
+        files.add("/in/debian/control", _control(request, metadata))
+        files.add("/etc/apt/apt.conf.d/90pkgci", apt_configuration())
+        lists = request.config.cache / "lists" / digest
+        for path in sorted(lists.glob("*")):
+            files.add_file(f"/in/lists/{path.name}", path)
+        with tempfile.TemporaryDirectory() as directory:
+            output = Path(directory)
+            start = request.log_path.stat().st_size if request.log_path.exists() else 0
+            outcome = base.sandboxed(request, "deb-resolve.sh", files=files, output=output, network=True)
+            if outcome.status:
+                reason = base.last_words(request.log_path, start, "no reason given")
+                failed = PackageError if (output / "plan").exists() else InfrastructureError
+                raise failed(f"{metadata.name}: build dependencies cannot be resolved: {reason}")
+            _keep_lists(output / "lists", lists)
+            found = []
+            for line in (output / "uris").read_text().splitlines():
+                uri, file, _, hashed = shlex.split(line)
+                found.append(Dependency(file=file, url=uri, sha256=hashed.removeprefix("SHA256:")))
+            return Dependencies(
+                install=tuple(sorted(found, key=lambda one: one.file)),
+                remove=tuple(sorted(re.sub(":.*", "", name) for name in (output / "remove").read_text().split())),
+            )
+
+    made_from = [digest, _control(request, metadata)]
+    return base.cached(request, "dependencies", made_from, Dependencies, make)
+
+
+def _control(request: Request, metadata: Metadata) -> str:
+    """Return a control file that has the package's build dependencies, as far as this target's part needs them."""
+    fields = [
+        field for field in metadata.depends if request.target.independent or not field.split(":")[0].endswith("-Indep")
+    ]
+    return "\n".join(
+        [f"Source: {metadata.name}", *fields, "", f"Package: {metadata.name}-build", "Architecture: any", ""]
+    )
+
+
+def _keep_lists(made: Path, lists: Path) -> None:
+    """Keep the package lists that apt has just read, so that the next package is resolved without the network."""
+    if not made.is_dir():
+        return
+    lists.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=lists.parent) as scratch:
+        new = Path(scratch, "lists")
+        new.mkdir()
+        for path in made.iterdir():
+            (new / path.name).write_bytes(path.read_bytes())
+        try:
+            new.rename(lists)
+        except OSError:
+            # another process kept the same lists at the same time
+            return
+
+
+def build(request: Request, metadata: Metadata, version: str, dependencies: Dependencies, output: Path) -> Built:
+    """Build source and binary packages in one sandbox without network.
+
+    Raises:
+        PackageError: the source package or the build failed.
+    """
+    files = Files()
+    sources = request.sources
+    if sources.pair:
+        base.add_tree(files, sources.source, "/build/tree", without=["debian"])
+        for blob in blobs(sources.packaging, [path for path in names(sources.packaging) if path.startswith("debian/")]):
+            base.add_blob(files, blob, "/build/tree")
+    else:
+        base.add_tree(files, sources.source, "/build/tree")
+    for dependency, path in zip(dependencies.install, base.download(request.config, dependencies), strict=True):
+        files.add_file(f"/deps/{dependency.file.replace('%3a', ':')}", path)
+    start = request.log_path.stat().st_size if request.log_path.exists() else 0
+    outcome = base.sandboxed(
+        request,
+        "deb-build.sh",
+        *(metadata.name, version, request.target.codename, "all" if request.target.independent else "any"),
+        *(str(base.date(request, metadata)), f"Built from tree {sources.digest}.", *dependencies.remove),
+        files=files,
+        output=output,
+    )
+    if outcome.status:
+        what = FAILURES.get(outcome.status, "the build failed")
+        raise PackageError(
+            f"{metadata.name}: {what}: {base.last_words(request.log_path, start, f'status {outcome.status}')}"
+        )
+    return Built(tuple(sorted(outcome.files)), _packages(output / "index.packages", metadata))
+
+
+def _packages(index: Path, metadata: Metadata) -> tuple[Package, ...]:
+    """Return the binary packages that dpkg-scanpackages found."""
+    try:
+        with index.open("rb") as stream:
+            stanzas = list(deb822.Packages.iter_paragraphs(stream, use_apt_pkg=False))
+        return tuple(
+            Package(
+                name=stanza["Package"],
+                version=stanza["Version"],
+                architecture=stanza["Architecture"],
+                file=Path(stanza["Filename"]).name,
+                sha256=stanza["SHA256"],
+                kind="debug" if stanza.get("Auto-Built-Package") == "debug-symbols" else "binary",
+            )
+            for stanza in stanzas
+        )
+    except (KeyError, ValueError, UnicodeDecodeError, OSError) as error:
+        raise PackageError(f"{metadata.name}: its binary packages have no readable control data: {error}") from error

@@ -1,0 +1,193 @@
+"""RPM packages: SRPM from tree and spec, version in Release, BuildRequires really checked, rebuild by rpmbuild.
+
+Sources: rpm's documentation of spec files and of reproducible builds (`%use_source_date_epoch_as_buildtime`).
+"""
+
+import hashlib
+import tempfile
+from pathlib import Path, PurePosixPath
+
+from pydantic import ValidationError
+
+from pkgci.artifacts import Package
+from pkgci.command import run
+from pkgci.errors import InfrastructureError, PackageError
+from pkgci.formats import base
+from pkgci.formats.base import Built, Dependencies, Dependency, Metadata, Request
+from pkgci.sandbox import Files
+from pkgci.source import Tree, blobs, names
+from pkgci.upstream import index_digest
+
+PACKAGING = "rpm/*.spec"
+FAILURES = {11: "its build dependencies do not install", 12: "the SRPM cannot be made", 13: "the build failed"}
+
+
+def packaged(tree: Tree, package: str) -> bool:
+    """Return whether the tree has a spec in `rpm/`."""
+    return _spec(tree, package) is not None
+
+
+def _spec(tree: Tree, package: str) -> str | None:
+    """Return the path of the package's spec: the only one in `rpm/`, or the one with the package's name."""
+    specs = [path for path in names(tree) if PurePosixPath(path).match("rpm/*.spec") and path.count("/") == 1]
+    if len(specs) > 1 and f"rpm/{package}.spec" not in specs:
+        raise PackageError(f"{tree.project}: rpm/ has several specs and none is {package}.spec: {', '.join(specs)}")
+    return f"rpm/{package}.spec" if len(specs) > 1 else next(iter(specs), None)
+
+
+def _packaging(tree: Tree) -> list[str]:
+    return [path for path in names(tree) if path.startswith("rpm/")]
+
+
+def inspect(request: Request, packaging: Tree) -> Metadata:
+    """Read name, version-release, changelog date and BuildRequires from the spec, which is executed for it.
+
+    Raises:
+        PackageError: the spec is broken, or uses %autorelease.
+    """
+    spec = _spec(packaging, request.sources.package)
+    assert spec is not None
+    text = next(blobs(packaging, [spec])).content
+    if b"%autorelease" in text or b"%{autorelease" in text or b"%{?autorelease" in text:
+        raise PackageError(f"{packaging.project}: {spec} uses %autorelease: the same tree would give different bits")
+
+    def make() -> Metadata:
+        files = Files()
+        for blob in blobs(packaging, _packaging(packaging)):
+            base.add_blob(files, blob, "/in")
+        with tempfile.TemporaryDirectory() as output:
+            start = request.log_path.stat().st_size if request.log_path.exists() else 0
+            outcome = base.sandboxed(request, "rpm-inspect.sh", spec, files=files, output=Path(output))
+            if outcome.status:
+                reason = base.last_words(request.log_path, start, "no reason given")
+                raise PackageError(f"{packaging.project}: cannot read {spec}: {reason}")
+            return base.parsed(Metadata, Path(output, "metadata.json").read_bytes(), f"{packaging.project}: {spec}")
+
+    return base.cached(request, "metadata", [packaging.id, spec], Metadata, make)
+
+
+def dist(request: Request) -> str:
+    """Return the value of %dist: vendor suffix, then the target's tag. It sorts above `.el9` and `.fc40`."""
+    return f".{base.suffix(request)}.{request.target.tag}"
+
+
+def version(request: Request, metadata: Metadata) -> str:
+    """Return [epoch:]version-release as it will be; the suffix stands in Release."""
+    return metadata.version + dist(request)
+
+
+def newer(one: str, other: str) -> bool:
+    """Return whether `[epoch:]version-release` `one` sorts above `other`, by rpm's own comparison."""
+
+    def parts(text: str) -> tuple[str, str, str]:
+        epoch, _, rest = text.rpartition(":")
+        version, _, release = rest.rpartition("-")
+        return epoch or "0", version, release
+
+    for mine, theirs in zip(parts(one), parts(other), strict=True):
+        # both are held to the pattern of a version: nothing in them ends a string of Lua
+        compared = run(
+            ["rpm", "--eval", f"%{{lua:print(rpm.vercmp('{mine}', '{theirs}'))}}"], quiet=True
+        ).stdout.strip()
+        if compared != b"0":
+            return compared == b"1"
+    return False
+
+
+def resolve(request: Request, metadata: Metadata) -> Dependencies:
+    """Ask dnf for what the BuildRequires need beyond the root, from the request's repositories.
+
+    What the root offers is in its own rpm database; rpmbuild itself refuses what is missing in the end.
+
+    Raises:
+        PackageError: they cannot be satisfied.
+        InfrastructureError: a repository cannot be read.
+    """
+    if not request.repositories:
+        return Dependencies()
+    digest = index_digest([f"{one.url}repodata/repomd.xml" for one in request.repositories])
+
+    def make() -> Dependencies:
+        files = Files()
+        lines = []
+        for number, one in enumerate(request.repositories):
+            files.add(f"/etc/pki/pkgci-{number}.asc", one.signing_key)
+            lines += [f"[pkgci-{number}]", f"name=pkgci {number}", f"baseurl={one.url}", "enabled=1", "gpgcheck=0"]
+            lines += ["repo_gpgcheck=1", f"gpgkey=file:///etc/pki/pkgci-{number}.asc", ""]
+        files.add("/in/pkgci.repo", "\n".join(lines))
+        files.add("/in/requires", "\n".join([*metadata.depends, ""]))
+        with tempfile.TemporaryDirectory() as directory:
+            output = Path(directory)
+            start = request.log_path.stat().st_size if request.log_path.exists() else 0
+            outcome = base.sandboxed(request, "rpm-resolve.sh", files=files, output=output, network=True)
+            if outcome.status:
+                reason = base.last_words(request.log_path, start, "no reason given")
+                failed = (
+                    PackageError if "nothing provides" in reason or "Unable to find" in reason else InfrastructureError
+                )
+                raise failed(f"{metadata.name}: build dependencies cannot be resolved: {reason}")
+            return Dependencies(install=tuple(_keep(request, path) for path in sorted(outcome.files)))
+
+    return base.cached(request, "dependencies", [digest, metadata.depends], Dependencies, make)
+
+
+def _keep(request: Request, path: Path) -> Dependency:
+    """Move a package that dnf downloaded and checked to the cache from which builds take theirs."""
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    base.keep(request.config, digest, content)
+    return Dependency(file=path.name, sha256=digest)
+
+
+def build(request: Request, metadata: Metadata, version: str, dependencies: Dependencies, output: Path) -> Built:
+    """Make the SRPM and rebuild it, in one sandbox without network.
+
+    Raises:
+        PackageError: the SRPM or the build failed; a missing BuildRequires is named.
+    """
+    files = Files()
+    sources = request.sources
+    spec = _spec(sources.packaging, sources.package)
+    assert spec is not None
+    own = [] if sources.pair else ["rpm", *(["debian"] if "debian/control" in names(sources.source) else [])]
+    files.add_directory("/build/tree")
+    base.add_tree(files, sources.source, "/build/tree", without=own)
+    for blob in blobs(sources.packaging, _packaging(sources.packaging)):
+        base.add_blob(files, blob, "/build/packaging")
+    for dependency, path in zip(dependencies.install, base.download(request.config, dependencies), strict=True):
+        files.add_file(f"/deps/{dependency.file}", path)
+    start = request.log_path.stat().st_size if request.log_path.exists() else 0
+    upstream = metadata.version.rpartition(":")[2].rpartition("-")[0]
+    outcome = base.sandboxed(
+        request,
+        "rpm-build.sh",
+        *(spec, metadata.name, upstream, dist(request), str(base.date(request, metadata))),
+        files=files,
+        output=output,
+    )
+    if outcome.status:
+        what = FAILURES.get(outcome.status, "the build failed")
+        raise PackageError(
+            f"{metadata.name}: {what}: {base.last_words(request.log_path, start, f'status {outcome.status}')}"
+        )
+    listing = output / "packages"
+    packages = _packages(listing, output, metadata)
+    listing.unlink()
+    return Built(tuple(path for path in sorted(outcome.files) if path != listing), packages)
+
+
+def _packages(listing: Path, output: Path, metadata: Metadata) -> tuple[Package, ...]:
+    """Return the binary packages that rpm's query listed."""
+    packages = []
+    for line in listing.read_text(errors="replace").splitlines():
+        try:
+            name, version, architecture, file = line.split()
+            with (output / Path(file).name).open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            kind = "debug" if name.endswith(("-debuginfo", "-debugsource")) else "binary"
+            packages.append(
+                Package(name=name, version=version, architecture=architecture, file=file, sha256=digest, kind=kind)
+            )
+        except (ValueError, OSError, ValidationError) as error:
+            raise PackageError(f"{metadata.name}: cannot read its binary packages: {line[:100]!r}") from error
+    return tuple(packages)

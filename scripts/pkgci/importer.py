@@ -1,0 +1,119 @@
+"""`pkgci import`: makes a git tree of fully unpacked source, as the product wants it, from a source package.
+
+The source package is unpacked in the sandbox; what comes back goes into git as objects, so that nothing in it is ever
+interpreted here.
+"""
+
+import logging
+import re
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path, PurePosixPath
+
+from debian import deb822
+
+from pkgci.command import run
+from pkgci.config import Config
+from pkgci.errors import InfrastructureError, PackageError, RequestError
+from pkgci.formats.base import last_words, script
+from pkgci.roots import build_root
+from pkgci.sandbox import Files, execute
+
+log = logging.getLogger(__name__)
+
+
+def import_package(config: Config, package: Path, directory: Path | None) -> Path:
+    """Unpack a source package into a new git repository.
+
+    Args:
+        config: the configuration; a target of the package's format provides the sandbox.
+        package: a `.dsc`, whose files lie beside it, or a `.src.rpm`.
+        directory: where to make the repository; by default one named as the package, in the current directory.
+
+    Returns:
+        The repository: one commit on the branch `main`.
+
+    Raises:
+        RequestError: the file is no source package, or the directory exists.
+        PackageError: it cannot be unpacked.
+    """
+    format = {".dsc": "deb", ".rpm": "rpm"}.get(package.suffix)
+    if format is None or not package.is_file() or (format == "rpm" and not package.name.endswith(".src.rpm")):
+        raise RequestError(f"cannot import {package}: it must be an existing .dsc or .src.rpm file")
+    if directory and directory.exists():
+        raise RequestError(f"cannot import into {directory}: it exists already")
+    targets = [name for name in config.names("targets") if config.target(name).format == format]
+    if not targets:
+        raise RequestError(f"cannot import {package}: no target has the format {format}")
+    files = Files()
+    for path in [package, *_parts(package)]:
+        files.add_file(f"/in/{path.name}", path)
+    with tempfile.TemporaryDirectory() as scratch:
+        output, log_path = Path(scratch, "out"), Path(scratch, "log")
+        output.mkdir()
+        with log_path.open("wb") as stream:
+            root = build_root(config, targets[0])
+            text, limits = script(f"{format}-import.sh"), config.settings.limits
+            outcome = execute(root.path, text, files=files, output=output, limits=limits, log_to=stream)
+        if outcome.status:
+            sys.stderr.write(log_path.read_text(errors="replace"))
+            raise PackageError(f"cannot unpack {package}: {last_words(log_path, 0, 'no reason given')}")
+        name, _, version = (output / "name").read_text().strip().partition(" ")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9+._-]*", name) or not re.fullmatch(r"[A-Za-z0-9.+~^_:-]+", version):
+            raise PackageError(f"cannot import {package}: {name!r} {version!r} is no name and version of a package")
+        directory = directory or Path(name)
+        if directory.exists():
+            raise RequestError(f"cannot import into {directory}: it exists already; name another directory")
+        run(["git", "init", "-q", "--template=", "-b", "main", directory], quiet=True)
+        _commit(directory, output / "tree.tar", f"Import {name} {version}")
+    return directory
+
+
+def _parts(package: Path) -> list[Path]:
+    """Return the files that a .dsc names; a .src.rpm has all in one."""
+    if package.suffix != ".dsc":
+        return []
+    try:
+        listed = [entry["name"] for entry in deb822.Dsc(package.read_bytes())["Files"]]
+    except (KeyError, ValueError) as error:
+        raise RequestError(f"cannot import {package}: it names no files: {error}") from error
+    paths = [package.parent / name for name in listed]
+    for path in paths:
+        if path.parent != package.parent or not path.is_file():
+            raise RequestError(f"cannot import {package}: {path.name} must lie beside it")
+    return paths
+
+
+def _commit(repository: Path, archive: Path, message: str) -> None:
+    """Commit the content of a tar archive, through git's own objects."""
+    with tempfile.TemporaryFile() as stream:
+        stream.write(b"commit refs/heads/main\ncommitter pkgci <pkgci@localhost> %d +0000\n" % time.time())
+        stream.write(b"data %d\n%s\n" % (len(message.encode()), message.encode()))
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                path = str(PurePosixPath(member.name))
+                if member.isdir():
+                    continue
+                if PurePosixPath(path).is_absolute() or {"..", ".git"} & set(PurePosixPath(path).parts) or "\n" in path:
+                    raise PackageError(f"cannot import {path!r}: not allowed in a tree")
+                content = member.linkname.encode(errors="surrogateescape")
+                mode = b"120000"
+                if not member.issym():
+                    extracted = tar.extractfile(member)
+                    if extracted is None:
+                        raise PackageError(f"cannot import {path!r}: neither a file nor a symbolic link")
+                    content = extracted.read()
+                    mode = b"100755" if member.mode & 0o100 else b"100644"
+                quoted = path.replace("\\", "\\\\").replace('"', '\\"').encode(errors="surrogateescape")
+                stream.write(b'M %s inline "%s"\ndata %d\n' % (mode, quoted, len(content)))
+                stream.write(content + b"\n")
+        stream.write(b"done\n")
+        stream.seek(0)
+        run(["git", "-C", repository, "fast-import", "--quiet", "--done"], input=stream.read(), quiet=True)
+    checked = run(["git", "-C", repository, "checkout", "-q", "main", "--"], check=False, quiet=True)
+    if checked.returncode:
+        raise InfrastructureError(
+            f"cannot check out {repository}: {checked.stderr.decode(errors='replace').strip()[-200:]}"
+        )
