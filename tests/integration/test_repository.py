@@ -281,7 +281,12 @@ def dnf(directory: Path, repo: str, *words: str, check: bool = True):
         )
     )
     fixed = ["-y", "-c", directory / "dnf.conf", f"--installroot={directory / 'root'}", "--releasever=1"]
-    return run("dnf", *fixed, *words, env={"HOME": str(directory), "no_proxy": "127.0.0.1"}, cwd=directory, check=check)
+    try:
+        return run("dnf", *fixed, *words, env={"HOME": str(directory), "no_proxy": "127.0.0.1"}, check=check)
+    finally:
+        # dnf leaves the agent running that it started to read the repository's key
+        for home in directory.glob("**/pubring"):
+            run("gpgconf", "--homedir", home, "--kill", "gpg-agent")
 
 
 def test_dnf_lists_and_downloads_package_and_source_with_the_index_signed(config, rpm, tmp_path):
