@@ -281,8 +281,10 @@ def dnf(directory: Path, repo: str, *words: str, check: bool = True):
         )
     )
     fixed = ["-y", "-c", directory / "dnf.conf", f"--installroot={directory / 'root'}", "--releasever=1"]
+    # dnf's install insists on being root, if only of its own namespace
+    root = ["unshare", "--map-root-user"] if os.getuid() else []
     try:
-        return run("dnf", *fixed, *words, env={"HOME": str(directory), "no_proxy": "127.0.0.1"}, check=check)
+        return run(*root, "dnf", *fixed, *words, env={"HOME": str(directory), "no_proxy": "127.0.0.1"}, check=check)
     finally:
         # dnf leaves the agent running that it started to read the repository's key
         for home in directory.glob("**/pubring"):
