@@ -135,6 +135,12 @@ def test_a_boolean_parameter_takes_true_and_false_only(engine):
         engine.start("run-build", {"FAST": "yes"})
 
 
+@pytest.mark.parametrize("value", ["a\0b", "a\udcffb"])
+def test_a_value_that_is_no_text_is_refused(engine, value):
+    with pytest.raises(RequestError, match="WHO is not text"):
+        engine.start("run-build", {"WHO": value})
+
+
 def test_an_unknown_job_or_build_is_refused_by_every_verb(engine, tmp_path):
     nobody = BuildRef("run-build", 7)
     refused = [
@@ -349,6 +355,30 @@ def test_a_start_that_was_killed_half_way_harms_nothing(engine):
     (half_made / "build.json").write_text("{")
     assert engine.builds("run-build") == [first]
     assert engine.state(run(engine, "true")) == "SUCCESS"
+
+
+def test_a_starter_killed_at_any_moment_leaves_builds_that_end_and_numbers_that_are_not_reused(engine, tmp_path):
+    starter = (
+        "import sys, local_jobs; from pathlib import Path; from pkgci.config import Config; "
+        "e = local_jobs.LocalEngine(Config(Path(sys.argv[1])), Path(sys.argv[2])); print(flush=True)\n"
+        "while True: print(e.start('run-build', {}).number, flush=True)"
+    )
+    command = [sys.executable, "-c", starter, str(engine.config.directory), str(tmp_path / "jobs")]
+    told = []
+    for moment in range(10):
+        process = subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(moment * 0.004)
+        process.kill()
+        told += [int(number) for number in process.communicate()[0].split()]
+    assert len(told) == len(set(told))
+    refs = engine.builds("run-build")
+    assert {engine.wait(ref, 60) for ref in refs} <= {"SUCCESS", "ABORTED"}
+    assert {engine.state(BuildRef("run-build", number)) for number in told} <= {"SUCCESS"}
+    last = run(engine, "true")
+    assert engine.state(last) == "SUCCESS"
+    assert last.number > max(ref.number for ref in refs)
 
 
 def test_a_build_survives_the_death_of_who_started_it(engine, tmp_path):

@@ -275,8 +275,8 @@ def _values(definition: Definition, given: Mapping[str, str]) -> dict[str, str]:
             raise RequestError(f"job {definition.name} has no parameter {name!r}; it has: {', '.join(known) or 'none'}")
         if known[name].boolean and value not in ("true", "false"):
             raise RequestError(f"job {definition.name}: parameter {name} is {value!r}; it is true or false")
-        if "\0" in value:
-            raise RequestError(f"job {definition.name}: parameter {name} has a NUL character")
+        if re.search(r"[\0\ud800-\udfff]", value):
+            raise RequestError(f"job {definition.name}: parameter {name} is not text: {value!r}")
     return {name: given.get(name, parameter.default) for name, parameter in known.items()}
 
 

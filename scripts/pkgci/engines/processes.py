@@ -46,7 +46,7 @@ def kill_all(
 
 
 def _find(mark: bytes, ancestor: int | None) -> set[int]:
-    """Return the living processes of a build, without this one and what descends from it (unless it is `ancestor`)."""
+    """Return the living processes of a build, without this one and `ancestor`."""
     children = defaultdict(list)
     roots = [] if ancestor is None else [ancestor]
     for entry in Path("/proc").iterdir():
@@ -62,11 +62,10 @@ def _find(mark: bytes, ancestor: int | None) -> set[int]:
     found: set[int] = set()
     while roots:
         pid = roots.pop()
-        if pid in found or (pid == os.getpid() != ancestor):
-            continue
-        found.add(pid)
-        roots += [child for child in children[pid] if f"{SUPERVISOR}=".encode() not in _environment(child)]
-    return found - {ancestor}
+        if pid not in found:
+            found.add(pid)
+            roots += [child for child in children[pid] if f"{SUPERVISOR}=".encode() not in _environment(child)]
+    return found - {ancestor, os.getpid()}
 
 
 def _environment(pid: int) -> bytes:

@@ -1,0 +1,281 @@
+"""What a step runs in: its result, its signals, its children, and the watch on who started it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from local_jobs import alive, end_all, log_of, make_engine, pid_in, supervisor_of, until
+
+from pkgci import step
+from pkgci.artifacts import Result
+from pkgci.engines.base import BuildRef
+from pkgci.errors import InfrastructureError, PackageError, RequestError
+from pkgci.step import StepContext
+
+# a step in a process of its own: BODY is a function's body over `context`
+PROGRAM = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+from pkgci import step
+from pkgci.config import Config
+from pkgci.engines.local import LocalEngine
+from pkgci.errors import *
+
+def main(context):
+{body}
+
+step.WATCH = 0.2
+engine = LocalEngine(Config(Path({configuration!r})), Path({jobs!r}))
+sys.exit(step.run("some", main, engine))
+"""
+
+
+@pytest.fixture
+def engine(tmp_path):
+    made = make_engine(tmp_path, executors=1)
+    yield made
+    end_all(made)
+
+
+@pytest.fixture
+def program(engine, tmp_path):
+    """Return the argv of a step with the given body."""
+
+    def write(body: str) -> list[str]:
+        indented = "".join(f"    {line}\n" for line in body.splitlines())
+        path = tmp_path / f"program-{len(list(tmp_path.iterdir()))}.py"
+        path.write_text(
+            PROGRAM.format(body=indented, configuration=str(engine.config.directory), jobs=str(tmp_path / "jobs"))
+        )
+        return [sys.executable, str(path)]
+
+    return write
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """Run the test in an empty directory and without a build's environment."""
+    directory = tmp_path / "here"
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    for name in ("PARENT", "JOB_NAME", "BUILD_NUMBER", "PKGCI_ENGINE"):
+        monkeypatch.delenv(name, raising=False)
+    return directory
+
+
+@pytest.fixture
+def run(here, engine):
+    """Run a step in this process; return its exit code and `result.json`."""
+
+    def call(main) -> tuple[int, Result]:
+        code = step.run("some", main, engine)
+        return code, Result.read(here / "artifacts" / "result.json")
+
+    return call
+
+
+def raising(error: Exception):
+    def main(_: StepContext) -> str:
+        raise error
+
+    return main
+
+
+# results
+
+
+def test_a_step_that_passes_says_why(run):
+    code, result = run(lambda _: "3 packages")
+    assert (code, result.exit, result.result, result.fault) == (0, 0, "SUCCESS", "none")
+    assert (result.step, result.reason, result.children) == ("some", "3 packages", ())
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "fault"),
+    [
+        (PackageError("it does not\n  build"), 1, "package"),
+        (RequestError("it does not build"), 2, "request"),
+        (InfrastructureError("it does not build"), 3, "infrastructure"),
+    ],
+)
+def test_an_expected_error_becomes_its_exit_code_and_one_line(run, capsys, error, code, fault):
+    got, result = run(raising(error))
+    assert (got, result.exit, result.result, result.fault) == (code, code, "FAILURE", fault)
+    assert result.reason == "it does not build"
+    assert "Traceback" not in capsys.readouterr().out
+
+
+def test_a_bug_shows_its_traceback_and_is_nobody_elses_fault(run, capsys):
+    code, result = run(raising(KeyError("x")))
+    assert (code, result.exit, result.result, result.fault) == (3, 3, "FAILURE", "bug")
+    assert result.reason == "KeyError: 'x'"
+    assert "Traceback" in capsys.readouterr().out
+
+
+def test_what_an_earlier_run_left_in_artifacts_is_gone(run, here):
+    (here / "artifacts" / "old").mkdir(parents=True)
+    run(lambda _: "done")
+    assert [path.name for path in (here / "artifacts").iterdir()] == ["result.json"]
+
+
+def test_a_result_that_cannot_be_written_is_an_infrastructure_failure(here, engine):
+    def main(_: StepContext) -> str:
+        (here / "artifacts").rmdir()
+        (here / "artifacts").touch()
+        return "done"
+
+    assert step.run("some", main, engine) == 3
+
+
+def test_a_parent_that_is_no_build_is_a_wrong_request(run, monkeypatch):
+    monkeypatch.setenv("PARENT", "nobody")
+    code, result = run(lambda _: "done")
+    assert (code, result.reason) == (2, "'nobody' names no build; write JOB/NUMBER")
+
+
+# signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_aborts_the_step_and_lets_it_clean_up_undisturbed(program, here, number):
+    body = """
+try:
+    Path("ready").touch()
+    subprocess.run(["sleep", "1000"])
+finally:
+    os.kill(os.getpid(), signal.SIGTERM)
+    Path("cleaned").touch()
+"""
+    process = subprocess.Popen(program(body))
+    until((here / "ready").exists)
+    process.send_signal(number)
+    assert process.wait(30) == 143
+    assert (here / "cleaned").exists()
+    result = Result.read(here / "artifacts" / "result.json")
+    assert (result.result, result.fault, result.exit) == ("ABORTED", "aborted", 143)
+    assert result.reason == f"stopped by {number.name}"
+
+
+# children
+
+
+def test_a_childs_log_and_artifacts_are_kept_and_its_result_is_noted(run, here, engine):
+    def main(context: StepContext) -> str:
+        command = "mkdir artifacts; echo $PARENT. $CORRELATION >artifacts/x"
+        refs = [context.child("run-build", {"COMMAND": command}) for _ in range(2)]
+        assert [context.finish(ref) for ref in refs] == ["SUCCESS", "SUCCESS"]
+        assert [str(context.directory(ref)) for ref in refs] == ["artifacts/run-build", "artifacts/run-build-2"]
+        assert context.finish(context.child("run-control", {"COMMAND": "exit 1"})) == "FAILURE"
+        return "done"
+
+    code, result = run(main)
+    assert code == 0
+    assert [(child.job, child.number, child.result) for child in result.children] == [
+        ("run-build", 1, "SUCCESS"),
+        ("run-build", 2, "SUCCESS"),
+        ("run-control", 1, "FAILURE"),
+    ]
+    words = [(here / "artifacts" / job / "artifacts" / "x").read_text().split() for job in ("run-build", "run-build-2")]
+    assert [word[0] for word in words] == [".", "."]
+    assert words[0][1] != words[1][1]
+    console = (here / "artifacts" / "run-control" / "console.log").read_text()
+    assert console == log_of(engine, BuildRef("run-control", 1))
+
+
+def test_a_child_knows_the_build_that_started_it(run, engine, monkeypatch):
+    monkeypatch.setenv("JOB_NAME", "run-control")
+    monkeypatch.setenv("BUILD_NUMBER", "7")
+    run(lambda context: str(context.child("run-build", {})))
+    assert engine.record(BuildRef("run-build", 1)).parameters["PARENT"] == "run-control/7"
+
+
+def test_a_wait_for_a_child_can_be_limited(run):
+    def main(context: StepContext) -> str:
+        ref = context.child("run-build", {"COMMAND": "exec sleep 1000"})
+        assert context.finish(ref, 0.1) is None
+        return "done"
+
+    code, result = run(main)
+    assert code == 0
+    assert [child.result for child in result.children] == ["ABORTED"]
+
+
+def test_children_are_aborted_when_the_step_fails(run, engine):
+    def main(context: StepContext) -> str:
+        for job in ("run-build", "run-control"):
+            context.child(job, {"COMMAND": "exec sleep 1000"})
+        raise PackageError("no")
+
+    code, result = run(main)
+    assert code == 1
+    assert [child.result for child in result.children] == ["ABORTED", "ABORTED"]
+    assert engine.state(BuildRef("run-build", 1)) == "ABORTED"
+
+
+def test_an_aborted_build_takes_its_children_along(engine, program, tmp_path):
+    argv = program(f"""
+context.child("run-build", {{"COMMAND": "touch '{tmp_path}/child'; exec sleep 1000"}})
+time.sleep(1000)
+""")
+    parent = engine.start("run-control", {"COMMAND": f"exec {' '.join(argv)}"})
+    until((tmp_path / "child").exists)
+    engine.abort(parent)
+    assert engine.wait(parent, 30) == "ABORTED"
+    assert engine.state(BuildRef("run-build", 1)) == "ABORTED"
+    (tmp_path / "out").mkdir()
+    engine.artifacts(parent, tmp_path / "out")
+    result = json.loads((tmp_path / "out" / "artifacts" / "result.json").read_text())
+    assert (result["exit"], [child["result"] for child in result["children"]]) == (143, ["ABORTED"])
+    assert (tmp_path / "out" / "artifacts" / "run-build" / "console.log").exists()
+
+
+def test_waiting_for_children_never_deadlocks_with_one_executor_a_label(engine, program):
+    argv = program("return str(context.finish(context.child('run-build', {})))")
+    parents = [engine.start("run-control", {"COMMAND": f"exec {' '.join(argv)}"}) for _ in range(3)]
+    assert [engine.wait(parent, 60) for parent in parents] == ["SUCCESS"] * 3
+
+
+# the watch
+
+
+def test_a_child_ends_when_its_parent_is_killed(engine, program, tmp_path):
+    child_step = program(f"Path('{tmp_path}/pid').write_text(f'{{os.getpid()}}\\n')\ntime.sleep(1000)")
+    argv = program(f"""
+context.child("run-build", {{"COMMAND": "exec {" ".join(child_step)}"}})
+time.sleep(1000)
+""")
+    parent = engine.start("run-control", {"COMMAND": f"exec {' '.join(argv)}"})
+    pid = pid_in(tmp_path / "pid")
+    child = BuildRef("run-build", 1)
+    os.kill(supervisor_of(engine, parent), signal.SIGKILL)
+    assert engine.wait(child, 30) == "ABORTED"
+    assert not alive(pid)
+    assert engine.state(parent) == "ABORTED"
+    assert f"stopped, since the build {parent} no longer runs" in log_of(engine, child)
+
+
+def test_a_step_with_a_parent_that_has_ended_ends_too(engine, program):
+    parent = engine.start("run-control", {})
+    engine.wait(parent)
+    ref = engine.start("run-build", {"PARENT": str(parent), "COMMAND": f"exec {' '.join(program('time.sleep(1000)'))}"})
+    assert engine.wait(ref, 30) == "ABORTED"
+
+
+def test_a_step_that_is_not_the_shell_itself_ends_with_its_supervisor(engine, program, tmp_path):
+    body = f"""
+try:
+    Path('{tmp_path}/pid').write_text(f'{{os.getpid()}}\\n')
+    time.sleep(1000)
+finally:
+    Path('{tmp_path}/cleaned').touch()
+"""
+    ref = engine.start("run-build", {"COMMAND": f"{' '.join(program(body))}; true"})
+    pid = pid_in(tmp_path / "pid")
+    os.kill(supervisor_of(engine, ref), signal.SIGKILL)
+    until(lambda: not alive(pid))
+    assert Path(tmp_path, "cleaned").exists()
+    assert engine.state(ref) == "ABORTED"
