@@ -47,7 +47,7 @@ def build(context: StepContext, target_name: str, parameters: Parameters) -> str
         return f"nothing to build: {nothing}"
     assert sources is not None
     for tree in {sources.source, sources.packaging}:
-        source.check(config, tree, sources.entry, sources.package)
+        source.refuse_unfit(config, tree, sources.entry, sources.package)
 
     given = {name: value for name, value in parameters.values.items() if name.startswith("ZUUL_")}
     repositories = parameters.get("REPOSITORIES")

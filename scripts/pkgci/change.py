@@ -6,6 +6,7 @@ mapped to them by its playbook.
 """
 
 import re
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -122,6 +123,12 @@ class Parameters:
     def run_tests(self) -> bool:
         """Whether lint, install and system test follow the publication."""
         return self.get("RUN_TESTS") != "false"
+
+    def run_name(self, key: str) -> str:
+        """Return the name of the run in a test repository's URL: project, change or build, and what makes it unique."""
+        project = self.required("ZUUL_PROJECT").rpartition("/")[2].lower()
+        number = "-".join(filter(None, [self.get("ZUUL_CHANGE"), self.get("ZUUL_PATCHSET")]))
+        return f"{project}-{number or key[:8]}-{(self.get('CORRELATION') or uuid.uuid4().hex)[:8].lower()}"
 
     def repositories(self, config: Config) -> tuple[str, ...]:
         """Return the URLs of the `repository.json` files in REPOSITORIES.

@@ -57,7 +57,7 @@ def compile(config: Config, target_name: str, parameters: Parameters, artifacts:
     change = parameters.change(config)
     sources = _timed(seconds, "fetch", lambda: _fetch(config, change, parameters))
     for tree in {sources.source, sources.packaging}:
-        source.check(config, tree, sources.entry, sources.package)
+        source.refuse_unfit(config, tree, sources.entry, sources.package)
     if not format.packaged(sources.packaging, sources.package):
         raise RequestError(f"{sources.package} has no packaging for {target_name}; `build` would have said so")
     with serve(config):

@@ -129,20 +129,20 @@ def fetch(config: Config, change: Change) -> Sources | None:
     tip = _fetch(
         packaging.repository, _remote(change, packaging.project), f"refs/heads/{change.branch}", missing_ok=True
     )
-    previous = _tree(packaging.repository, packaging.project, tip) if tip else None
+    previous = tree(packaging.repository, packaging.project, tip) if tip else None
     return Sources(name, entry, source, packaging, previous, local)
 
 
 def _state(config: Config, change: Change, project: str) -> Tree:
     """Return the state of one project: Zuul's prepared ref, or the branch tip with the queue merged."""
     remote = _remote(change, project)
-    repository = _cache(config, project)
+    repository = init(config.cache / "git" / f"{project}.git")
     if change.ref:
         commit = _fetch(repository, remote, change.ref, missing_ok=project != change.project)
         if commit and project == change.project and change.commit not in ("", commit):
             raise RequestError(f"{change.ref} of {project} is {commit}, not ZUUL_COMMIT {change.commit}")
         if commit:
-            return _tree(repository, project, commit)
+            return tree(repository, project, commit)
     tip = _fetch(repository, remote, f"refs/heads/{change.branch}")
     assert tip is not None
     if change.commit and project == change.project and not change.queue:
@@ -154,7 +154,7 @@ def _state(config: Config, change: Change, project: str) -> Tree:
             commit = _fetch(repository, remote, item.ref)
             assert commit is not None
             tip = merge(repository, tip, commit, f"{item.ref} into {item.branch} of {project}")
-    return _tree(repository, project, tip)
+    return tree(repository, project, tip)
 
 
 def _remote(change: Change, project: str) -> str:
@@ -163,8 +163,8 @@ def _remote(change: Change, project: str) -> str:
     return change.url + project
 
 
-def _cache(config: Config, project: str) -> Path:
-    repository = config.cache / "git" / f"{project}.git"
+def init(repository: Path) -> Path:
+    """Make a bare repository unless it is there; return it."""
     if not (repository / "HEAD").exists():
         repository.parent.mkdir(parents=True, exist_ok=True)
         new = repository.with_name(f"{repository.name}.{uuid.uuid4().hex}")
@@ -172,7 +172,7 @@ def _cache(config: Config, project: str) -> Path:
         try:
             new.rename(repository)
         except OSError:
-            # another process was faster; a repository is as good as another
+            # another process was faster
             shutil.rmtree(new)
     return repository
 
@@ -226,7 +226,12 @@ def merge(repository: Path, base: str, commit: str, what: str) -> str:
     return made.stdout.decode().strip()
 
 
-def _tree(repository: Path, project: str, commit: str) -> Tree:
+def tree(repository: Path, project: str, commit: str) -> Tree:
+    """Return what is known of the state `commit` of a project.
+
+    Raises:
+        RequestError: its history is not whole.
+    """
     if git(repository, "rev-parse", "--is-shallow-repository").stdout.strip() == b"true":
         raise RequestError(f"the history of {project} is shallow; a version is counted from the whole history")
     dates = git(repository, "log", "--no-merges", "--format=%at", commit).stdout.split()
@@ -269,7 +274,7 @@ def blobs(tree: Tree, paths: Sequence[str] | None = None) -> Iterator[Blob]:
         yield Blob(path, modes[path], content)
 
 
-def check(config: Config, tree: Tree, entry: PackageEntry, package: str) -> None:
+def refuse_unfit(config: Config, tree: Tree, entry: PackageEntry, package: str) -> None:
     """Refuse a tree that holds what does not belong in unpacked source, or what would build differently elsewhere.
 
     Raises:

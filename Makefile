@@ -1,0 +1,17 @@
+# The two commands of a new user, and what developers and operators run beside them.
+
+.PHONY: demo test setup clean
+
+demo: setup
+	@.venv/bin/python -m pkgci.demo
+
+test:
+	@scripts/setup.sh test
+	@.venv/bin/pkgci prepare
+	@.venv/bin/tox
+
+setup:
+	@scripts/setup.sh
+
+clean:
+	rm -rf .venv .tox scripts/*.egg-info

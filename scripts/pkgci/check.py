@@ -1,0 +1,315 @@
+"""`pkgci check`: the check pipeline for a maintainer's own tree, by the same jobs, on this machine.
+
+The change becomes a commit in a repository of the state directory; the tree itself is only read.
+"""
+
+import os
+import re
+import tempfile
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from pkgci import source
+from pkgci.artifacts import Build, Repository, Result
+from pkgci.change import PROJECT, local_changes
+from pkgci.command import run
+from pkgci.config import EMBEDDED, Config
+from pkgci.engines.base import BuildRef
+from pkgci.engines.local import LocalEngine
+from pkgci.errors import Exit, InfrastructureError, RequestError
+from pkgci.formats import FORMATS
+from pkgci.jobs import exit_of
+from pkgci.source import Tree, git
+
+STEPS = ("build", "compile", "publish", "install")
+POLL = 0.3
+SILENCE = 30  # seconds after which a plain log says what still runs
+COLOURS = {"SUCCESS": "green", "FAILURE": "red", "ABORTED": "yellow", "running": "cyan"}
+
+
+@dataclass(frozen=True)
+class LocalChange:
+    """A maintainer's change as the jobs take it: the parameters that name it, and the tree for people."""
+
+    parameters: dict[str, str]
+    tree: Tree
+    package: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One job of a run, for people."""
+
+    ref: BuildRef
+    state: str
+    seconds: float
+
+
+def prepare_change(config: Config, path: Path, worktree: bool) -> LocalChange:
+    """Make a commit of what is to be checked, in a repository of the state directory.
+
+    Args:
+        config: the configuration.
+        path: a directory in a git working tree.
+        worktree: include uncommitted work, also files that git does not track yet.
+
+    Raises:
+        RequestError: it is no git tree, a shallow clone, or holds no change against its upstream branch.
+        PackageError: it does not merge with its upstream branch.
+    """
+    top = _ask(path, "rev-parse", "--show-toplevel")
+    if top is None:
+        raise RequestError(f"{path} is not in a git working tree; `git init` it, or `pkgci import` a source package")
+    tree = Path(top)
+    if _ask(tree, "rev-parse", "--is-shallow-repository") == "true":
+        raise RequestError(
+            f"{tree} is a shallow clone; a version is counted from the whole history: `git fetch --unshallow`"
+        )
+    if _ask(tree, "rev-parse", "--verify", "-q", "HEAD") is None:
+        raise RequestError(f"{tree} has no commit yet; commit something first")
+    project = _project(config, tree)
+    branch = _ask(tree, "symbolic-ref", "--short", "-q", "HEAD") or "main"
+    upstream = _ask(tree, "rev-parse", "--symbolic-full-name", "-q", "@{upstream}")
+    if upstream:
+        branch = re.sub(r"^refs/(heads|remotes/[^/]+)/", "", upstream)
+    repository = source.init(config.state / "changes" / project)
+    commit = _take(repository, tree, "HEAD")
+    if worktree:
+        commit = _commit_worktree(repository, tree, commit)
+    if upstream:
+        base = _take(repository, tree, upstream)
+        if git(repository, "merge-base", "--is-ancestor", commit, base, check=False).returncode == 0:
+            raise RequestError(
+                f"{tree}: nothing to check: HEAD has nothing that its upstream {upstream} has not; "
+                "commit a change, or check uncommitted work with --worktree"
+            )
+        git(repository, "update-ref", f"refs/heads/{branch}", base)
+        commit = source.merge(repository, base, commit, f"HEAD into {branch} of {project}")
+    else:
+        git(repository, "update-ref", "-d", f"refs/heads/{branch}")
+    ref = f"refs/changes/{commit}"
+    git(repository, "update-ref", ref, commit)
+    made = source.tree(repository, project, commit)
+    parameters = {"ZUUL_PROJECT": project, "ZUUL_BRANCH": branch, "ZUUL_PIPELINE": "check", "ZUUL_REF": ref}
+    parameters |= {"ZUUL_URL": local_changes(config), "ZUUL_UUID": uuid.uuid4().hex}
+    return LocalChange(parameters, made, config.package_of(project) or PurePosixPath(project).name.lower())
+
+
+def targets_of(config: Config, change: LocalChange, wanted: Sequence[str]) -> list[str]:
+    """Return the targets to check: those wanted, or all of the release that the tree's packaging serves.
+
+    Raises:
+        RequestError: there are none.
+    """
+    release = config.release_of(change.parameters["ZUUL_BRANCH"])
+    known = release[1].targets if release else Config(EMBEDDED).release("default").targets
+    entry = config.package_of(change.parameters["ZUUL_PROJECT"])
+    pair = entry is not None and config.package(entry).packaging is not None
+    served = [
+        name for name in known if pair or FORMATS[config.target(name).format].packaged(change.tree, change.package)
+    ]
+    for name in wanted:
+        config.target(name)
+        if name not in served:
+            raise RequestError(
+                f"{change.tree.project} has nothing to build for {name}; it serves: {', '.join(served) or 'none'}"
+            )
+    if not served:
+        needs = " or ".join(sorted({FORMATS[config.target(name).format].PACKAGING for name in known}))
+        raise RequestError(f"{change.tree.project} has nothing to build: no {needs}")
+    return list(wanted) or served
+
+
+def check(config: Config, change: LocalChange, targets: Sequence[str], console: Console) -> Exit:
+    """Run the check pipeline for a change and show it; return how it ended.
+
+    Args:
+        config: the configuration.
+        change: what `prepare_change` made.
+        targets: the targets to build for.
+        console: where progress and summary go: a live table on a terminal, plain lines elsewhere.
+    """
+    engine = LocalEngine(config)
+    console.print(
+        f"checking {change.tree.project} {change.tree.id[:8]} ({change.tree.subject}) for {', '.join(targets)}"
+    )
+    started = time.monotonic()
+    refs = {name: engine.start(f"build-{name}", change.parameters) for name in targets}
+    try:
+        _show(engine, refs, console)
+    except KeyboardInterrupt:
+        console.print("stopping; the jobs that run are aborted")
+        for ref in refs.values():
+            engine.abort(ref)
+        for ref in refs.values():
+            engine.wait(ref)
+    exits = [_summary(config, engine, name, ref, console) for name, ref in refs.items()]
+    worst = max(exits, key=[Exit.PASSED, Exit.PACKAGE, Exit.REQUEST, Exit.INFRASTRUCTURE, Exit.ABORTED].index)
+    verdict = "[green]passed[/]" if worst == Exit.PASSED else "[red]failed[/]"
+    console.print(f"{change.tree.project} {change.tree.id[:8]}: {verdict} after {time.monotonic() - started:.0f} s")
+    return worst
+
+
+def _rows(engine: LocalEngine, refs: dict[str, BuildRef]) -> list[Row]:
+    """Return the builds of a run: each `build` job and the jobs that it started, in the order of their steps."""
+    rows = []
+    for name, top in refs.items():
+        for step in STEPS:
+            # a build's number is above those of builds that were there before the run
+            found = [top] if step == "build" else reversed(engine.builds(f"{step}-{name}"))
+            for ref in found:
+                record = engine.record(ref)
+                if ref == top or record.parameters.get("PARENT") == str(top):
+                    ended = record.ended or datetime.now(UTC)
+                    seconds = (ended - record.started).total_seconds() if record.started else 0.0
+                    rows.append(Row(ref, record.state, seconds))
+                    break
+    return rows
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    table = Table("job", "build", "result", "time", box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        state = Text(row.state, style=COLOURS.get(row.state, "dim"))
+        table.add_row(row.ref.job, f"#{row.ref.number}", state, f"{row.seconds:.0f} s" if row.seconds else "")
+    return table
+
+
+def _show(engine: LocalEngine, refs: dict[str, BuildRef], console: Console) -> None:
+    """Show the builds until all have ended."""
+    if console.is_terminal:
+        with Live(console=console, refresh_per_second=4, transient=True) as live:
+            while not _ended(engine, refs):
+                live.update(_table(_rows(engine, refs)))
+                time.sleep(POLL)
+        return
+    shown: dict[BuildRef, str] = {}
+    spoke = time.monotonic()
+    while True:
+        ended = _ended(engine, refs)
+        for row in _rows(engine, refs):
+            if shown.get(row.ref) != row.state:
+                _say(
+                    console,
+                    f"{row.ref.job} #{row.ref.number} {row.state}"
+                    + (f" {row.seconds:.0f} s" if row.seconds > 1 else ""),
+                )
+                shown[row.ref] = row.state
+                spoke = time.monotonic()
+        if ended:
+            return
+        if time.monotonic() - spoke > SILENCE:
+            running = ", ".join(
+                str(ref) for ref, state in shown.items() if state == "running" and ref not in refs.values()
+            )
+            _say(console, f"still running: {running or 'build'}")
+            spoke = time.monotonic()
+        time.sleep(POLL)
+
+
+def _ended(engine: LocalEngine, refs: dict[str, BuildRef]) -> bool:
+    return all(engine.state(ref) not in ("queued", "running") for ref in refs.values())
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(f"{datetime.now():%H:%M:%S} {line}", highlight=False, soft_wrap=True)
+
+
+def _summary(config: Config, engine: LocalEngine, target_name: str, top: BuildRef, console: Console) -> Exit:
+    """Print what came of one target, and return how it ended."""
+    code = exit_of(engine, top)
+    rows = _rows(engine, {target_name: top})
+    console.print()
+    console.print(Text(target_name, style="bold"))
+    console.print(_table(rows))
+    archives = {
+        row.ref.job.removesuffix(f"-{target_name}"): engine.directory(row.ref) / "archive" / "artifacts" for row in rows
+    }
+    lines = []
+    notice = config.target(target_name).notice
+    if notice:
+        lines.append(f"note: {notice}")
+    if (archives["build"] / "result.json").exists():
+        result = Result.read(archives["build"] / "result.json")
+        if result.exit:
+            lines.append(f"reason: {result.reason}")
+    if (archives.get("compile", Path()) / "build.json").exists():
+        build = Build.read(archives["compile"] / "build.json")
+        source = "" if build.origin == "built" else " (from the store: the same input was built before)"
+        lines.append(f"version: {build.version}{source}")
+        lines += [f"package: {package.file}" for package in build.packages]
+    if (archives.get("publish", Path()) / "repository.json").exists():
+        repository = Repository.read(archives["publish"] / "repository.json")
+        directory = config.data / "repositories" / repository.url.removeprefix(config.settings.url)
+        lines.append(f"repository: {repository.url} while `pkgci serve` runs; its files: {directory}")
+    lines += [f"log: {engine.directory(row.ref) / 'log'}" for row in rows]
+    for line in lines:
+        console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
+    return code
+
+
+def _ask(path: Path, *arguments: str) -> str | None:
+    """Return what git says about a tree, None when it refuses."""
+    done = run(["git", "-C", path, *arguments], check=False, quiet=True)
+    if b"dubious ownership" in done.stderr:
+        raise RequestError(
+            f"{path} belongs to another user; run pkgci as its owner, or see `git help config` safe.directory"
+        )
+    return None if done.returncode else done.stdout.decode().strip()
+
+
+def _project(config: Config, tree: Path) -> str:
+    """Return the project of a tree: the one of the configuration that its remote's URL ends in, or the directory's name."""
+    url = _ask(tree, "remote", "get-url", "origin") or ""
+    parts = [part for part in urlsplit(url).path.removesuffix(".git").split("/") if part]
+    for first in range(len(parts)):
+        if config.package_of("/".join(parts[first:])):
+            return "/".join(parts[first:])
+    if not re.fullmatch(PROJECT, tree.name):
+        raise RequestError(f"{tree}: {tree.name!r} is no name for a project; rename the directory")
+    return tree.name
+
+
+def _take(repository: Path, tree: Path, ref: str) -> str:
+    """Fetch a ref of a working tree into a repository of ours; return its commit."""
+    name = f"refs/pkgci/{uuid.uuid4().hex}"
+    done = git(
+        repository, "fetch", "-q", "--no-tags", "--no-write-fetch-head", "--", tree, f"+{ref}:{name}", check=False
+    )
+    if done.returncode:
+        raise InfrastructureError(f"cannot read {ref} of {tree}: {done.stderr.decode(errors='replace').strip()[-200:]}")
+    commit = git(repository, "rev-parse", "--verify", f"{name}^{{commit}}").stdout.decode().strip()
+    git(repository, "update-ref", "-d", name)
+    return commit
+
+
+def _commit_worktree(repository: Path, tree: Path, head: str) -> str:
+    """Return a commit on top of `head` with all that is in the working tree and not ignored; the tree's git stays as it is."""
+    with tempfile.TemporaryDirectory() as scratch:
+        objects = _ask(tree, "rev-parse", "--path-format=absolute", "--git-path", "objects") or ""
+        environment = {
+            **source.GIT,
+            "GIT_INDEX_FILE": os.fspath(Path(scratch, "index")),
+            "GIT_OBJECT_DIRECTORY": os.fspath(repository / "objects"),
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": _ask(
+                tree, "rev-parse", "--path-format=absolute", "--git-path", "objects"
+            )
+            or "",
+        }
+        run(["git", "-C", tree, "add", "-A", "--", "."], env=environment, quiet=True)
+        made = run(["git", "-C", tree, "write-tree"], env=environment, quiet=True).stdout.decode().strip()
+    if made == git(repository, "rev-parse", f"{head}^{{tree}}").stdout.decode().strip():
+        return head
+    dates = {"GIT_AUTHOR_DATE": f"{int(time.time())} +0000", "GIT_COMMITTER_DATE": f"{int(time.time())} +0000"}
+    command = ["git", "-C", repository, "commit-tree", made, "-p", head, "-m", "Uncommitted work"]
+    return run(command, env={**source.GIT, **dates}, quiet=True).stdout.decode().strip()

@@ -1,0 +1,200 @@
+"""The command `pkgci`: one subcommand a job or user task, no logic.
+
+Modules are imported by the subcommand that needs them, so that each starts fast.
+"""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from pkgci.config import Config
+from pkgci.errors import Exit, PkgciError
+
+
+class Group(click.Group):
+    """Maps expected errors to one line and their exit code."""
+
+    def invoke(self, context: click.Context) -> object:
+        """Run the subcommand."""
+        try:
+            return super().invoke(context)
+        except PkgciError as error:
+            click.echo(f"pkgci: {error}", err=True)
+            sys.exit(int(error.exit))
+        except KeyboardInterrupt:
+            click.echo("pkgci: aborted", err=True)
+            sys.exit(int(Exit.ABORTED))
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="pkgci")
+def main() -> None:
+    """From a package change to tested packages in minutes.
+
+    Exit codes: 0 passed; 1 the package is at fault; 2 the request is wrong; 3 the infrastructure is at fault; 143 aborted.
+    """
+
+
+def _console_log() -> None:
+    """Show a person what takes long, as timestamped lines."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("pkgci").setLevel(logging.INFO)
+
+
+def _step(name: str, body: Callable) -> None:
+    from pkgci import step
+
+    sys.exit(step.run(name, body))
+
+
+@main.command()
+@click.argument("target")
+def build(target: str) -> None:
+    """Job: take a change from its sources to a test repository and its tests."""
+    from pkgci.build import build as job
+    from pkgci.change import Parameters
+
+    _step("build", lambda context: job(context, target, Parameters.read(os.environ)))
+
+
+@main.command("compile")
+@click.argument("target")
+def compile_(target: str) -> None:
+    """Job: build the packages of a source tree, or take them from the store."""
+    from pkgci.artifacts import ARTIFACTS
+    from pkgci.change import Parameters
+    from pkgci.compile import compile as job
+
+    def body(context) -> str:
+        made = job(context.config, target, Parameters.read(os.environ), ARTIFACTS)
+        return f"{made.package} {made.version}: {len(made.packages)} packages ({made.origin})"
+
+    _step("compile", body)
+
+
+@main.command()
+@click.argument("target")
+def publish(target: str) -> None:
+    """Job: publish a build from the store to a test repository."""
+    from pkgci.artifacts import ARTIFACTS
+    from pkgci.change import Parameters
+    from pkgci.publish import publish as job
+
+    def body(context) -> str:
+        parameters = Parameters.read(os.environ)
+        change, key = parameters.change(context.config), parameters.required("BUILD_KEY")
+        made = job(context.config, target, change, key, parameters.run_name(key), ARTIFACTS)
+        return f"{len(made.packages)} packages at {made.url}"
+
+    _step("publish", body)
+
+
+@main.command()
+@click.argument("target")
+def install(target: str) -> None:
+    """Job: install, try and remove each package of a build in a plain machine."""
+    from pkgci.artifacts import ARTIFACTS
+    from pkgci.change import Parameters
+    from pkgci.install import install as job
+
+    def body(context) -> str:
+        parameters = Parameters.read(os.environ)
+        repositories = parameters.repositories(context.config)
+        made = job(context.config, target, repositories, parameters.get("BUILD_KEY"), ARTIFACTS)
+        return f"{len(made.packages)} packages installed and removed"
+
+    _step("install", body)
+
+
+@main.command()
+@click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".")
+@click.option("--target", "targets", multiple=True, help="Only for this target; may be given several times.")
+@click.option("--worktree", is_flag=True, help="Check uncommitted work too, not only what is committed.")
+def check(path: Path, targets: tuple[str, ...], worktree: bool) -> None:
+    """Run the check pipeline for your own package: the git tree at PATH, with debian/ or rpm/*.spec.
+
+    The change is HEAD against its upstream branch; without an upstream branch it is the whole tree.
+    """
+    from rich.console import Console
+
+    from pkgci import check as pipeline
+    from pkgci.prepare import prepare as ready
+
+    _console_log()
+    config = Config()
+    change = pipeline.prepare_change(config, path, worktree)
+    chosen = pipeline.targets_of(config, change, targets)
+    ready(config, chosen)
+    sys.exit(int(pipeline.check(config, change, chosen, Console(highlight=False))))
+
+
+@main.command("import")
+@click.argument("package", type=click.Path(path_type=Path))
+@click.argument("directory", type=click.Path(path_type=Path), required=False)
+def import_(package: Path, directory: Path | None) -> None:
+    """Make a git tree of fully unpacked source from a .dsc or .src.rpm file."""
+    from pkgci.importer import import_package
+
+    _console_log()
+    click.echo(import_package(Config(), package, directory))
+
+
+@main.command()
+@click.argument("targets", nargs=-1)
+def prepare(targets: tuple[str, ...]) -> None:
+    """Make the build roots and machine snapshots of TARGETS (all by default) ahead."""
+    from pkgci.prepare import prepare as ready
+
+    _console_log()
+    config = Config()
+    ready(config, targets or config.names("targets"))
+
+
+@main.command()
+def doctor() -> None:
+    """Say what this machine lacks, and the command that mends it."""
+    from pkgci.doctor import examine
+
+    findings = list(examine(Config()))
+    for finding in findings:
+        click.echo(finding.line())
+    sys.exit(int(Exit.PASSED if all(finding.good for finding in findings) else Exit.INFRASTRUCTURE))
+
+
+@main.command()
+def serve() -> None:
+    """Serve the repositories on loopback until interrupted."""
+    from pkgci.server import serve as serving
+
+    config = Config()
+    with serving(config):
+        click.echo(f"serving {config.data / 'repositories'} at {config.settings.url}; Ctrl-C ends it")
+        try:
+            signal.pause()
+        except KeyboardInterrupt:
+            return
+
+
+@main.command()
+@click.option("--yes", is_flag=True, help="Really remove; without it only say what would be removed.")
+def clean(yes: bool) -> None:
+    """Remove expired test repositories and builds that nothing refers to."""
+    from pkgci.clean import clean as cleaning
+
+    for line in cleaning(Config(), remove=yes, now=datetime.now(UTC)).lines():
+        click.echo(line)
+
+
+def _add_jobs() -> None:
+    from pkgci.jobs import jobs
+
+    main.add_command(jobs)
+
+
+_add_jobs()

@@ -1,0 +1,105 @@
+"""`make demo`: GNU hello through the check pipeline, for all targets of the embedded default.
+
+Its source comes from the Debian mirror that this machine uses. Each run makes a new change, so that it really compiles.
+"""
+
+import logging
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+from rich.console import Console
+
+from pkgci import check
+from pkgci.command import run
+from pkgci.config import ROOT, Config
+from pkgci.errors import InfrastructureError, PkgciError
+from pkgci.importer import import_package
+from pkgci.prepare import prepare
+from pkgci.upstream import apt_configuration, apt_sources
+
+log = logging.getLogger(__name__)
+
+SPEC = ROOT / "examples" / "hello.spec"
+IDENTITY = ["-c", "user.name=A Reviewer", "-c", "user.email=reviewer@localhost"]
+
+
+def main() -> int:
+    """Run the demonstration and return its exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    logging.getLogger("pkgci").setLevel(logging.INFO)
+    started = time.monotonic()
+    try:
+        config = Config()
+        targets = config.names("targets")
+        prepare(config, targets)
+        tree = config.cache / "demo" / "hello"
+        if not tree.exists():
+            _import(config, tree)
+        _change(tree)
+        change = check.prepare_change(config, tree, worktree=False)
+        console = Console(highlight=False)
+        code = check.check(config, change, check.targets_of(config, change, ()), console)
+    except PkgciError as error:
+        print(f"pkgci: {error}", file=sys.stderr)
+        return int(error.exit)
+    console.print(f"in all {time.monotonic() - started:.0f} s; next: `pkgci check PATH` on your own package")
+    return int(code)
+
+
+def _import(config: Config, tree: Path) -> None:
+    """Make the tree of GNU hello: the distribution's source package, and our spec beside it."""
+    target = config.target("bookworm-amd64")
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        for folder in ("lists/partial", "cache/archives/partial"):
+            (place / folder).mkdir(parents=True)
+        lines = [source.line().replace("deb ", "deb-src ", 1) for source in apt_sources(target)]
+        (place / "sources.list").write_text("\n".join([*lines, ""]))
+        own = {"Dir::Etc::sourcelist": "sources.list", "Dir::State::lists": "lists", "Dir::Cache": "cache"}
+        settings = [f'{name} "{place / path}";' for name, path in own.items()]
+        settings += [
+            'Dir::Etc::sourceparts "/dev/null";',
+            'Dir::Etc::parts "/dev/null";',
+            'Dir::State::status "/dev/null";',
+        ]
+        (place / "apt.conf").write_text("\n".join([apt_configuration(), *settings, ""]))
+        environment = {"APT_CONFIG": str(place / "apt.conf")}
+        log.info("downloading the source of GNU hello from this machine's Debian mirror")
+        run(["apt-get", "-q", "update"], env=environment, quiet=True)
+        run(["apt-get", "-q", "source", "--download-only", "hello"], env=environment, cwd=place, quiet=True)
+        packages = list(place.glob("*.dsc"))
+        if len(packages) != 1:
+            raise InfrastructureError("the mirror has no source of hello; does its index have a `deb-src`?")
+        log.info("pkgci import %s", packages[0].name)
+        with tempfile.TemporaryDirectory(dir=_parent(tree)) as new:
+            made = import_package(config, packages[0], Path(new, "hello"))
+            (made / "rpm").mkdir()
+            (made / "rpm" / "hello.spec").write_text(SPEC.read_text())
+            _git(made, "add", "rpm")
+            _git(made, "commit", "-q", "-m", "Package it as RPM too")
+            made.rename(tree)
+
+
+def _parent(tree: Path) -> Path:
+    tree.parent.mkdir(parents=True, exist_ok=True)
+    return tree.parent
+
+
+def _change(tree: Path) -> None:
+    """Commit a change on a branch of its own, as a reviewer would push it."""
+    _git(tree, "checkout", "-q", "-B", "change", "main")
+    _git(tree, "branch", "-q", "--set-upstream-to=main")
+    source = tree / "src" / "hello.c"
+    source.write_text(f"/* Change {uuid.uuid4()} of the demonstration. */\n{source.read_text()}")
+    _git(tree, "commit", "-q", "-a", "-m", "Say in hello.c which change this is")
+
+
+def _git(tree: Path, *arguments: str) -> None:
+    run(["git", "-C", tree, *IDENTITY, *arguments], quiet=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""`pkgci doctor`: what this machine lacks to run the jobs, and the command that mends each.
+
+It looks and changes nothing.
+"""
+
+import getpass
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import yaml
+
+from pkgci.command import run
+from pkgci.config import ROOT, Config
+from pkgci.errors import PkgciError
+from pkgci.sandbox import namespaces, sub_ids
+from pkgci.upstream import apt_sources
+
+# a command that each Debian package of bindep.txt brings
+TOOLS = {
+    "apt-get": "apt",
+    "dnf": "dnf",
+    "dpkg-scanpackages": "dpkg-dev",
+    "git": "git",
+    "gpg": "gnupg",
+    "ip": "iproute2",
+    "mmdebstrap": "mmdebstrap",
+    "newuidmap": "uidmap",
+    "prlimit": "util-linux",
+    "qemu-img": "qemu-utils",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "rpm": "rpm",
+    "socat": "socat",
+}
+FREE_GIB = 10
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: whether it is as it must be, and how to mend it."""
+
+    what: str
+    good: bool
+    mend: str = ""
+
+    def line(self) -> str:
+        """Return it for a person."""
+        return f"ok      {self.what}" if self.good else f"MISSING {self.what}; mend it: {self.mend}"
+
+
+def examine(config: Config) -> Iterator[Finding]:
+    """Look at everything that the jobs need on this machine."""
+    missing = sorted({package for tool, package in TOOLS.items() if shutil.which(tool) is None})
+    yield Finding(f"tools: {', '.join(missing) or 'all'}", not missing, f"sudo apt-get install {' '.join(missing)}")
+    ids = sub_ids("subuid") is not None and sub_ids("subgid") is not None
+    user = getpass.getuser()
+    # usermod takes the first free range only in newer versions; the range here is far from those that adduser gives
+    add = f"sudo usermod --add-subuids 1000000000-1000065535 --add-subgids 1000000000-1000065535 {user}"
+    yield Finding("a range of sub-ids for this user", ids, add)
+    if ids and not missing:
+        done = run([*namespaces(network=False), "true"], check=False, quiet=True)
+        allow = "sudo sysctl kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0"
+        yield Finding("user namespaces", done.returncode == 0, allow)
+    free = shutil.disk_usage(_existing(config.cache)).free >> 30
+    yield Finding(f"disk space for the cache: {free} GiB free in {config.cache}", free >= FREE_GIB, "set paths.cache")
+    yield from _configured(config)
+
+
+def _configured(config: Config) -> Iterator[Finding]:
+    """Hold the configuration's targets against the jobs', and look for their upstream."""
+    entries = yaml.safe_load((ROOT / "jobs" / "targets.yaml").read_text())
+    jobs = sorted(name for entry in entries for name in entry["project"]["target"])
+    for name in config.names("targets"):
+        try:
+            target = config.target(name)
+            if not shutil.which("apt-get"):
+                continue
+            sources = apt_sources(target)
+            yield Finding(f"upstream of {name}: {', '.join(source.suite for source in sources)}", True)
+        except PkgciError as error:
+            yield Finding(f"target {name}", False, str(error))
+    named = config.names("targets")
+    mend = f"make {ROOT / 'jobs' / 'targets.yaml'} name what {config.directory / 'targets'} has: {', '.join(named)}"
+    yield Finding(f"targets of the jobs: {', '.join(jobs)}", jobs == named, mend)
+
+
+def _existing(path):
+    return path if path.exists() else _existing(path.parent)

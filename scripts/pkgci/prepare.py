@@ -1,0 +1,21 @@
+"""Makes ahead, once per machine, what the jobs of some targets need: build roots and machine snapshots."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from pkgci import install
+from pkgci.config import Config
+from pkgci.roots import build_root
+
+
+def prepare(config: Config, targets: Sequence[str]) -> None:
+    """Make what is missing, two at a time; nothing is done for what is there and young enough.
+
+    Raises:
+        PkgciError: one of them cannot be made; the others are finished.
+    """
+    work: list[Callable[[], object]] = [lambda name=name: build_root(config, name) for name in targets]
+    work += [lambda name=name: install.prepare(config, name) for name in targets]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for done in [pool.submit(one) for one in work]:
+            done.result()

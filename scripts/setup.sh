@@ -1,0 +1,50 @@
+#!/bin/sh
+# Makes this machine ready: Debian packages of bindep.txt, a range of sub-ids for the user, the Python environment.
+#
+# usage: setup.sh [test]; `test` adds what only the tests need.
+# As root or with sudo it installs what is missing. Otherwise it prints the one command for an administrator and ends with 3.
+set -eu
+kind=${1:-}
+cd "$(dirname "$0")/.."
+
+say() { printf '%s %s\n' "$(date +%T)" "$*"; }
+
+wanted=$(sed -e 's/#.*//' -e "${kind:+s/\\[$kind\\]//}" -e '/\[/d' bindep.txt)
+missing=
+for package in $wanted; do
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)" = installed ] || missing="$missing $package"
+done
+user=$(id -un)
+commands=
+[ -z "$missing" ] || commands="apt-get update && apt-get install -y --no-install-recommends$missing"
+if ! { grep -q "^$user:" /etc/subuid && grep -q "^$user:" /etc/subgid; } 2>/dev/null; then
+    # the first range of 65536 ids that is above all that are given away
+    first=$(cat /etc/subuid /etc/subgid 2>/dev/null |
+        awk -F: 'BEGIN { next_ = 100000 } $2 + $3 > next_ { next_ = $2 + $3 } END { print next_ }')
+    last=$((first + 65535))
+    commands="${commands:+$commands && }usermod --add-subuids $first-$last --add-subgids $first-$last $user"
+fi
+if [ -n "$commands" ]; then
+    if [ "$(id -u)" = 0 ]; then
+        say "preparing the machine: $commands"
+        # no service that a package brings is started
+        DEBIAN_FRONTEND=noninteractive sh -c "$commands"
+    elif command -v sudo >/dev/null && { sudo -n true 2>/dev/null || [ -t 0 ]; }; then
+        say "preparing the machine: sudo sh -c '$commands'"
+        sudo DEBIAN_FRONTEND=noninteractive sh -c "$commands"
+    else
+        printf "This machine lacks what pkgci needs. An administrator runs once:\n\n    sudo sh -c '%s'\n\n" "$commands" >&2
+        exit 3
+    fi
+fi
+
+# one environment for each state of what it is made from
+stamp=.venv/$(cat setup.cfg constraints.txt | sha256sum | cut -c1-16)
+if [ ! -e "$stamp" ]; then
+    say "preparing the Python environment in .venv"
+    rm -rf .venv
+    python3.11 -m venv .venv
+    .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . tox
+    touch "$stamp"
+fi
+say "the machine is ready"
