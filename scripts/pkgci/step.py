@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pkgci import engines
 from pkgci.artifacts import ARTIFACTS, Child, Result
@@ -91,7 +92,7 @@ class StepContext:
         return ref
 
     def finish(self, ref: BuildRef, timeout: float | None = None) -> Outcome | None:
-        """Wait for a child, take its log and artifacts to `directory(ref)`, and note how it ended.
+        """Wait for a child, take what it left to `directory(ref)`, its log as `console.log`, and note how it ended.
 
         Args:
             ref: what `child` returned.
@@ -111,8 +112,12 @@ class StepContext:
         log.info("%s: %s after %.1f s", ref, outcome, seconds)
         directory = self.directory(ref)
         try:
-            directory.mkdir(parents=True)
-            self.engine.artifacts(ref, directory)
+            with TemporaryDirectory(dir=ARTIFACTS.parent) as scratch:
+                self.engine.artifacts(ref, Path(scratch))
+                # without the name that all artifacts lie below
+                kept = Path(scratch, ARTIFACTS)
+                kept.mkdir(exist_ok=True)
+                kept.rename(directory)
             with (directory / "console.log").open("wb") as stream:
                 stream.writelines(self.engine.log(ref))
         except OSError as error:

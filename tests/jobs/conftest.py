@@ -20,7 +20,7 @@ def render(jobs: Path, output: Path) -> dict[str, ElementTree.Element]:
         check=True,
         env={**os.environ, "XDG_CACHE_HOME": str(output)},
     )
-    return {path.parent.name: ElementTree.parse(path).getroot() for path in (output / "xml").glob("*/config.xml")}  # noqa: S314
+    return {path.parent.name: ElementTree.parse(path).getroot() for path in (output / "xml").glob("*/config.xml")}
 
 
 @pytest.fixture(scope="session")

@@ -179,7 +179,7 @@ def test_a_childs_log_and_artifacts_are_kept_and_its_result_is_noted(run, here, 
         ("run-build", 2, "SUCCESS"),
         ("run-control", 1, "FAILURE"),
     ]
-    words = [(here / "artifacts" / job / "artifacts" / "x").read_text().split() for job in ("run-build", "run-build-2")]
+    words = [(here / "artifacts" / job / "x").read_text().split() for job in ("run-build", "run-build-2")]
     assert [word[0] for word in words] == [".", "."]
     assert words[0][1] != words[1][1]
     console = (here / "artifacts" / "run-control" / "console.log").read_text()
