@@ -301,10 +301,7 @@ def _commit_worktree(repository: Path, tree: Path, head: str) -> str:
             **source.GIT,
             "GIT_INDEX_FILE": os.fspath(Path(scratch, "index")),
             "GIT_OBJECT_DIRECTORY": os.fspath(repository / "objects"),
-            "GIT_ALTERNATE_OBJECT_DIRECTORIES": _ask(
-                tree, "rev-parse", "--path-format=absolute", "--git-path", "objects"
-            )
-            or "",
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": objects,
         }
         run(["git", "-C", tree, "add", "-A", "--", "."], env=environment, quiet=True)
         made = run(["git", "-C", tree, "write-tree"], env=environment, quiet=True).stdout.decode().strip()
