@@ -1,0 +1,204 @@
+"""Disk images: what a machine boots from. Made without privileges, once per machine, and cached.
+
+Two stages: a plain Debian system with a kernel, shared by all targets of one upstream; and from it, for each target, a
+disk with the target's own packages, keys for ssh made here, and everything switched off that would cost boot time.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from filelock import FileLock
+
+from pkgci.artifacts import Record
+from pkgci.command import run
+from pkgci.config import Config, Limits, Target
+from pkgci.errors import InfrastructureError, RequestError
+from pkgci.sandbox import Files, execute, namespaces
+from pkgci.upstream import apt_configuration, apt_sources
+
+log = logging.getLogger(__name__)
+
+SCRIPT = Path(__file__).with_suffix(".sh")
+HOST_PROVIDES = Path(__file__).parents[1] / "host-provides.sh"
+# sparse, and so is what is made from it: only what is written takes space
+DISK_MIB = 6144
+LIMITS = Limits(seconds=900, processes=4096, disk_mib=6144, memory_mib=4096)
+PLAIN = ("linux-image-cloud-amd64", "initramfs-tools", "lz4", "systemd", "systemd-sysv", "dbus", "udev", "kmod")
+PLAIN += ("openssh-server", "iproute2")
+FORMAT = {"deb": (), "rpm": ("rpm", "dnf")}
+# the kernel's package makes the initrd: small, with what a machine of ours has, packed so that it unpacks fast
+INITRD = r"""
+mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/usr/share/initramfs-tools/modules.d"
+printf 'MODULES=list\nCOMPRESS=lz4\nBUSYBOX=n\nFSTYPE=ext4\nRESUME=none\n' >"$1/etc/initramfs-tools/conf.d/pkgci.conf"
+printf '%s\n' virtio_pci virtio_blk virtio_net ext4 crc32c_generic >"$1/usr/share/initramfs-tools/modules.d/pkgci"
+"""
+# a temporary directory of its own: whatever kills it, nothing is left that only sub-ids may remove
+SCRATCH = 'mount --make-rprivate /; mount -t tmpfs -o mode=1777 tmpfs /tmp; cd /; "$@" 2>/tmp/log || { tail /tmp/log; exit 1; }'
+
+
+class ImageRecord(Record):
+    """`image.json`: what an image was made from (its key), and the guest's own ssh key."""
+
+    key: str
+    made: float
+    host_key: str
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image: `disk` (qcow2), `kernel`, `initrd`, `identity` (the private key that logs in), all below `directory`."""
+
+    directory: Path
+    key: str
+    host_key: str
+
+
+def image_key(target: Target) -> str:
+    """Return the key of all that a target's image is made from.
+
+    Raises:
+        RequestError: the target's base cannot be made, or has no upstream.
+    """
+    if target.base != "debian":
+        raise RequestError("machines of RPM distributions are not supported yet: use the base `debian`")
+    scripts = [path.read_text() for path in (Path(__file__), SCRIPT, HOST_PROVIDES)]
+    description = [target.format, target.machine.packages]
+    return _digest(
+        [_plain_key(target), description, scripts, run(["qemu-img", "--version"], quiet=True).stdout.decode()]
+    )
+
+
+def image(config: Config, name: str) -> Image:
+    """Return the image of the target `name`; make it when it is not there or older than `root_days`.
+
+    Raises:
+        RequestError: see `image_key`.
+        InfrastructureError: one of the tools failed.
+    """
+    target = config.target(name)
+    key = image_key(target)
+
+    def make(new: Path) -> None:
+        log.info("%s: preparing the machine's disk (once; about a minute)", name)
+        plain = _cached(config, f"plain-{_plain_key(target)}", lambda place: _make_plain(target, place))
+        _make_disk(target, key, plain / "root.tar", new)
+
+    place = _cached(config, key, make)
+    record = ImageRecord.read(place / "image.json")
+    return Image(place, key, record.host_key)
+
+
+def _plain_key(target: Target) -> str:
+    version = run(["mmdebstrap", "--version"], quiet=True).stdout.decode()
+    return _digest([[source.line() for source in apt_sources(target)], version, PLAIN, INITRD])
+
+
+def _digest(made_from: object) -> str:
+    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:32]
+
+
+def _cached(config: Config, key: str, make: Callable[[Path], None]) -> Path:
+    """Return the directory of `key`, made by `make` in a scratch directory unless it is there and young enough.
+
+    One process makes it and others wait; what a killed one left is removed by the next.
+    """
+    place = config.cache / "images" / key
+    place.parent.mkdir(parents=True, exist_ok=True)
+
+    def young() -> bool:
+        return place.exists() and time.time() - place.stat().st_mtime < config.settings.root_days * 86400
+
+    if young():
+        return place
+    with FileLock(f"{place}.lock"):
+        if not young():
+            new, old = place.with_name(f".{key}.new"), place.with_name(f".{key}.old")
+            for leftover in (new, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+            new.mkdir()
+            make(new)
+            if place.exists():
+                place.rename(old)
+            new.rename(place)
+            shutil.rmtree(old, ignore_errors=True)
+    return place
+
+
+def _make_plain(target: Target, place: Path) -> None:
+    """Make `place`/root.tar: Debian with a kernel and an ssh server, and apt's lists."""
+    command = [*namespaces(network=True), "sh", "-euc", SCRATCH, "sh"]
+    command += ["mmdebstrap", "--mode=root", "--variant=minbase", "--format=tar", f"--include={','.join(PLAIN)}"]
+    # the lists stay: a guest needs far longer to load them
+    command += ["--skip=cleanup/apt/lists,cleanup/apt/cache", "--dpkgopt=force-unsafe-io"]
+    command += [f"--aptopt={line}" for line in apt_configuration().splitlines() if line.startswith("Acquire::")]
+    command += [f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("man", "doc", "locale")]
+    command += [f"--essential-hook={INITRD}", target.base_codename or target.codename, "-"]
+    command += [source.line() for source in apt_sources(target)]
+    root = place / "root.tar"
+    # as a stream: in a private home, sub-ids cannot open a file
+    with root.open("wb") as output:
+        done = run(command, output=output, check=False, timeout=LIMITS.seconds)
+    if done.returncode:
+        raise _failure("mmdebstrap", root)
+
+
+def _make_disk(target: Target, key: str, root: Path, place: Path) -> None:
+    """Make `place`/{disk,kernel,initrd,identity,image.json} from a plain root."""
+    identity, host = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    files = Files()
+    files.add("/etc/ssh/ssh_host_ed25519_key", _private(host), 0o600)
+    files.add("/etc/ssh/ssh_host_ed25519_key.pub", _public(host) + "\n")
+    files.add("/root/.ssh/authorized_keys", _public(identity) + "\n", 0o600)
+    files.add("/pkgci-host-provides", HOST_PROVIDES.read_text())
+    packages = (*FORMAT[target.format], *target.machine.packages)
+    said = place / "image.log"
+    with tempfile.TemporaryDirectory(dir=place) as scratch:
+        with said.open("wb") as log_to:
+            outcome = execute(
+                root,
+                SCRIPT.read_text(),
+                arguments=(target.format, str(DISK_MIB), *packages),
+                files=files,
+                output=Path(scratch),
+                limits=LIMITS,
+                log_to=log_to,
+                network=True,
+            )
+        if outcome.status:
+            raise _failure("image.sh", said)
+        for name in ("kernel", "initrd"):
+            Path(scratch, name).rename(place / name)
+        run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", Path(scratch, "disk"), place / "disk"], quiet=True)
+    (place / "identity").touch(0o600)
+    (place / "identity").write_bytes(_private(identity))
+    for name in ("disk", "kernel", "initrd"):
+        (place / name).chmod(0o444)
+    ImageRecord(key=key, made=time.time(), host_key=_public(host)).write(place / "image.json")
+
+
+def _failure(what: str, said: Path) -> InfrastructureError:
+    """Return the error of a tool whose last words are the end of the file `said`."""
+    with said.open("rb") as stream:
+        stream.seek(max(0, said.stat().st_size - 4000))
+        text = stream.read().decode(errors="replace")
+    log.error("%s", text)
+    lines = text.strip().splitlines() or ["no output"]
+    errors = [line for line in lines if line.startswith(("E:", "error:"))] or lines
+    return InfrastructureError(f"cannot make a machine's disk: {what}: {errors[-1]}")
+
+
+def _private(key: Ed25519PrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+
+
+def _public(key: Ed25519PrivateKey) -> str:
+    return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()

@@ -1,0 +1,363 @@
+"""One virtual machine: QEMU, driven by QMP, and its guest, driven by ssh. What is in it is none of this module's business.
+
+A machine lives in a directory of its own, with files of fixed names (`disk`, `kernel`, `initrd`, `ram`, `state`, `proxy`),
+so that the command line of all machines of a kind is the same text: a saved state fits one command line only.
+The guest reaches nothing but port 3128 of 10.0.2.100, where each connection leads to the Unix socket `proxy`.
+"""
+
+import base64
+import logging
+import re
+import select
+import shlex
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from tarfile import TarFile, TarInfo
+from typing import Literal, Self
+
+import paramiko
+from qemu.qmp import QMPError
+from qemu.qmp.legacy import QEMUMonitorProtocol
+
+from pkgci.command import run, supervised
+from pkgci.errors import InfrastructureError
+
+log = logging.getLogger(__name__)
+logging.getLogger("paramiko").setLevel(logging.CRITICAL)
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+
+QEMU = "qemu-system-x86_64"
+# a versioned type: the unversioned one changes its hardware from one QEMU to the next
+MACHINE_TYPE = "pc-i440fx-7.2"
+KERNEL_ARGUMENTS = (
+    "root=/dev/vda rw rootfstype=ext4 net.ifnames=0 console=ttyS0 quiet loglevel=3 audit=0 mitigations=off nokaslr "
+    "cryptomgr.notests random.trust_cpu=on fsck.mode=skip"
+)
+CONTROL_SECONDS = 120
+CONNECT_SECONDS = 10
+AUTHENTICATION_SECONDS = 60
+
+# errors of a login that no second attempt mends
+FINAL = (paramiko.BadHostKeyException, paramiko.AuthenticationException, paramiko.ssh_exception.IncompatiblePeer)
+
+Accelerator = Literal["kvm", "tcg"]
+
+
+class GuestError(InfrastructureError):
+    """The guest hangs, is gone, or floods us. Whoever ran something in it knows whose fault that is."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What decides the command line of a machine."""
+
+    accelerator: Accelerator
+    memory_mib: int
+
+    def command(self) -> list[str]:
+        """Return QEMU's command line as far as a saved state depends on it; file names are relative."""
+        network = "user,id=net0,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22"
+        network += ",guestfwd=tcp:10.0.2.100:3128-cmd:socat -T600 - UNIX-CONNECT:proxy"
+        return [
+            QEMU,
+            *("-machine", f"{MACHINE_TYPE},memory-backend=ram", "-accel", self.accelerator),
+            *("-cpu", "host" if self.accelerator == "kvm" else "qemu64", "-smp", "1", "-m", f"{self.memory_mib}M"),
+            *("-nodefaults", "-no-user-config", "-display", "none", "-serial", "file:serial.log"),
+            *("-sandbox", "on,obsolete=deny,resourcecontrol=deny"),
+            *("-kernel", "kernel", "-initrd", "initrd", "-append", KERNEL_ARGUMENTS),
+            *("-drive", "file=disk,if=none,id=disk0,format=qcow2,cache=unsafe,discard=unmap"),
+            *("-device", "virtio-blk-pci,drive=disk0", "-netdev", network),
+            *("-device", "virtio-net-pci,netdev=net0,romfile=,mac=52:54:00:00:00:01"),
+            *("-device", "virtio-rng-pci", "-device", "vmgenid,guid=auto"),
+        ]
+
+
+@dataclass(frozen=True)
+class Access:
+    """How to log in: the private key's file, and the guest's own public key in the form `ssh-ed25519 BASE64`."""
+
+    identity: Path
+    host_key: str
+
+
+@dataclass(frozen=True)
+class Completed:
+    """How a command in the guest ended, and what it wrote (stdout and stderr in one)."""
+
+    status: int
+    output: bytes
+
+    def text(self) -> str:
+        """Return the output as text; the guest is not trusted to write UTF-8."""
+        return self.output.decode(errors="replace")
+
+
+def qemu_version() -> str:
+    """Return QEMU's version line; a saved state fits one version only."""
+    return run([QEMU, "--version"], quiet=True, timeout=CONTROL_SECONDS).stdout.decode().splitlines()[0]
+
+
+def accelerator(kernel: Path) -> Accelerator:
+    """Return `kvm` if it boots `kernel` here, else `tcg`. A device that exists proves nothing: some boot no Linux."""
+    try:
+        with Path("/dev/kvm").open("r+b"):
+            pass
+    except OSError:
+        return "tcg"
+    probe = [QEMU, "-machine", MACHINE_TYPE, "-accel", "kvm", "-cpu", "host", "-m", "256M", "-nodefaults"]
+    probe += ["-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot", "-kernel", str(kernel)]
+    # without a root it cannot go further than this panic, after which -no-reboot ends QEMU
+    probe += ["-append", "console=ttyS0 panic=-1"]
+    try:
+        said = run(probe, timeout=20, check=False, quiet=True).stdout
+    except InfrastructureError:
+        said = b""
+    return "kvm" if b"Kernel panic" in said else "tcg"
+
+
+class Machine:
+    """A machine in `directory`, which has its files, and where its own are made.
+
+    Use it as a context manager: at the end no process is left. QEMU is killed as well when the thread that started it
+    ends, however that happens.
+
+    Args:
+        directory: its directory.
+        hardware: its hardware.
+        access: how to log in.
+
+    Raises:
+        InfrastructureError: (from any member) QEMU does not do what it should.
+        GuestError: (from any member that talks to the guest) the guest does not.
+    """
+
+    def __init__(self, directory: Path, hardware: Hardware, access: Access) -> None:
+        self._directory = directory
+        self._hardware = hardware
+        self._access = access
+        self._process: subprocess.Popen[bytes] | None = None
+        self._client: paramiko.SSHClient | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        assert self._process
+        return self._process.pid
+
+    def boot(self) -> None:
+        """Start from the disk, with the file `ram` as memory, so that `save` can leave it there."""
+        self._start(share=True)
+
+    def restore(self) -> None:
+        """Start from the files `ram`, which is read only (changes are private copies), and `state`."""
+        self._start("-incoming", "defer", share=False)
+        self._ignore_shared_memory()
+        self._qmp("migrate-incoming", uri="exec:cat <state")
+        self._wait_for_migration()
+        self._qmp("cont")
+
+    def save(self) -> None:
+        """Stop a machine that was booted, and write `state`; `ram` and `disk` are final once it has quit."""
+        self._disconnect()
+        self._ignore_shared_memory()
+        self._qmp("stop")
+        self._qmp("migrate", uri="exec:cat >state")
+        self._wait_for_migration()
+        # not killed: QEMU has yet to write the disk's metadata
+        with suppress(QMPError):
+            self._qmp("quit")
+        assert self._process
+        try:
+            self._process.wait(CONTROL_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise self._failure("does not quit") from None
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._disconnect()
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            with suppress(QMPError, EOFError):
+                self._monitor.close()
+            self._process = None
+
+    def connect(self, seconds: float) -> None:
+        """Wait until the guest's ssh server lets us in.
+
+        Raises:
+            GuestError: it did not within `seconds`, or it has another host key.
+        """
+        assert self._process
+        port = self._ssh_port()
+        identity = paramiko.Ed25519Key.from_private_key_file(str(self._access.identity))
+        kind, encoded = self._access.host_key.split()
+        host_key = paramiko.Ed25519Key(data=base64.b64decode(encoded))
+        end = time.monotonic() + seconds
+        while True:
+            client = paramiko.SSHClient()
+            client.set_missing_host_key_policy(paramiko.RejectPolicy())
+            client.get_host_keys().add(f"[127.0.0.1]:{port}", kind, host_key)
+            try:
+                client.connect(
+                    "127.0.0.1",
+                    port,
+                    "root",
+                    pkey=identity,
+                    timeout=CONNECT_SECONDS,
+                    banner_timeout=CONNECT_SECONDS,
+                    auth_timeout=AUTHENTICATION_SECONDS,
+                    allow_agent=False,
+                    look_for_keys=False,
+                )
+            except FINAL as error:
+                client.close()
+                raise GuestError(f"cannot log in to the machine: {error}") from error
+            # QEMU accepts connections long before the guest does
+            except (OSError, EOFError, paramiko.SSHException) as error:
+                client.close()
+                if time.monotonic() > end:
+                    raise GuestError(f"no ssh to the machine within {seconds:.0f} s: {error}") from error
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(0.1)
+                    raise self._failure("ended by itself") from None
+            else:
+                self._client = client
+                return
+
+    def run(self, script: str, *arguments: str, timeout: float, input: bytes = b"", limit: int = 1 << 20) -> Completed:
+        """Run a shell script in the guest, as root.
+
+        Args:
+            script: POSIX shell, run with `sh -eu`.
+            arguments: its arguments.
+            timeout: seconds until its connection is cut; what it started may go on.
+            input: its standard input.
+            limit: bytes of output that are accepted.
+
+        Raises:
+            GuestError: no end within `timeout`, more than `limit` bytes of output, or the connection is lost.
+        """
+        assert self._client
+        end = time.monotonic() + timeout
+        output = bytearray()
+        try:
+            transport = self._client.get_transport()
+            channel = transport.open_session(timeout=timeout) if transport else None
+            if channel is None:
+                raise GuestError("the connection to the machine is lost")
+            with channel:
+                channel.set_combine_stderr(True)
+                channel.settimeout(timeout)
+                channel.exec_command(shlex.join(["sh", "-euc", script, "sh", *arguments]))
+                channel.sendall(input)
+                channel.shutdown_write()
+                while block := channel.recv(65536):
+                    output += block
+                    if len(output) > limit:
+                        raise GuestError(f"a command in the machine wrote more than {limit} bytes")
+                    channel.settimeout(max(0.0, end - time.monotonic()))
+                channel.status_event.wait(max(0.0, end - time.monotonic()))
+                status = channel.exit_status
+        except TimeoutError as error:
+            raise GuestError(f"a command in the machine did not end within {timeout:.0f} s") from error
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            raise GuestError(f"the connection to the machine is lost: {error}") from error
+        if status < 0:
+            raise GuestError("the connection to the machine is lost")
+        return Completed(status, bytes(output))
+
+    def put(self, files: Mapping[str, bytes], timeout: float = CONTROL_SECONDS) -> None:
+        """Write files of the guest, by their absolute paths; the directories are made."""
+        archive = BytesIO()
+        with TarFile(fileobj=archive, mode="w") as tar:
+            for path, content in files.items():
+                info = TarInfo("." + path)
+                info.size = len(content)
+                tar.addfile(info, BytesIO(content))
+        done = self.run("tar -C / -xf -", timeout=timeout, input=archive.getvalue())
+        if done.status:
+            raise GuestError(f"cannot write files in the machine: {done.text().strip()}")
+
+    def _start(self, *more: str, share: bool) -> None:
+        memory = f"memory-backend-file,id=ram,size={self._hardware.memory_mib}M,mem-path=ram"
+        ours, theirs = socket.socketpair()
+        with theirs, (self._directory / "qemu.log").open("wb") as said:
+            # neither of these is part of the machine as the guest sees it
+            argv = [*self._hardware.command(), "-object", f"{memory},share={'on' if share else 'off'}"]
+            argv += ["-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "chardev=qmp,mode=control", *more]
+            log.debug("+ %s", shlex.join(argv))
+            try:
+                self._process = subprocess.Popen(
+                    supervised(argv),
+                    stdin=subprocess.DEVNULL,
+                    stdout=said,
+                    stderr=said,
+                    cwd=self._directory,
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,
+                )
+            except FileNotFoundError as error:
+                raise InfrastructureError(
+                    f"cannot run QEMU: {error.filename} is missing; see `pkgci doctor`"
+                ) from error
+        self._monitor = QEMUMonitorProtocol(ours)
+        self._monitor.settimeout(CONTROL_SECONDS)
+        if not select.select([ours], [], [], CONTROL_SECONDS)[0]:
+            raise self._failure("does not answer")
+        try:
+            self._monitor.connect()
+        except (QMPError, EOFError, OSError):
+            raise self._failure("does not start") from None
+
+    def _qmp(self, command: str, **arguments: object) -> object:
+        try:
+            return self._monitor.cmd(command, **arguments)
+        except (QMPError, TimeoutError, EOFError, OSError) as error:
+            raise self._failure(f"{command}: {error or type(error).__name__}") from error
+
+    def _ignore_shared_memory(self) -> None:
+        # the memory is a file already: only the devices' state is written and read
+        self._qmp("migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": True}])
+
+    def _wait_for_migration(self) -> None:
+        assert self._process
+        end = time.monotonic() + CONTROL_SECONDS
+        while True:
+            answer = self._qmp("query-migrate")
+            status = answer.get("status") if isinstance(answer, dict) else None
+            if status == "completed":
+                return
+            if status == "failed" or time.monotonic() > end:
+                raise self._failure(f"saving or restoring its state: {status}")
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.01)
+                raise self._failure("ended by itself")
+
+    def _ssh_port(self) -> int:
+        text = str(self._qmp("human-monitor-command", **{"command-line": "info usernet"}))
+        found = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", text)
+        if not found:
+            raise self._failure(f"has no port for ssh: {text!r}")
+        return int(found[1])
+
+    def _disconnect(self) -> None:
+        if self._client:
+            self._client.close()
+            self._client = None
+
+    def _failure(self, what: str) -> InfrastructureError:
+        said = (self._directory / "qemu.log").read_text(errors="replace").strip().splitlines()
+        return InfrastructureError(f"QEMU {what}" + (f": {said[-1]}" if said else ""))

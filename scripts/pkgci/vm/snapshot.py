@@ -1,0 +1,323 @@
+"""Snapshots: machines that were booted ahead and frozen, disk, memory and devices; a run restores one within seconds.
+
+    snapshots/NAME/ID/{manifest.json,node.qcow2,node.ram,node.state,kernel,initrd,identity}   and   snapshots/NAME/latest
+
+A set is complete in itself and final: `latest` is moved to it, by a rename, only after it was restored once and ssh
+answered. It fits one image, one version of QEMU and one command line; the manifest says which, and any other is refused.
+Its checksums are compared when `verify` is called (`pkgci prepare` does, daily at least); at each restore only the files'
+sizes are, since reading half a gigabyte would take longer than the restore.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from filelock import FileLock
+
+from pkgci.artifacts import File, Record
+from pkgci.command import run
+from pkgci.config import Config
+from pkgci.errors import InfrastructureError
+from pkgci.locks import locked
+from pkgci.upstream import apt_sources
+from pkgci.vm.image import Image, image, image_key
+from pkgci.vm.machine import Accelerator, Access, GuestError, Hardware, Machine, accelerator, qemu_version
+from pkgci.vm.proxy import Proxy, Rule
+
+log = logging.getLogger(__name__)
+
+NODE = "node"
+BOOT_SECONDS = 300
+SETUP_SECONDS = 600
+RESTORE_SECONDS = 60
+# the files of a set, and what a machine calls them
+FILES = {
+    f"{NODE}.qcow2": "disk",
+    f"{NODE}.ram": "ram",
+    f"{NODE}.state": "state",
+    "kernel": "kernel",
+    "initrd": "initrd",
+    "identity": "identity",
+}
+# The clock first, since it stood still; then random numbers of the host's: all who restore a snapshot would draw the same.
+# 0x5207 is RNDRESEEDCRNG of random(4): what was written counts at once.
+AWAKE = """
+date -s "@$1" >/dev/null
+exec perl -e 'read(STDIN, $seed, 256) == 256 or die "no seed";
+    open($pool, ">", "/dev/urandom") or die $!; syswrite($pool, $seed) or die $!; ioctl($pool, 0x5207, 0) or die $!'
+"""
+FREEZE = "sync; echo 3 >/proc/sys/vm/drop_caches; sync"
+
+
+class Manifest(Record):
+    """`manifest.json`: what a snapshot fits, and what is in it."""
+
+    name: str
+    key: str
+    image: str
+    qemu: str
+    accelerator: Accelerator
+    memory_mib: int
+    command: tuple[str, ...]
+    host_key: str
+    created: datetime
+    packages: tuple[str, ...]
+    files: tuple[File, ...]
+
+
+class Snapshot:
+    """A snapshot on this host.
+
+    Args:
+        directory: its directory.
+
+    Raises:
+        InfrastructureError: (from any member) it is incomplete, damaged, or does not fit this host's QEMU.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.manifest = Manifest.read(directory / "manifest.json")
+
+    @property
+    def id(self) -> str:
+        """NAME/ID: what artifacts call it."""
+        return f"{self.manifest.name}/{self.directory.name}"
+
+    def check(self) -> None:
+        """Check that it fits this host's QEMU and our command line, and that its files have their sizes."""
+        manifest = self.manifest
+        if manifest.qemu != qemu_version():
+            raise InfrastructureError(f"snapshot {self.id} was made by {manifest.qemu}, here is {qemu_version()}")
+        if list(manifest.command) != self._hardware.command():
+            raise InfrastructureError(f"snapshot {self.id} was made with another command line of QEMU")
+        for file in manifest.files:
+            path = self.directory / file.name
+            if not path.is_file() or path.stat().st_size != file.size:
+                raise InfrastructureError(f"snapshot {self.id} is damaged: {file.name} is missing or has another size")
+
+    def verify(self) -> None:
+        """Check all that `check` does, and the files' content."""
+        self.check()
+        for file in self.manifest.files:
+            if _sha256(self.directory / file.name) != file.sha256:
+                raise InfrastructureError(f"snapshot {self.id} is damaged: the content of {file.name} has changed")
+
+    @contextmanager
+    def restored(self, config: Config, proxy: Proxy) -> Iterator[Machine]:
+        """Restore it; the machine runs, with the right time and random numbers of its own, while the context lasts.
+
+        All that the machine writes goes to a directory of its own, which is removed at the end.
+
+        Args:
+            config: says where runs have their directories.
+            proxy: what the machine may reach.
+        """
+        with locked(self.directory, shared=True) as held:
+            if not held:
+                raise InfrastructureError(f"snapshot {self.id} was removed meanwhile; start again")
+            self.check()
+            with _run_directory(config) as directory, proxy.listening(directory):
+                _link(self.directory, directory, [name for name in FILES.values() if name != "disk"])
+                disk = self.directory / f"{NODE}.qcow2"
+                create = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", disk, "-F", "qcow2", directory / "disk"]
+                run(create, quiet=True)
+                with Machine(directory, self._hardware, self._access) as machine:
+                    machine.restore()
+                    machine.connect(RESTORE_SECONDS)
+                    seed = secrets.token_bytes(256)
+                    done = machine.run(AWAKE, f"{time.time():.3f}", timeout=RESTORE_SECONDS, input=seed)
+                    if done.status:
+                        raise GuestError(f"cannot wake the machine: {done.text().strip()}")
+                    yield machine
+
+    @property
+    def _hardware(self) -> Hardware:
+        return Hardware(self.manifest.accelerator, self.manifest.memory_mib)
+
+    @property
+    def _access(self) -> Access:
+        return Access(self.directory / "identity", self.manifest.host_key)
+
+
+def ensure(config: Config, name: str, setup: str) -> Snapshot:
+    """Return the snapshot of the plain machine of the target `name`; make it unless there is a young one that fits.
+
+    Args:
+        config: the configuration.
+        name: the target.
+        setup: a shell script that prepares the guest before it is frozen; part of what the snapshot is made from.
+
+    Raises:
+        RequestError: the target is unknown, or its base cannot be made.
+        InfrastructureError: it cannot be made.
+    """
+    place = config.data / "snapshots" / name
+    place.mkdir(parents=True, exist_ok=True)
+    found = _usable(config, name, setup)
+    if found:
+        return found
+    with FileLock(place / "lock"):
+        found = _usable(config, name, setup)
+        if found is None:
+            found = _make(config, name, setup)
+    return found
+
+
+def upstream_rules(config: Config, name: str) -> tuple[Rule, ...]:
+    """Return what machines of the target `name` may fetch from the upstream."""
+    uris = {source.uri.rstrip("/") + "/" for source in apt_sources(config.target(name))}
+    return tuple(Rule(uri, immutable=True) for uri in sorted(uris) if uri.startswith(("http://", "https://")))
+
+
+def _usable(config: Config, name: str, setup: str) -> Snapshot | None:
+    """Return the latest snapshot if it fits; else say why not."""
+    place = config.data / "snapshots" / name
+    if not (place / "latest").exists():
+        return None
+    reason = None
+    try:
+        snapshot = Snapshot((place / "latest").resolve(strict=True))
+        snapshot.check()
+        if snapshot.manifest.key != _key(image_key(config.target(name)), setup, config.target(name).machine.memory_mib):
+            reason = "what it was made from has changed"
+        elif datetime.now(UTC) - snapshot.manifest.created > timedelta(days=config.settings.root_days):
+            reason = f"it is older than {config.settings.root_days} days"
+        elif snapshot.manifest.accelerator == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
+            reason = "it needs /dev/kvm, which is not accessible"
+    except (InfrastructureError, OSError) as error:
+        reason = str(error)
+    if reason is None:
+        return snapshot
+    log.info("%s: the snapshot is made anew: %s", name, reason)
+    return None
+
+
+def _key(image: str, setup: str, memory_mib: int) -> str:
+    return hashlib.sha256(json.dumps([image, setup, memory_mib]).encode()).hexdigest()[:32]
+
+
+def _make(config: Config, name: str, setup: str) -> Snapshot:
+    """Boot the image, prepare the guest, freeze it, try the set once, and make it the latest."""
+    place = config.data / "snapshots" / name
+    for leftover in place.glob(".new-*"):
+        shutil.rmtree(leftover)
+    origin = image(config, name)
+    log.info("%s: booting a machine to take a snapshot of it (once; about a minute)", name)
+    with TemporaryDirectory(prefix=".new-", dir=place) as scratch:
+        new = Path(scratch, f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}")
+        new.mkdir()
+        _freeze(config, name, setup, origin, new)
+        snapshot = Snapshot(new)
+        log.info("%s: trying the snapshot", name)
+        with snapshot.restored(config, Proxy((), config.cache / "proxy")):
+            pass
+        for file in snapshot.manifest.files:
+            (new / file.name).chmod(0o400 if file.name == "identity" else 0o444)
+        # QEMU opens a file of memory for writing, though a run never writes into this one
+        (new / f"{NODE}.ram").chmod(0o644)
+        final = place / new.name
+        new.rename(final)
+    pointer = place / ".latest.new"
+    pointer.unlink(missing_ok=True)
+    pointer.symlink_to(final.name)
+    pointer.replace(place / "latest")
+    _remove_others(place, final)
+    return Snapshot(final)
+
+
+def _freeze(config: Config, name: str, setup: str, origin: Image, new: Path) -> None:
+    """Make the files and the manifest of a snapshot in `new`."""
+    memory_mib = config.target(name).machine.memory_mib
+    for file in ("kernel", "initrd", "identity"):
+        shutil.copy(origin.directory / file, new / file)
+    hardware = Hardware(accelerator(new / "kernel"), memory_mib)
+    log.info("%s: the machine runs by %s", name, hardware.accelerator)
+    run(["cp", "--sparse=always", "--reflink=auto", origin.directory / "disk", new / f"{NODE}.qcow2"], quiet=True)
+    (new / f"{NODE}.qcow2").chmod(0o644)
+    proxy = Proxy(upstream_rules(config, name), config.cache / "proxy")
+    with _run_directory(config) as directory, proxy.listening(directory):
+        for file in (f"{NODE}.ram", f"{NODE}.state"):
+            (new / file).touch()
+        _link(new, directory, list(FILES.values()))
+        with Machine(directory, hardware, Access(new / "identity", origin.host_key)) as machine:
+            started = time.monotonic()
+            machine.boot()
+            machine.connect(BOOT_SECONDS)
+            log.info("%s: booted in %.0f s; preparing it", name, time.monotonic() - started)
+            for script, seconds in ((AWAKE, RESTORE_SECONDS), (setup, SETUP_SECONDS), (FREEZE, RESTORE_SECONDS)):
+                seed = secrets.token_bytes(256)
+                done = machine.run(script, f"{time.time():.3f}", timeout=seconds, input=seed)
+                if done.status:
+                    log.error("%s", done.text()[-4000:])
+                    said = done.text().strip().splitlines() or ["it said nothing"]
+                    raise GuestError(f"cannot prepare the machine of {name}: {said[-1]}")
+            listed = machine.run(PACKAGES, timeout=RESTORE_SECONDS).text()
+            machine.save()
+    Manifest(
+        name=name,
+        key=_key(origin.key, setup, memory_mib),
+        image=origin.key,
+        qemu=qemu_version(),
+        accelerator=hardware.accelerator,
+        memory_mib=memory_mib,
+        command=tuple(hardware.command()),
+        host_key=origin.host_key,
+        created=datetime.now(UTC),
+        packages=tuple(listed.splitlines()),
+        files=tuple(File(name=file, size=(new / file).stat().st_size, sha256=_sha256(new / file)) for file in FILES),
+    ).write(new / "manifest.json")
+    log.info("%s: frozen after %.0f s", name, time.monotonic() - started)
+
+
+PACKAGES = "dpkg-query -W -f '${Package} ${Version}\\n'"
+
+
+def _link(snapshot: Path, directory: Path, names: list[str]) -> None:
+    for file, name in FILES.items():
+        if name in names:
+            (directory / name).symlink_to(snapshot / file)
+
+
+@contextmanager
+def _run_directory(config: Config) -> Iterator[Path]:
+    """Yield a new directory for one machine; it is removed at the end, and so are those of processes that were killed."""
+    runs = config.cache / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    with locked(runs):
+        for leftover in runs.iterdir():
+            with locked(leftover, wait=False) as dead:
+                if dead:
+                    shutil.rmtree(leftover)
+        directory = runs / secrets.token_hex(8)
+        directory.mkdir(mode=0o700)
+        lock = locked(directory)
+        lock.__enter__()
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
+        lock.__exit__(None, None, None)
+
+
+def _remove_others(place: Path, latest: Path) -> None:
+    """Remove the older snapshots of a target that no run has restored."""
+    for other in place.iterdir():
+        if other.is_dir() and not other.is_symlink() and other != latest:
+            with locked(other, wait=False) as unused:
+                if unused:
+                    shutil.rmtree(other)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
