@@ -420,6 +420,7 @@ def test_a_queued_build_says_so_and_can_be_aborted(tmp_path):
     assert engine.wait(second, 0) is None
     engine.abort(second)
     assert engine.wait(second, 30) == "ABORTED"
+    assert engine.record(second).reason == "asked to stop while it was queued"
     assert engine.state(first) == "running"
     assert not (tmp_path / "ran").exists()
     end_all(engine)

@@ -72,7 +72,9 @@ class Supervisor:
                 self.log.say(f"{name}={shlex.quote(value)}")
         try:
             with self._executor() as granted:
-                result = self._build() if granted else "ABORTED"
+                result: Outcome = self._build() if granted else "ABORTED"
+            if not granted:
+                self._because("asked to stop while it was queued")
         except Exception as error:  # whatever happens, the build must end; a bug shows its traceback in the log
             self._kill()
             result = "FAILURE"
@@ -237,7 +239,7 @@ class Supervisor:
         data = os.read(output, 1 << 16)
         self.log.write(data)
         if not data and seconds:
-            time.sleep(seconds)  # it closed its output and lives on
+            time.sleep(0.01)  # it closed its output: it is about to end, or lives on
         return bool(data)
 
     def _reap(self) -> None:
@@ -313,9 +315,12 @@ class Log:
         """Write a piece of output."""
         time_now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         stamp = f"{time_now} ".encode() if self._timestamps else b""
-        for line in re.findall(rb"[^\n]*\n|[^\n]+", data):
-            self._stream.write((stamp if self._line_begins else b"") + line)
-            self._line_begins = line.endswith(b"\n")
+        lines = re.findall(rb"[^\n]*\n|[^\n]+", data)
+        stamped = [stamp + line for line in lines]
+        if not self._line_begins:
+            stamped[:1] = lines[:1]
+        self._stream.write(b"".join(stamped))
+        self._line_begins = data.endswith(b"\n") if data else self._line_begins
 
 
 def count_tests(path: Path) -> tuple[int, int, int]:
