@@ -55,9 +55,9 @@ JOBS = """
 
 
 @functools.cache
-def shared_cache() -> str:
-    """Return a directory where all tests of this process keep the rendered jobs."""
-    return tempfile.mkdtemp(prefix="pkgci-test-")
+def shared_cache() -> tempfile.TemporaryDirectory:
+    """Return a directory where all tests of this process keep the rendered jobs; it goes with the process."""
+    return tempfile.TemporaryDirectory()
 
 
 def make_engine(directory: Path, definitions: str = JOBS, executors: int = 4) -> LocalEngine:
@@ -66,7 +66,7 @@ def make_engine(directory: Path, definitions: str = JOBS, executors: int = 4) ->
     configuration.mkdir()
     counts = ", ".join(f"{label}: {executors}" for label in ("control", "build"))
     (configuration / "config.yaml").write_text(
-        f"paths: {{cache: {shared_cache()}, state: {directory}/state, data: {directory}/data}}\n"
+        f"paths: {{cache: {shared_cache().name}, state: {directory}/state, data: {directory}/data}}\n"
         f"executors: {{{counts}}}\n"
     )
     jobs = directory / "jobs"
