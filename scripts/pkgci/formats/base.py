@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Protocol, TypeVar
 
@@ -215,10 +216,15 @@ def last_words(path: Path, start: int, fallback: str) -> str:
     with path.open("rb") as stream:
         stream.seek(max(start, path.stat().st_size - 65536))
         lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines() if line.strip()]
-    marked = [
-        line for line in lines if any(word in line for word in ("error:", "Error ", "E: ", "ERROR", "FAILED", "fatal:"))
-    ]
-    return (marked or lines or [fallback])[0 if marked and "Failed build dependencies" in marked[0] else -1][:300]
+    for line, following in pairwise(lines):
+        # rpmbuild and apt name the package in the line after, or in the one that says why
+        if line.endswith("Failed build dependencies:"):
+            return f"{line} {following}"[:300]
+        if line.endswith("The following packages have unmet dependencies:"):
+            return following[:300]
+    words = ("error:", "Error ", "E: ", "ERROR", "FAILED", "fatal:")
+    marked = [line for line in lines if any(word in line for word in words)]
+    return (marked or lines or [fallback])[-1][:300]
 
 
 def download(config: Config, dependencies: Dependencies) -> list[Path]:

@@ -12,6 +12,7 @@ else
     mkdir /out/lists
     find /var/lib/apt/lists -maxdepth 1 -type f ! -name lock -exec cp {} /out/lists/ \;
 fi
-LC_ALL=C apt-get -y --allow-downgrades -o Acquire::ForceHash=SHA256 --print-uris build-dep /in >/out/plan
+LC_ALL=C apt-get -y --allow-downgrades -o Acquire::ForceHash=SHA256 --print-uris build-dep /in >/out/plan ||
+    { status=$?; cat /out/plan; exit "$status"; }
 sed -n "/^'/p" /out/plan >/out/uris
 sed -n '/^The following packages will be REMOVED:/,/^[^ ]/{/^  /p}' /out/plan | tr -d '*' >/out/remove

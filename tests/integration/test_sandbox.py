@@ -1,0 +1,227 @@
+"""The sandbox, with a real root: what is in it, what it may do, and that nothing of it stays."""
+
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from pkgci.config import Config, Limits
+from pkgci.errors import InfrastructureError, PackageError
+from pkgci.roots import Root, build_root
+from pkgci.sandbox import Files, Outcome, _cgroup, _unpack, execute
+
+
+@pytest.fixture(scope="session")
+def root() -> Root:
+    return build_root(Config(), "bookworm-amd64")
+
+
+@pytest.fixture
+def box(root: Root, tmp_path: Path):
+    """Run a script in a sandbox; return its outcome and what it said."""
+
+    def run(script: str, *, network: bool = False, files: Files | None = None, **limits: int) -> tuple[Outcome, str]:
+        output, log = tmp_path / "out", tmp_path / "log"
+        output.mkdir(exist_ok=True)
+        with log.open("wb") as stream:
+            outcome = execute(
+                root.path,
+                script,
+                files=files or Files(),
+                output=output,
+                limits=Limits(**limits),
+                log_to=stream,
+                network=network,
+            )
+        return outcome, log.read_text(errors="replace")
+
+    return run
+
+
+def processes_of(marker: str) -> list[int]:
+    """Return the processes on this machine with `marker` in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if marker.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def wait_until_gone(marker: str) -> None:
+    deadline = time.monotonic() + 20
+    while processes_of(marker):
+        assert time.monotonic() < deadline, f"{marker} still runs"
+        time.sleep(0.05)
+
+
+def test_files_go_in_and_come_out_with_the_scripts_status(box):
+    files = Files()
+    files.add("/in/a b", "content\n")
+    files.add_link("/in/link", "a b")
+    outcome, said = box('mkdir /out/d; cat /in/link >/out/d/x; echo "to the log"; exit 3', files=files)
+    assert outcome.status == 3
+    assert [path.name for path in outcome.files] == ["x"]
+    assert outcome.files[0].read_text() == "content\n"
+    assert "to the log" in said
+
+
+def test_it_is_root_inside_and_nobody_on_the_host(box):
+    marker = f"sleep 98765{os.getpid()}"
+    owners = []
+
+    def look():
+        deadline = time.monotonic() + 20
+        while not owners and time.monotonic() < deadline:
+            owners.extend(Path(f"/proc/{pid}").stat().st_uid for pid in processes_of(marker.replace(" ", "\0")))
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    _, said = box(f"id -u; timeout 2 {marker} || true")
+    watcher.join()
+    assert said.splitlines()[0] == "0"
+    assert owners
+    assert all(owner >= 65536 for owner in owners)
+
+
+def test_nothing_of_the_host_is_visible(box, tmp_path: Path):
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    secret.chmod(0o644)
+    os.environ["PKGCI_TEST_SECRET"] = "secret"
+    _, said = box(f"""
+        cat {secret} || true
+        env
+        ls /proc | grep -c '^[0-9]'
+        ls /proc/self/fd
+        cat /proc/1/root{secret} || true
+        mkdir /escape; chroot /escape /bin/true 2>/dev/null || true
+        cut -d' ' -f5 /proc/self/mountinfo
+    """)
+    del os.environ["PKGCI_TEST_SECRET"]
+    assert "secret" not in said.replace(f"{secret}", "")
+    assert "/.host" not in said
+
+
+def test_there_is_no_network(box):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        connect = f"perl -MIO::Socket::INET -e 'exit !IO::Socket::INET->new(\"127.0.0.1:{port}\")'"
+        without, _ = box(connect)
+        with_network, _ = box(connect, network=True)
+    assert without.status != 0
+    assert with_network.status == 0
+
+
+def test_loopback_works_inside(box):
+    outcome, said = box("""
+        perl -MIO::Socket::INET -e '
+            my $s = IO::Socket::INET->new(Listen => 1, LocalAddr => "127.0.0.1") or die;
+            IO::Socket::INET->new("127.0.0.1:" . $s->sockport) or die "no loopback"'
+    """)
+    assert outcome.status == 0, said
+
+
+def test_no_process_outlives_it(box):
+    marker = f"outlive-{uuid.uuid4()}"
+    box(f"setsid sh -c 'sleep 1000; : {marker}' >/dev/null 2>&1 &\n sleep 0.2")
+    assert processes_of(marker) == []
+
+
+def test_the_time_limit_ends_all_of_it(box):
+    marker = f"hang-{uuid.uuid4()}"
+    with pytest.raises(PackageError, match="no end after 5 s"):
+        box(f"setsid sh -c 'sleep 1000; : {marker}' & sleep 1000", seconds=5)
+    wait_until_gone(marker)
+
+
+def test_it_dies_with_the_process_that_waits_for_it(root: Root, tmp_path: Path):
+    marker = f"orphan-{uuid.uuid4()}"
+    program = f"""
+import sys
+from pathlib import Path
+from pkgci.config import Limits
+from pkgci.sandbox import Files, execute
+execute(Path({str(root.path)!r}), "setsid sh -c 'sleep 1000; : {marker}' & sleep 1000", files=Files(),
+    output=Path({str(tmp_path)!r}), limits=Limits(), log_to=sys.stdout.buffer)
+"""
+    waiting = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    # the script's own process appears last; the ones before it only carry its text
+    while not any(Path(f"/proc/{pid}/comm").read_text() == "sh\n" for pid in processes_of(marker)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    waiting.send_signal(signal.SIGKILL)
+    waiting.wait()
+    wait_until_gone(marker)
+
+
+def test_the_disk_is_limited(box):
+    outcome, said = box("head -c 200M /dev/zero >/filled", disk_mib=900)
+    assert outcome.status == 0, said
+    outcome, said = box("head -c 1G /dev/zero >/dev/shm/filled", disk_mib=900)
+    assert outcome.status != 0
+    assert "No space left" in said
+
+
+def test_the_number_of_processes_is_limited(box):
+    outcome, said = box("for i in $(seq 200); do sleep 5 & done; wait", processes=64)
+    assert outcome.status != 0
+    assert "annot fork" in said
+
+
+def test_the_memory_of_a_process_is_limited(box):
+    outcome, said = box('perl -e \'$x = "a" x (1 << 29); print "had it\\n"\'', memory_mib=256)
+    assert outcome.status != 0
+    assert "had it" not in said
+
+
+def test_the_memory_of_all_processes_is_limited_where_a_cgroup_can_be_made(box):
+    group = _cgroup()
+    if group is None:
+        pytest.xfail("this user may make no cgroup: memory is limited per process")
+    group.rmdir()
+    hungry = 'perl -e \'$x = "a" x (180 << 20); print "had it\\n"; sleep 2\''
+    _, said = box(f"for i in 1 2 3 4 5 6 7 8; do {hungry} & done; wait", memory_mib=256, disk_mib=800)
+    assert said.count("had it") < 8
+
+
+def test_a_root_that_cannot_be_made_is_the_machines_fault(box):
+    with pytest.raises(InfrastructureError, match="before or beside its script"):
+        box("true", disk_mib=64)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "target"),
+    [
+        ("../escape", tarfile.REGTYPE, ""),
+        ("/escape", tarfile.REGTYPE, ""),
+        ("link", tarfile.SYMTYPE, "/etc/passwd"),
+        ("hard", tarfile.LNKTYPE, "/etc/passwd"),
+        ("fifo", tarfile.FIFOTYPE, ""),
+        ("device", tarfile.CHRTYPE, ""),
+    ],
+)
+def test_only_plain_files_below_the_output_are_taken(tmp_path: Path, name: str, kind: bytes, target: str):
+    stream = io.BytesIO()
+    with tarfile.TarFile(fileobj=stream, mode="w") as tar:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = kind, target
+        tar.addfile(info)
+    stream.seek(0)
+    output = tmp_path / "out"
+    output.mkdir()
+    with pytest.raises(PackageError, match="no plain file"):
+        list(_unpack(stream, output))
+    assert list(tmp_path.rglob("*")) == [output]
