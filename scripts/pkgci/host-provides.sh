@@ -17,6 +17,9 @@ touch /etc/rpm/macros
 sed -i '/^%_dbpath /d' /etc/rpm/macros
 echo '%_dbpath /var/lib/rpm' >>/etc/rpm/macros
 
+# what the package `filesystem` of an RPM distribution owns and Debian's base-files does not: no package has to remove it
+mkdir -p /usr/share/licenses /usr/share/appdata /usr/share/metainfo
+
 libraries() {
     # what the loader finds, and nothing private; Debian's libraries are not executable, which elfdeps takes for a sign
     ldconfig -p | sed -n 's/.* => //p' | xargs -r readlink -f | sort -u | /usr/lib/rpm/elfdeps --provides --assume-exec

@@ -20,6 +20,7 @@ from urllib3.exceptions import HTTPError
 from pkgci.artifacts import Finding, Install, InstallOutcome, Repository, RepositoryPackage
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError, PackageError, RequestError
+from pkgci.server import serve
 from pkgci.vm.machine import GuestError, Machine
 from pkgci.vm.proxy import Proxy, RefusedError, Rule, allowed, session_to
 from pkgci.vm.snapshot import Snapshot, ensure, upstream_rules
@@ -71,6 +72,29 @@ def install(config: Config, target_name: str, repositories: Sequence[str], build
         InfrastructureError: the machines are at fault.
     """
     target = config.target(target_name)
+    with serve(config):
+        snapshot, outcomes = _run(config, target_name, repositories, build_key, artifacts)
+    record = Install(
+        target=target_name,
+        snapshot=snapshot.id,
+        repositories=tuple(repositories),
+        notice=target.notice,
+        packages=tuple(outcomes),
+    )
+    record.write(artifacts / "install.json")
+    _write_junit(record, artifacts / "junit" / "install.xml")
+    failed = [outcome for outcome in outcomes if not outcome.passed]
+    if failed:
+        more = f" (and {len(failed) - 1} more packages)" if len(failed) > 1 else ""
+        raise PackageError(f"install test of {_line(failed[0].findings[0])}{more}")
+    return record
+
+
+def _run(
+    config: Config, target_name: str, repositories: Sequence[str], build_key: str, artifacts: Path
+) -> tuple[Snapshot, list[InstallOutcome]]:
+    """Test each package in a machine of its own, and keep what the machine said."""
+    target = config.target(target_name)
     records = [_repository(config, target_name, url) for url in repositories]
     tested = [
         package
@@ -113,20 +137,7 @@ def install(config: Config, target_name: str, repositories: Sequence[str], build
         for finding in findings:
             log.info("  %s", _line(finding))
         outcomes.append(outcome)
-    record = Install(
-        target=target_name,
-        snapshot=snapshot.id,
-        repositories=tuple(repositories),
-        notice=target.notice,
-        packages=tuple(outcomes),
-    )
-    record.write(artifacts / "install.json")
-    _write_junit(record, artifacts / "junit" / "install.xml")
-    failed = [outcome for outcome in outcomes if not outcome.passed]
-    if failed:
-        more = f" (and {len(failed) - 1} more packages)" if len(failed) > 1 else ""
-        raise PackageError(f"install test of {_line(failed[0].findings[0])}{more}")
-    return record
+    return snapshot, outcomes
 
 
 def _script(config: Config, target_name: str) -> str:
