@@ -26,9 +26,15 @@ finding() { # PHASE FILE MESSAGE
     printf '%s\t%s\t%s\n' "$1" "$2" "$3" >&3
 }
 
-# The lines of $log since the line $1 that say best why a tool failed.
-reason() {
-    tail -n "+$1" $log | grep -E "$2" | tail -n 1 | tr '\t' ' ' | cut -c 1-300
+# The line of the log, from line FIRST on, that says best why a tool failed: it matches the first pattern that any matches.
+reason() { # FIRST PATTERN...
+    first=$1
+    shift
+    for pattern in "$@"; do
+        found=$(tail -n "+$first" $log | grep -a -E "$pattern" | tail -n 1 | tr '\t' ' ' | cut -c 1-300)
+        [ -z "$found" ] || break
+    done
+    echo "${found:-no reason was given}"
 }
 
 # What may differ after a removal, by Debian Policy or because it is nobody's. More by a package's entry (`leftovers`).
@@ -82,9 +88,10 @@ tree() {
     for path in $(tolerated); do
         set -- "$@" -path "$path" -o
     done
-    # compiled by whoever runs a Python program first
-    find / -xdev \( "$@" -name __pycache__ \) -prune -o -type d -printf '%p\t%y %m %U:%G\n' \
-        -o -printf '%p\t%y %m %U:%G %s %l\n' | LC_ALL=C sort
+    # __pycache__ is compiled by whoever runs a Python program first; the directories of languages belong to a distribution's
+    # own package (`filesystem`), which a minimal machine may lack
+    find / -xdev \( "$@" -name __pycache__ \) -prune -o ! -type d -printf '%p\t%y %m %U:%G %s %l\n' \
+        -o ! -path '/usr/share/locale/*' ! -path '/usr/share/man/*' -printf '%p\t%y %m %U:%G\n' | LC_ALL=C sort
 }
 
 baseline() {

@@ -77,7 +77,7 @@ def _command(target: Target) -> list[str]:
 
 def _key(target: Target) -> str:
     version = run(["mmdebstrap", "--version"], quiet=True).stdout.decode().strip()
-    scripts = [path.read_text() for path in (HOST_PROVIDES, RPM_MACROS)]
+    scripts = [path.read_text() for path in (HOST_PROVIDES, RPM_MACROS)] if target.format == "rpm" else []
     sources = [source.line() for source in apt_sources(target)]
     command = [word.replace(os.fspath(ROOT), "") for word in _command(target)]
     return hashlib.sha256(json.dumps([command, version, sources, scripts]).encode()).hexdigest()[:32]
@@ -109,7 +109,7 @@ def _make(name: str, target: Target, place: Path) -> Root:
         new.mkdir()
         environment = isolated_apt(Path(directory)) | {"SOURCE_DATE_EPOCH": "0"}
         command = [*_command(target), str(new / "root.tar"), *(source.line() for source in apt_sources(target))]
-        done = run(command, env=environment, check=False)
+        done = run(command, env=environment, check=False, quiet=True)
         if done.returncode:
             said = done.stderr.decode(errors="replace")
             log.error("%s", said[-4000:])
