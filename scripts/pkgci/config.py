@@ -14,17 +14,35 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from pkgci.errors import RequestError
 
 ROOT = Path(__file__).resolve().parents[2]
 EMBEDDED = ROOT / "etc" / "embedded"
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]*$", max_length=100)]
+NAME = r"[a-z0-9][a-z0-9+.-]*"
+Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$", max_length=100)]
 Project = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*$")]
 Prefix = Annotated[str, StringConstraints(pattern=r"^(https?|ssh|git|file)://.*/$")]
-RelativePath = Annotated[str, StringConstraints(pattern=r"^[^/\x00][^\x00]*$")]
+
+
+def _below(path: str) -> str:
+    if not path or "\0" in path or {"", ".", ".."} & set(path.removesuffix("/").split("/")):
+        raise ValueError("must be a relative path, without '.' and '..'")
+    return path
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+    return pattern
+
+
+RelativePath = Annotated[str, AfterValidator(_below)]
+Pattern = Annotated[str, AfterValidator(_compiles)]
 
 
 class Section(BaseModel):
@@ -115,22 +133,12 @@ class Target(Section):
 class Release(Section):
     """`releases/NAME.yaml`: a product release."""
 
-    branches: tuple[str, ...] = Field(description="regular expressions that a whole branch name matches")
+    branches: tuple[Pattern, ...] = Field(description="regular expressions that a whole branch name matches")
     targets: tuple[Name, ...]
     vendor: Annotated[str, StringConstraints(pattern=r"^[g-z][a-z]*$")] = Field(
         "pkg", description="in versions; sorts above `el` and `fc` of RPM distributions"
     )
     ordinal: int = Field(1, ge=1, description="in versions; grows from release to release")
-
-    @field_validator("branches")
-    @classmethod
-    def _compiles(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for pattern in value:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
-        return value
 
 
 class Leftovers(Section):
@@ -202,7 +210,12 @@ class Config:
     def _place(self, kind: str, variable: str, default: str) -> Path:
         configured = getattr(self.settings.paths, kind)
         if configured:
-            return Path(os.path.expandvars(configured)).expanduser()
+            place = Path(os.path.expanduser(os.path.expandvars(configured)))
+            if not place.is_absolute():
+                raise RequestError(
+                    f"{self.directory / 'config.yaml'}: paths.{kind}: {configured!r} is no absolute path"
+                )
+            return place
         xdg = os.environ.get(variable, "")
         return (Path(xdg) if xdg.startswith("/") else Path.home() / default) / "pkgci"
 
@@ -219,8 +232,9 @@ class Config:
         return self._entry("packages", name, PackageEntry)
 
     def names(self, kind: Literal["targets", "releases", "packages"]) -> list[str]:
-        """Return the names of all entries of a kind, sorted."""
-        return sorted(path.stem for path in (self.directory / kind).glob("*.yaml"))
+        """Return the names of all entries of a kind, sorted. Hidden files are an editor's own."""
+        found = (path for path in (self.directory / kind).glob("*.yaml") if not path.name.startswith("."))
+        return sorted(path.stem for path in found)
 
     def release_of(self, branch: str) -> tuple[str, Release] | None:
         """Return the release that claims `branch`, with its name, or None."""
@@ -237,13 +251,18 @@ class Config:
     @cached_property
     def _projects(self) -> dict[str, str]:
         folder = self.directory / "packages"
-        listed = sorted((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in folder.glob("*.yaml"))
+        names = self.names("packages")
+        stats = [(folder / f"{name}.yaml").stat() for name in names]
+        listed = [(name, stat.st_mtime_ns, stat.st_size) for name, stat in zip(names, stats, strict=True)]
         digest = hashlib.sha256(json.dumps([str(folder), listed]).encode()).hexdigest()[:32]
         cached = self.cache / "projects" / f"{digest}.json"
-        if cached.exists():
+        try:
             return json.loads(cached.read_text())
+        except (FileNotFoundError, ValueError):
+            # not there yet, or cut short by a crash of the machine
+            pass
         projects: dict[str, str] = {}
-        for name in self.names("packages"):
+        for name in names:
             for project in self.package(name).projects:
                 if project in projects:
                     raise RequestError(
@@ -259,7 +278,9 @@ class Config:
 
     def _entry(self, kind: str, name: str, model: type[Entry]) -> Entry:
         path = self.directory / kind / f"{name}.yaml"
-        if not re.fullmatch(r"[a-z0-9][a-z0-9+.-]*", name) or not path.is_file():
+        if not re.fullmatch(NAME, name):
+            raise RequestError(f"{kind[:-1]} {name[:100]!r} of {path.parent} is not allowed; it must match {NAME}")
+        if not path.is_file():
             known = ", ".join(self.names(kind)[:10]) or "none"  # type: ignore[arg-type]
             raise RequestError(f"unknown {kind[:-1]} {name!r}; {self.directory / kind} has: {known}")
         return _load(path, model)
@@ -270,6 +291,8 @@ def _load(path: Path, model: type[Entry]) -> Entry:
     try:
         text = path.read_text()
         loaded = yaml.load(text, _UniqueKeyLoader)  # noqa: S506 - it is a SafeLoader
+        # JSON: YAML has lists where the models have tuples; strictness about scalars stays
+        document = json.dumps({} if loaded is None else loaded, default=str, allow_nan=False)
     except OSError as error:
         raise RequestError(f"{path}: cannot read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -277,9 +300,11 @@ def _load(path: Path, model: type[Entry]) -> Entry:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RequestError(f"{path}:{line}: not valid YAML: {error.problem}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        # a character that YAML does not allow, a date that no calendar has
+        raise RequestError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
     try:
-        # JSON mode: YAML has lists where the models have tuples; strictness about scalars stays
-        return model.model_validate_json(json.dumps({} if loaded is None else loaded, default=str))
+        return model.model_validate_json(document)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
@@ -293,6 +318,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} given twice", key.start_mark)
             seen.add(key.value)
