@@ -7,6 +7,7 @@ Commands started here die with the process that started them (`PR_SET_PDEATHSIG`
 import logging
 import os
 import shlex
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ def run(
     *,
     input: bytes | None = None,
     cwd: Path | None = None,
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str, str | None] | None = None,
     timeout: float | None = None,
     check: bool = True,
     output: IO[bytes] | None = None,
@@ -39,7 +40,7 @@ def run(
         argv: the command and its arguments; never passed through a shell.
         input: bytes for its standard input, which is empty otherwise.
         cwd: its working directory.
-        env: variables added to this process's environment.
+        env: variables added to this process's environment; None takes one away.
         timeout: seconds until it is killed.
         check: raise when it ends with another status than 0.
         output: an open binary file that takes stdout and stderr; without it both are captured.
@@ -52,6 +53,7 @@ def run(
         InfrastructureError: the tool is missing, ran out of time, or (with `check`) failed.
     """
     words = [str(word) for word in argv]
+    environment = {name: value for name, value in {**os.environ, **(env or {})}.items() if value is not None}
     if not quiet:
         log.info("+ %s", shlex.join(words))
     try:
@@ -62,7 +64,7 @@ def run(
             stdout=output or subprocess.PIPE,
             stderr=subprocess.STDOUT if output else subprocess.PIPE,
             cwd=cwd,
-            env={**os.environ, **env} if env else None,
+            env=environment,
             timeout=timeout,
             check=False,
         )
@@ -70,7 +72,7 @@ def run(
         raise InfrastructureError(f"cannot run {words[0]}: {error.filename} is missing; see `pkgci doctor`") from error
     except subprocess.TimeoutExpired as error:
         raise InfrastructureError(f"{shlex.join(words)[:200]}: no end after {timeout:.0f} s") from error
-    if done.returncode == 127 and b"failed to execute" in (done.stderr or b""):
+    if done.returncode == 127 and shutil.which(words[0], path=environment.get("PATH")) is None:
         raise InfrastructureError(f"cannot run {words[0]}: not installed; see `pkgci doctor`")
     if check and done.returncode:
         said = (done.stderr or done.stdout or b"").decode(errors="replace").strip().splitlines()
