@@ -5,18 +5,20 @@ rule. The names are Zuul 2's (https://docs.opendev.org zuul 2.6 "Launchers"); wh
 mapped to them by its playbook.
 """
 
+import os
 import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import quote
 
 from pkgci.config import Config
 from pkgci.errors import RequestError
 
-PROJECT = r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*"
-BRANCH = r"[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*"
-REF = r"refs/[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*"
+# a project becomes a path of files, so its length has a limit; a branch has what people give theirs, without shell's characters
+PROJECT = r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,99}(/[A-Za-z0-9_][A-Za-z0-9._+-]{0,99}){0,9}"
+BRANCH = r"[A-Za-z0-9_][A-Za-z0-9._+,=@#-]*(/[A-Za-z0-9_][A-Za-z0-9._+,=@#-]*)*"
+REF = f"refs/{BRANCH}"
 OBJECT = r"[0-9a-f]{40}"
 ITEM = f"{PROJECT}:{BRANCH}:{REF}"
 
@@ -27,7 +29,7 @@ RULES = {
     "ZUUL_PATCHSET": r"[0-9]{1,6}",
     "ZUUL_CHANGES": rf"{ITEM}(\^{ITEM})*",
     "ZUUL_PIPELINE": r"[A-Za-z0-9][A-Za-z0-9_-]*",
-    "ZUUL_UUID": r"[A-Za-z0-9-]{1,64}",
+    "ZUUL_UUID": r"[A-Za-z0-9][A-Za-z0-9-]{0,63}",
     "ZUUL_REF": REF,
     "ZUUL_URL": r"(https?|ssh|git|file)://[A-Za-z0-9/._~:@%+\[\]-]+",
     "ZUUL_COMMIT": OBJECT,
@@ -40,7 +42,7 @@ RULES = {
     "SOURCE_TREE": OBJECT,
     "PACKAGING_TREE": OBJECT,
     "PARENT": r"[a-z0-9][a-z0-9.+-]*/[0-9]+",
-    "CORRELATION": r"[A-Za-z0-9-]{1,64}",
+    "CORRELATION": r"[A-Za-z0-9][A-Za-z0-9-]{0,63}",
 }
 
 
@@ -98,9 +100,9 @@ class Parameters:
             if not re.fullmatch(rule, value, re.ASCII):
                 raise RequestError(f"parameter {name}: {value[:120]!r} is not allowed; it must match {rule}")
             # git-check-ref-format(1) refuses these too; the characters are bounded by the rules
-            if ".." in value or value.endswith(".lock"):
+            if re.search(r"\.\.|\.(lock)?([/:^]|$)", value):
                 raise RequestError(
-                    f"parameter {name}: {value[:120]!r} is not allowed; no '..' and no '.lock' at the end"
+                    f"parameter {name}: {value[:120]!r} is not allowed; no '..', and no part that ends in '.' or '.lock'"
                 )
             values[name] = value
         return cls(values)
@@ -139,8 +141,7 @@ class Parameters:
         urls = tuple(self.get("REPOSITORIES").split())
         allowed = (config.settings.url, *config.settings.repositories)
         for url in urls:
-            parts = urlsplit(url).path.split("/")
-            if not url.startswith(allowed) or not url.endswith("/repository.json") or ".." in parts or "%" in url:
+            if not url.startswith(allowed) or not url.endswith("/repository.json") or "%" in url:
                 raise RequestError(
                     f"parameter REPOSITORIES: {url} is not allowed; it must be a repository.json below {' or '.join(allowed)}"
                 )
@@ -160,6 +161,9 @@ class Parameters:
         if url:
             check_url(url, config)
         items = (item.split(":", 2) for item in self.get("ZUUL_CHANGES").split("^") if item)
+        queue = tuple(QueueItem(*item) for item in items)
+        if queue and (queue[-1].project, queue[-1].branch) != (project, branch):
+            raise RequestError(f"parameter ZUUL_CHANGES: its last change is not one of {project}, branch {branch}")
         return Change(
             project=project,
             branch=branch,
@@ -169,13 +173,13 @@ class Parameters:
             ref=self.get("ZUUL_REF"),
             url=f"{url.rstrip('/')}/" if url else config.settings.gerrit or "",
             commit=self.get("ZUUL_NEWREV") or self.get("ZUUL_COMMIT"),
-            queue=tuple(QueueItem(*item) for item in items),
+            queue=queue,
         )
 
 
 def local_changes(config: Config) -> str:
     """Return the URL below which the repositories of local changes lie; only the local engine accepts it."""
-    return f"file://{config.state}/changes/"
+    return f"file://{quote(os.fsencode(config.state))}/changes/"
 
 
 def check_url(url: str, config: Config) -> None:
@@ -184,11 +188,12 @@ def check_url(url: str, config: Config) -> None:
     Raises:
         RequestError: it is not.
     """
-    parts = urlsplit(url)
-    allowed = (*config.settings.sources, *filter(None, [config.settings.gerrit]), local_changes(config))
-    if (parts.hostname or "").startswith("-") or (parts.username or "").startswith("-"):
-        raise RequestError(f"parameter ZUUL_URL: {url!r} is not allowed; a host or user does not begin with '-'")
-    if not f"{url.rstrip('/')}/".startswith(allowed):
+    place = f"{url.rstrip('/')}/"
+    if place == local_changes(config):
+        return
+    allowed = (*config.settings.sources, *filter(None, [config.settings.gerrit]))
+    # whoever serves it decodes %2e%2e/
+    if "%" in place or not place.startswith(allowed):
         raise RequestError(
-            f"parameter ZUUL_URL: {url!r} is not allowed; config.yaml's `sources` are: {' '.join(allowed[:-1]) or 'none'}"
+            f"parameter ZUUL_URL: {url!r} is not allowed; config.yaml's `sources` are: {' '.join(allowed) or 'none'}"
         )
