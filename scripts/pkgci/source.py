@@ -14,7 +14,7 @@ import re
 import shutil
 import uuid
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -24,6 +24,10 @@ from pkgci.config import Config, PackageEntry
 from pkgci.errors import InfrastructureError, PackageError, RequestError
 
 GIT = {
+    # who runs in a hook or an alias of git has these, for another repository
+    **dict.fromkeys(("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX", "GIT_NAMESPACE")),
+    **dict.fromkeys(("GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_QUARANTINE_PATH")),
+    "LC_ALL": "C",
     "GIT_ALLOW_PROTOCOL": "http:https:ssh:git:file",
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_SSH_COMMAND": "ssh -o BatchMode=yes -o StrictHostKeyChecking=yes",
@@ -31,6 +35,15 @@ GIT = {
     "GIT_AUTHOR_EMAIL": "pkgci@localhost",
     "GIT_COMMITTER_NAME": "pkgci",
     "GIT_COMMITTER_EMAIL": "pkgci@localhost",
+}
+# what makes commits takes nothing from the host's configuration, so that they are the same on each
+ISOLATED = {
+    **GIT,
+    **dict.fromkeys(("GIT_CONFIG_COUNT", "GIT_CONFIG_PARAMETERS")),
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_ATTR_NOSYSTEM": "1",
+    "XDG_CONFIG_HOME": os.devnull,
 }
 
 
@@ -97,10 +110,17 @@ class Blob:
     content: bytes
 
 
-def git(repository: Path, *arguments: str | Path, check: bool = True, input: bytes | None = None, quiet: bool = True):
+def git(
+    repository: Path,
+    *arguments: str | Path,
+    check: bool = True,
+    input: bytes | None = None,
+    quiet: bool = True,
+    env: Mapping[str, str | None] = GIT,
+):
     """Run git in a bare repository, without hooks."""
     fixed = ["-c", "core.hooksPath=/dev/null", "-c", "gc.auto=0", "-c", "maintenance.auto=false"]
-    return run(["git", "-C", repository, *fixed, *arguments], env=GIT, check=check, input=input, quiet=quiet)
+    return run(["git", "-C", repository, *fixed, *arguments], env=env, check=check, input=input, quiet=quiet)
 
 
 def fetch(config: Config, change: Change) -> Sources | None:
@@ -110,11 +130,15 @@ def fetch(config: Config, change: Change) -> Sources | None:
         The trees, or None when no release claims the branch.
 
     Raises:
-        RequestError: the project is unknown, or there is nowhere to fetch from.
+        RequestError: the project is unknown, or nothing says what is changed, or where to fetch it from.
         PackageError: a change of the queue does not merge.
         InfrastructureError: fetching failed.
     """
-    local = change.url.startswith(local_changes(config))
+    local = change.url == local_changes(config)
+    if change.number and not (change.ref or change.commit or change.queue):
+        raise RequestError(
+            f"parameter ZUUL_CHANGES: missing; it says what change {change.number} is (or ZUUL_REF does)"
+        )
     name = config.package_of(change.project)
     if name is None:
         if not local:
@@ -126,26 +150,25 @@ def fetch(config: Config, change: Change) -> Sources | None:
             return None
     source = _state(config, change, entry.source)
     packaging = source if entry.packaging is None else _state(config, change, entry.packaging)
-    tip = _fetch(
-        packaging.repository, _remote(change, packaging.project), f"refs/heads/{change.branch}", missing_ok=True
-    )
+    remote = _remote(config, change, packaging.project)
+    tip = _fetch(packaging.repository, remote, f"refs/heads/{change.branch}", missing_ok=True)
     previous = tree(packaging.repository, packaging.project, tip) if tip else None
     return Sources(name, entry, source, packaging, previous, local)
 
 
 def _state(config: Config, change: Change, project: str) -> Tree:
     """Return the state of one project: Zuul's prepared ref, or the branch tip with the queue merged."""
-    remote = _remote(change, project)
+    remote, own = _remote(config, change, project), project == change.project
     repository = init(config.cache / "git" / f"{project}.git")
-    if change.ref:
-        commit = _fetch(repository, remote, change.ref, missing_ok=project != change.project)
-        if commit and project == change.project and change.commit not in ("", commit):
+    if change.ref and (own or change.url != local_changes(config)):
+        commit = _fetch(repository, change.url + project, change.ref, missing_ok=not own)
+        if commit and own and change.commit not in ("", commit):
             raise RequestError(f"{change.ref} of {project} is {commit}, not ZUUL_COMMIT {change.commit}")
         if commit:
             return tree(repository, project, commit)
     tip = _fetch(repository, remote, f"refs/heads/{change.branch}")
     assert tip is not None
-    if change.commit and project == change.project and not change.queue:
+    if change.commit and own and not change.queue:
         if git(repository, "merge-base", "--is-ancestor", change.commit, tip, check=False).returncode:
             raise RequestError(f"commit {change.commit} is not in branch {change.branch} of {project}")
         tip = change.commit
@@ -157,10 +180,15 @@ def _state(config: Config, change: Change, project: str) -> Tree:
     return tree(repository, project, tip)
 
 
-def _remote(change: Change, project: str) -> str:
-    if not change.url:
-        raise RequestError("parameter ZUUL_URL: missing, and config.yaml names no `gerrit` to fetch from")
-    return change.url + project
+def _remote(config: Config, change: Change, project: str) -> str:
+    """Return where a project's branches and changes are: in Gerrit, but for a local change; Zuul's URL is for its refs."""
+    local = change.url == local_changes(config)
+    if local and project == change.project:
+        return change.url + project
+    url = config.settings.gerrit or ("" if local else change.url)
+    if not url:
+        raise RequestError(f"cannot fetch {project}: config.yaml names no `gerrit`, and ZUUL_URL leads to no remote")
+    return url + project
 
 
 def init(repository: Path) -> Path:
@@ -191,9 +219,13 @@ def _fetch(repository: Path, remote: str, ref: str, missing_ok: bool = False) ->
             f"cannot fetch {ref} from {remote}: {(said.splitlines() or ['git said nothing'])[-1]}"
         )
     commit = git(repository, "rev-parse", "--verify", f"{name}^{{commit}}", check=False)
-    git(repository, "update-ref", "-d", name)
-    if "shallow" in said or commit.returncode:
+    if commit.returncode:
+        git(repository, "update-ref", "-d", name, check=False)
         raise RequestError(f"{ref} of {remote} is no commit with its whole history; a shallow clone has no version")
+    # one is kept, so that the next fetch gets only what is new; which one of several processes' does not matter
+    last = "refs/pkgci/" + (ref.removeprefix("refs/") if ref.startswith("refs/heads/") else "last")
+    git(repository, "update-ref", last, name, check=False)
+    git(repository, "update-ref", "-d", name)
     return commit.stdout.decode().strip()
 
 
@@ -207,23 +239,25 @@ def merge(repository: Path, base: str, commit: str, what: str) -> str:
         return commit
     if git(repository, "merge-base", "--is-ancestor", commit, base, check=False).returncode == 0:
         return base
-    done = git(
-        repository, "merge-tree", "--write-tree", "--name-only", "--no-messages", "-z", base, commit, check=False
-    )
-    fields = done.stdout.decode(errors="replace").split("\0")
+    options = ["--write-tree", "--name-only", "--no-messages", "-z"]
+    done = git(repository, "merge-tree", *options, base, commit, check=False, env=ISOLATED)
+    fields = os.fsdecode(done.stdout).split("\0")
     if done.returncode == 1:
-        raise PackageError(f"cannot merge {what}: conflict in {', '.join(filter(None, fields[1:]))}")
+        raise PackageError(f"cannot merge {what}: conflict in {', '.join(map(_shown, filter(None, fields[1:])))}")
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip().splitlines()
         raise PackageError(f"cannot merge {what}: {(reason or ['git said nothing'])[-1]}")
-    date = git(repository, "show", "-s", "--format=%ct", commit).stdout.decode().strip()
+    date = _log(repository, "-1", "--format=%ct", commit)[0]
     dates = {"GIT_AUTHOR_DATE": f"{date} +0000", "GIT_COMMITTER_DATE": f"{date} +0000"}
-    made = run(
-        ["git", "-C", repository, "commit-tree", fields[0], "-p", base, "-p", commit, "-m", f"Merge {what}"],
-        env={**GIT, **dates},
-        quiet=True,
-    )
+    parents = ["-p", base, "-p", commit]
+    made = git(repository, "commit-tree", fields[0], *parents, "-m", f"Merge {what}", env={**ISOLATED, **dates})
     return made.stdout.decode().strip()
+
+
+def _log(repository: Path, *arguments: str) -> list[str]:
+    """Return the lines of `git rev-list`, whose output no configuration changes."""
+    done = git(repository, "rev-list", "--no-commit-header", *arguments)
+    return done.stdout.decode(errors="replace").removesuffix("\n").split("\n")
 
 
 def tree(repository: Path, project: str, commit: str) -> Tree:
@@ -234,10 +268,9 @@ def tree(repository: Path, project: str, commit: str) -> Tree:
     """
     if git(repository, "rev-parse", "--is-shallow-repository").stdout.strip() == b"true":
         raise RequestError(f"the history of {project} is shallow; a version is counted from the whole history")
-    dates = git(repository, "log", "--no-merges", "--format=%at", commit).stdout.split()
-    identity = git(repository, "show", "-s", "--format=%T%n%s", commit).stdout.decode(errors="replace").splitlines()
-    latest = max((int(date) for date in dates), default=0)
-    return Tree(repository, project, commit, identity[0], len(dates), latest, "".join(identity[1:2]))
+    dates = _log(repository, "--no-merges", "--format=%at", commit)
+    identity, subject = _log(repository, "-1", "--format=%T%n%s", commit)
+    return Tree(repository, project, commit, identity, len(dates), max(map(int, dates)), subject)
 
 
 def names(tree: Tree) -> dict[str, str]:
@@ -246,32 +279,41 @@ def names(tree: Tree) -> dict[str, str]:
     Raises:
         PackageError: it holds a submodule or a path that leads out of it.
     """
+    return {path: mode for path, (mode, _) in _entries(tree).items()}
+
+
+def _entries(tree: Tree) -> dict[str, tuple[str, str]]:
+    """Return the paths of a tree with the mode and the id of each file."""
     listed = git(tree.repository, "ls-tree", "-r", "-z", "--full-tree", tree.id).stdout
     found = {}
     for line in filter(None, listed.split(b"\0")):
         head, _, raw = line.partition(b"\t")
-        mode, path = head.split()[0].decode(), raw.decode("utf-8", "surrogateescape")
+        mode, _, identity = head.decode().split()
+        path = os.fsdecode(raw)
         if mode == "160000":
-            raise PackageError(f"{tree.project}: {path} is a submodule; the tree must hold the whole source")
+            raise PackageError(f"{tree.project}: {_shown(path)} is a submodule; the tree must hold the whole source")
         if any(part in ("", ".", "..", ".git") for part in path.split("/")):
-            raise PackageError(f"{tree.project}: the path {path!r} is not allowed in a tree")
-        found[path] = mode
+            raise PackageError(f"{tree.project}: the path {_shown(path)} is not allowed in a tree")
+        found[path] = mode, identity
     return found
+
+
+def _shown(path: str) -> str:
+    """Return a path for a message of one line: quoted where it holds what cannot be printed."""
+    return path if path.isprintable() else ascii(path)
 
 
 def blobs(tree: Tree, paths: Sequence[str] | None = None) -> Iterator[Blob]:
     """Yield the files of a tree, or those of `paths`, with their content."""
-    modes = names(tree)
-    wanted = list(modes) if paths is None else [path for path in paths if path in modes]
-    asked = b"".join(f"{tree.id}:".encode() + os.fsencode(path) + b"\n" for path in wanted if "\n" not in path)
-    if any("\n" in path for path in wanted):
-        raise PackageError(f"{tree.project}: a path holds a line break, which is not allowed in a tree")
+    entries = _entries(tree)
+    wanted = list(entries) if paths is None else [path for path in paths if path in entries]
+    asked = "".join(f"{entries[path][1]}\n" for path in wanted).encode()
     answer = io.BytesIO(git(tree.repository, "cat-file", "--batch", input=asked).stdout)
     for path in wanted:
         header = answer.readline().split()
         content = answer.read(int(header[2]))
         answer.read(1)
-        yield Blob(path, modes[path], content)
+        yield Blob(path, entries[path][0], content)
 
 
 def refuse_unfit(config: Config, tree: Tree, entry: PackageEntry, package: str) -> None:
@@ -290,24 +332,26 @@ def refuse_unfit(config: Config, tree: Tree, entry: PackageEntry, package: str) 
     for blob in blobs(tree):
         reason = None if blob.mode == "120000" else _refused(blob, package)
         if reason and not any(PurePosixPath(blob.path).is_relative_to(path) for path in entry.allow):
-            raise PackageError(f"{tree.project}: {blob.path} {reason}")
+            raise PackageError(f"{tree.project}: {_shown(blob.path)} {reason}")
     passed.parent.mkdir(parents=True, exist_ok=True)
     passed.touch()
 
 
 def _refused(blob: Blob, package: str) -> str | None:
     """Return why a file must not be in a source tree, or None."""
-    name, head = PurePosixPath(blob.path).name, blob.content[:4096]
+    name, head = PurePosixPath(blob.path).name, blob.content[: 1 << 16]
     if name == ".gitattributes":
         for line in blob.content.decode(errors="replace").splitlines():
-            words = line.split()[1:] if not line.startswith("#") else []
+            words = line.split()[1:] if not line.lstrip().startswith("#") else []
             if any(word == "export-subst" or word.startswith("filter=") for word in words):
                 return "sets export-subst or a filter: the same tree would give different bits; remove the attribute"
     if head.startswith(b"!<arch>\ndebian-binary"):
         return "is a Debian binary package; only source belongs in the tree (or `allow` the path as test data)"
     if head.startswith(b"\xed\xab\xee\xdb"):
         return "is an RPM package; only source belongs in the tree (or `allow` the path as test data)"
-    if re.search(rb"^Format: [0-9.]+( \((quilt|native)\))?\r?\n(.*\n)*?(Files|Checksums-Sha256):", head, re.MULTILINE):
+    if re.search(rb"^Format: [0-9.]+( \((quilt|native)\))?\r?$", head, re.M) and re.search(
+        rb"^(Files|Checksums-Sha256):\s*\n [0-9a-f]{32,64} ", head, re.M
+    ):
         return "is a Debian source control file (.dsc); git holds the unpacked source only"
     if re.search(r"\.orig(-[a-z0-9-]+)?\.tar\.[a-z0-9]+$", name):
         return "is an orig tarball; git holds the unpacked source only"
@@ -320,17 +364,34 @@ def _refused(blob: Blob, package: str) -> str | None:
 
 
 def _first_member(content: bytes) -> str:
-    """Return the first path in a (compressed) tar archive, empty when it is none. Reads one block, never more."""
+    """Return the first path in a (compressed) tar archive, empty when it is none. Reads its beginning, never more."""
     head = content[: 1 << 20]
     try:
         if head.startswith(b"\x1f\x8b"):
-            head = zlib.decompressobj(wbits=31).decompress(head, 1024)
+            head = zlib.decompressobj(wbits=31).decompress(head, 1 << 16)
         elif head.startswith(b"\xfd7zXZ"):
-            head = lzma.LZMADecompressor(memlimit=1 << 28).decompress(head, 1024)
+            head = lzma.LZMADecompressor(memlimit=1 << 28).decompress(head, 1 << 16)
         elif head.startswith(b"BZh"):
-            head = bz2.BZ2Decompressor().decompress(head, 1024)
+            head = bz2.BZ2Decompressor().decompress(head, 1 << 16)
     except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError):
         return ""
-    if len(head) < 512 or head[257:262] != b"ustar":
-        return ""
-    return head[:100].rstrip(b"\0").decode(errors="replace").removeprefix("./")
+    while _is_header(head):
+        size = _octal(head[124:136]) or 0
+        if head[156:157] not in b"gxLK":
+            prefix = head[345:500].rstrip(b"\0") if head[257:263] == b"ustar\0" else b""
+            path = b"/".join(filter(None, [prefix, head[:100].rstrip(b"\0")]))
+            return path.decode(errors="replace").removeprefix("./")
+        # pax headers (`git archive` begins with one) and long names of GNU tar come before what they describe
+        head = head[512 + -(-size // 512) * 512 :]
+    return ""
+
+
+def _is_header(block: bytes) -> bool:
+    """Return whether the block begins with a header of a tar archive, by its checksum: the oldest format has no magic."""
+    told = sum(block[:148]) + 8 * ord(" ") + sum(block[156:512])
+    return len(block) >= 512 and _octal(block[148:156]) == told
+
+
+def _octal(field: bytes) -> int | None:
+    digits = field.strip(b" \0")
+    return int(digits, 8) if re.fullmatch(rb"[0-7]+", digits) else None
