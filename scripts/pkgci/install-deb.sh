@@ -35,41 +35,43 @@ fetch() {
 
 add() { # NAME VERSION ARCHITECTURE
     sources=$few
-    # shellcheck disable=SC2086
-    apt-get -q -s $few --allow-downgrades install "$1=$2" || sources=$all
-    apply add_once "$1=$2" && return
-    if tail -n "+$begin" $log | grep -q ' 404 '; then
+    attempt "$1=$2" && return
+    if said 'unmet dependencies|no installation candidate|Unable to (locate|correct|satisfy)'; then
+        echo 'The test repositories do not have all that it needs: the upstream is asked, too.'
+        sources=$all
+        attempt "$1=$2" && return
+    fi
+    if said ' 404 '; then
         echo 'The upstream has moved since the snapshot was made: its lists are loaded again, and the installation repeated.'
         apt-get -q update --error-on=any
-        sources=$all
-        apply add_once "$1=$2" && return
+        attempt "$1=$2" && return
     fi
-    finding install '' "$(reason "$begin" "$complaints")"
+    finding install '' "$(why)"
     exit 0
 }
 
-add_once() {
+attempt() { # NAME=VERSION
+    begin=$(($(wc -l <$log) + 1))
     # shellcheck disable=SC2086
     apt-get -q -y $sources -o Dpkg::Use-Pty=false -o DPkg::Options::=--force-confnew --allow-downgrades install "$1" 3>&-
 }
 
+said() { # PATTERN
+    tail -n "+$begin" $log | grep -q -E "$1"
+}
+
 drop() { # NAME
+    begin=$(($(wc -l <$log) + 1))
     # no source is needed: what is removed is installed
-    apply purge "$1" && return
-    finding remove '' "$(reason "$begin" "$complaints")"
+    # shellcheck disable=SC2086
+    apt-get -q -y $few -o Dir::Etc::sourceparts=/dev/null -o Dpkg::Use-Pty=false --autoremove purge "$1" 3>&- && return
+    finding remove '' "$(why)"
     exit 0
 }
 
-purge() {
-    # shellcheck disable=SC2086
-    apt-get -q -y $few -o Dir::Etc::sourceparts=/dev/null -o Dpkg::Use-Pty=false --autoremove purge "$1" 3>&-
-}
-
-# what says most: dpkg's reason, then what apt could not solve or fetch
-complaints='^ (installed|new|old) .* (script|subprocess) |^dpkg: error|^ .* : (Depends|PreDepends|Conflicts|Breaks):|^E: '
-
-apply() { # COMMAND...
-    begin=$(($(wc -l <$log) + 1))
-    "$@"
+# dpkg's reason, or what apt could not solve, or anything
+why() {
+    reason "$begin" '^ (installed|new|old) .* (script|subprocess) ' '^dpkg: error' \
+        '^ .* : (Depends|PreDepends|Conflicts|Breaks):' '^E: '
 }
 

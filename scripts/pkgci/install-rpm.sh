@@ -29,7 +29,7 @@ fetch() {
 add() { # NAME VERSION ARCHITECTURE
     if ! apply dnf -y install "$1-$2.$3"; then
         ! tail -n "+$begin" $log | grep -q 'Failed to download metadata' || exit 75
-        finding install '' "$(reason "$begin" "$complaints")"
+        finding install '' "$(why)"
         exit 0
     fi
     scriptlets install
@@ -37,7 +37,7 @@ add() { # NAME VERSION ARCHITECTURE
 
 drop() { # NAME
     if ! apply dnf -y remove "$1"; then
-        finding remove '' "$(reason "$begin" "$complaints")"
+        finding remove '' "$(why)"
         exit 0
     fi
     scriptlets remove
@@ -45,11 +45,13 @@ drop() { # NAME
 
 # A scriptlet after the fact that fails is a warning to rpm; to whoever installs the package it is not.
 scriptlets() { # PHASE
-    failed=$(reason "$begin" 'scriptlet failed')
-    [ -z "$failed" ] || finding "$1" '' "$failed"
+    ! tail -n "+$begin" $log | grep -q 'scriptlet failed' || finding "$1" '' "$(why)"
 }
 
-complaints='scriptlet failed|nothing provides|conflicts with|^ - |Error in |^Error: |No match for argument'
+# a scriptlet's failure, or what dnf could not solve, or anything
+why() {
+    reason "$begin" 'scriptlet failed' '(nothing provides|conflicts with) ' '^No match for argument' '^ +- ' '^Error'
+}
 
 apply() { # COMMAND...
     begin=$(($(wc -l <$log) + 1))

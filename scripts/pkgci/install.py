@@ -4,6 +4,7 @@ The machine runs the package's code as root, so nothing that it says is trusted:
 with a form of its own. What decides here is the absence of findings, so a package that forges them only harms itself.
 """
 
+import base64
 import logging
 import re
 import time
@@ -38,9 +39,7 @@ REPOSITORY_BYTES = 64 << 20
 PHASES = get_args(Finding.model_fields["phase"].annotation)
 # what may go into an argument, a file name or a line of a configuration: neither an option nor a second line
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+~^:_-]*", re.ASCII)
-KEY = re.compile(
-    r"-----BEGIN PGP PUBLIC KEY BLOCK-----\n[A-Za-z0-9+/=:.\n -]+\n-----END PGP PUBLIC KEY BLOCK-----\s*", re.ASCII
-)
+KEY = re.compile(r"-----BEGIN (PGP PUBLIC KEY BLOCK-----)\n([ -~]+\n)*\n[\w+/=\n]+-----END \1\n?", re.ASCII)
 
 
 def prepare(config: Config, target_name: str) -> Snapshot:
@@ -186,8 +185,9 @@ def _deb_settings(records: Sequence[Repository], tested: Sequence[RepositoryPack
     """
     files, sources, preferences = {}, [], []
     for number, record in enumerate(records):
-        key = f"/etc/apt/pkgci-{number}.asc"
-        files[key] = record.signing_key.encode()
+        # binary: apt takes seconds to read an armoured key in an emulated machine
+        key = f"/etc/apt/pkgci-{number}.gpg"
+        files[key] = _dearmoured(record.signing_key)
         fields = {"Types": "deb", "URIs": record.url, "Suites": record.codename, "Components": record.component}
         sources.append("".join(f"{name}: {value}\n" for name, value in {**fields, "Signed-By": key}.items()))
     for package in [package for record in records for package in record.packages]:
@@ -196,6 +196,12 @@ def _deb_settings(records: Sequence[Repository], tested: Sequence[RepositoryPack
     files["/etc/apt/pkgci.d/pkgci.sources"] = "\n".join(sources).encode()
     files["/etc/apt/preferences.d/pkgci"] = "\n".join(preferences).encode()
     return files
+
+
+def _dearmoured(key: str) -> bytes:
+    """Return the binary form of an ASCII-armoured key (RFC 9580, 6.2)."""
+    lines = key.split("\n\n", 1)[1].splitlines()
+    return base64.b64decode("".join(line for line in lines if not line.startswith(("=", "-"))))
 
 
 def _rpm_settings(records: Sequence[Repository]) -> dict[str, bytes]:

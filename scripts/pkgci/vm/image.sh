@@ -19,13 +19,14 @@ rm /usr/sbin/policy-rc.d
 # What mmdebstrap was told for its own run: without man pages, packages under test would miss files.
 rm -f /etc/dpkg/dpkg.cfg.d/99mmdebstrap /etc/apt/apt.conf.d/99mmdebstrap
 echo force-unsafe-io >/etc/dpkg/dpkg.cfg.d/pkgci
-# no translations and no diffs of indexes: the less the guest reads, the better
+# no translations, no diffs of indexes, no preconfiguration, which nobody would answer: all that costs time
 cat >/etc/apt/apt.conf.d/90pkgci <<'X'
 Acquire::Languages "none";
 Acquire::PDiffs "false";
 Acquire::Check-Valid-Until "false";
 Acquire::http::Proxy "http://10.0.2.100:3128";
 APT::Install-Recommends "false";
+#clear DPkg::Pre-Install-Pkgs;
 X
 # An https mirror is asked for by http: the proxy on the host, which may see what the guest fetches, speaks https to it.
 sed -i 's,\(\] \)https://,\1http://,' /etc/apt/sources.list

@@ -1,0 +1,367 @@
+"""The install test on tiny real packages, good and bad, in real machines."""
+
+import json
+import shutil
+import socket
+import subprocess
+import textwrap
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from pkgci import install as job
+from pkgci import repository, server
+from pkgci.artifacts import Install, InstallOutcome, Package
+from pkgci.config import EMBEDDED, Config
+from pkgci.errors import PackageError, RequestError
+from pkgci.store import Record, Store, describe
+
+KEY = "a" * 64
+DEB, RPM = "bookworm-amd64", "debianrpm-amd64"
+POSTINST = "#!/bin/sh\nset -e\n"
+
+
+@dataclass(frozen=True)
+class Deb:
+    """A DEB to be: control fields beside the usual, scripts of the package, files with their content."""
+
+    name: str
+    version: str = "1.0-1"
+    fields: str = ""
+    scripts: tuple[tuple[str, str], ...] = ()
+    files: tuple[tuple[str, str], ...] = ()
+
+    def build(self, top: Path) -> Path:
+        root = top / self.name
+        control = f"Package: {self.name}\nVersion: {self.version}\nArchitecture: amd64\nMaintainer: A <a@example.org>\n"
+        _write(root / "DEBIAN/control", f"{control}{self.fields}Description: a test\n")
+        for name, text in self.scripts:
+            _write(root / "DEBIAN" / name, f"#!/bin/sh\nset -e\n{text}\n", 0o755)
+        for name, content in self.files:
+            _write(root / name, content, 0o755 if "bin/" in name else 0o644)
+        result = top / f"{self.name}_{self.version}_amd64.deb"
+        _run("dpkg-deb", "--root-owner-group", "-b", root, result)
+        return result
+
+
+def _write(path: Path, content: str, mode: int = 0o644) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    path.chmod(mode)
+
+
+def _run(*argv: str | Path, cwd: Path | None = None) -> str:
+    done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def service(command: str) -> str:
+    return f"[Service]\nExecStart={command}\n[Install]\nWantedBy=multi-user.target\n"
+
+
+def started(unit: str) -> tuple[tuple[str, str], ...]:
+    """The scripts that debhelper gives a package with a service."""
+    return (
+        ("postinst", f"systemctl daemon-reload; systemctl enable --quiet {unit}; systemctl start {unit} || true"),
+        ("prerm", f"systemctl stop {unit} || true; systemctl disable --quiet {unit}"),
+        ("postrm", "systemctl daemon-reload"),
+    )
+
+
+DEBS = (
+    Deb(
+        "fine",
+        version="1:2.0+b1-1~deb12",
+        fields="Depends: fine-data\nConflicts: leaning\n",
+        scripts=started("fine.service"),
+        files=(
+            ("usr/bin/fine", "#!/bin/sh\nexit 3\n"),
+            ("etc/fine.conf", "a = 1\n"),
+            ("lib/systemd/system/fine.service", service("/bin/sleep infinity")),
+            ("usr/share/man/man1/fine.1", "a manual page, which minimal images leave out\n"),
+        ),
+    ),
+    Deb("fine-data", files=(("usr/share/fine/data", "data\n"),)),
+    Deb("leaning", fields="Depends: hello\nConflicts: fine\n", files=(("usr/share/leaning/text", "text\n"),)),
+    Deb("bad-install", scripts=(("postinst", "echo no; exit 1"),)),
+    Deb("bad-remove", scripts=(("prerm", "exit 1"),)),
+    Deb(
+        "broken",
+        scripts=(
+            ("postinst", "mkdir -p /var/lib/broken; echo left >/var/lib/broken/state; echo x >>/etc/hosts"),
+            *started("broken.service")[1:],
+        ),
+        files=(
+            ("usr/bin/crashing", "#!/bin/sh\nkill -SEGV $$\n"),
+            ("usr/bin/lost", "#!/usr/bin/no-such-interpreter\n"),
+            ("lib/systemd/system/broken.service", service("/bin/false")),
+        ),
+    ),
+    # older than the one that machines have
+    Deb("lz4", version="0.1-1", files=(("usr/bin/lz4", "#!/bin/sh\nexit 0\n"),)),
+)
+
+SPECS = {
+    "fine": """
+        Requires: /bin/sh
+        %description
+        Works.
+        %install
+        mkdir -p %{buildroot}/usr/bin
+        printf '#!/bin/sh\\nexit 3\\n' >%{buildroot}/usr/bin/fine
+        %files
+        %attr(755,root,root) /usr/bin/fine
+        """,
+    "broken": """
+        %description
+        Fails in its scriptlet, and leaves a file.
+        %post
+        echo left >/etc/broken.state
+        exit 1
+        %files
+        """,
+    "needy": """
+        Requires: libnowhere.so.1()(64bit)
+        %description
+        Needs what nobody has.
+        %files
+        """,
+}
+
+
+def rpm(top: Path, name: str, body: str) -> Path:
+    head = f"Name: {name}\nVersion: 1.0\nRelease: 1\nSummary: A test\nLicense: MIT\nBuildArch: noarch\n"
+    (top / f"{name}.spec").write_text(head + textwrap.dedent(body))
+    _run("rpmbuild", "-bb", "--nodeps", "-D", f"_topdir {top}", "-D", f"_dbpath {top}/db", top / f"{name}.spec")
+    return next(top.glob(f"RPMS/noarch/{name}-1.0-1.*"))
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
+    """The embedded targets and this machine's images and snapshots, with repositories of the tests' own, served."""
+    top = tmp_path_factory.mktemp("install")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shutil.copytree(EMBEDDED, top / "etc")
+    paths = {"data": str(top / "data"), "cache": str(Config(EMBEDDED).cache)}
+    (top / "etc" / "config.yaml").write_text(json.dumps({"url": f"http://127.0.0.1:{port}/", "paths": paths}))
+    snapshots = Config(EMBEDDED).data / "snapshots"
+    snapshots.mkdir(parents=True, exist_ok=True)
+    (top / "data").mkdir()
+    (top / "data" / "snapshots").symlink_to(snapshots)
+    made = Config(top / "etc")
+    with server.serve(made):
+        yield made
+
+
+def publish(config: Config, target: str, run: str, packages: list[tuple[str, str, Path]], directory: Path) -> str:
+    """Publish packages (name, version, file) as one build to a test repository; return the URL of its record."""
+    form = config.target(target).format
+    files = [path for _, _, path in packages]
+    described = {path: describe(path) for path in files}
+    if form == "deb":
+        listed = directory / "index.packages"
+        listed.write_text(_run("dpkg-scanpackages", "--multiversion", ".", cwd=directory))
+        files.append(listed)
+    record = Record(
+        key=KEY,
+        algorithm=1,
+        package="source",
+        version="1",
+        target=target,
+        format=form,
+        packages=tuple(
+            Package(
+                name=name,
+                version=version,
+                architecture="amd64" if form == "deb" else "noarch",
+                file=path.name,
+                sha256=described[path].sha256,
+            )
+            for name, version, path in packages
+        ),
+        files=tuple(map(describe, files)),
+    )
+    with Store(config).claim(KEY, wait=0) as lease:
+        entry = Store(config).deliver(lease, record, files)
+    made = repository.write(config, target, run, [entry], datetime.now(UTC) + timedelta(days=1))
+    shutil.rmtree(config.data / "store")
+    return f"{made.url}repository.json"
+
+
+@pytest.fixture(scope="module")
+def debs(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, tuple[Deb, ...]], str]:
+    def publish_debs(run: str, packages: tuple[Deb, ...]) -> str:
+        top = tmp_path_factory.mktemp(run)
+        built = [(package.name, package.version, package.build(top)) for package in packages]
+        return publish(config, DEB, run, built, top)
+
+    return publish_debs
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A finished install test of several packages."""
+
+    error: PackageError
+    artifacts: Path
+
+    @property
+    def record(self) -> Install:
+        return Install.read(self.artifacts / "install.json")
+
+    def outcome(self, package: str) -> InstallOutcome:
+        return next(outcome for outcome in self.record.packages if outcome.package == package)
+
+    def found(self, package: str) -> dict[tuple[str, str | None], str]:
+        return {(finding.phase, finding.file): finding.message for finding in self.outcome(package).findings}
+
+
+def run_job(config: Config, target: str, url: str, artifacts: Path, build_key: str = KEY) -> Ran:
+    artifacts.mkdir(exist_ok=True)
+    with pytest.raises(PackageError) as caught:
+        job.install(config, target, [url], build_key, artifacts)
+    return Ran(caught.value, artifacts)
+
+
+@pytest.fixture(scope="module")
+def deb_run(config, debs, tmp_path_factory) -> Ran:
+    return run_job(config, DEB, debs("debs", DEBS), tmp_path_factory.mktemp("artifacts-deb"))
+
+
+@pytest.fixture(scope="module")
+def rpm_run(config, tmp_path_factory) -> Ran:
+    top = tmp_path_factory.mktemp("rpms")
+    built = [(name, "1.0-1", rpm(top, name, body)) for name, body in SPECS.items()]
+    url = publish(config, RPM, "rpms", built, top)
+    return run_job(config, RPM, url, tmp_path_factory.mktemp("artifacts-rpm"))
+
+
+@pytest.mark.parametrize("package", ["fine", "fine-data"])
+def test_a_good_deb_passes_with_its_service_and_its_dependency_from_the_same_repository(deb_run, package):
+    assert deb_run.found(package) == {}
+
+
+def test_a_deb_that_conflicts_with_another_one_and_needs_one_from_the_upstream_passes(deb_run):
+    assert deb_run.found("leaning") == {}
+
+
+def test_a_deb_of_a_lower_version_than_the_machine_has_is_installed(deb_run):
+    assert deb_run.found("lz4") == {}
+    assert "DOWNGRADED" in (deb_run.artifacts / "logs" / "lz4.log").read_text()
+
+
+def test_a_deb_whose_installation_fails_is_found_with_the_reason(deb_run):
+    found = deb_run.found("bad-install")
+    assert list(found) == [("install", None)]
+    assert "post-installation script subprocess returned error exit status 1" in found["install", None]
+
+
+def test_a_deb_whose_removal_fails_is_found_with_the_reason(deb_run):
+    found = deb_run.found("bad-remove")
+    assert list(found) == [("remove", None)]
+    assert "pre-removal script subprocess returned error exit status 1" in found["remove", None]
+
+
+def test_programs_that_crash_or_cannot_start_are_found_by_name(deb_run):
+    found = deb_run.found("broken")
+    assert found["run", "/usr/bin/crashing"] == "dies by SIGSEGV"
+    assert "status 127" in found["run", "/usr/bin/lost"]
+
+
+def test_what_a_deb_leaves_or_changes_is_found_by_name(deb_run):
+    found = deb_run.found("broken")
+    assert "is left" in found["leftover", "/var/lib/broken/state"]
+    assert "has changed" in found["leftover", "/etc/hosts"]
+
+
+def test_the_records_name_each_package_and_the_first_failure_is_the_reason(deb_run):
+    assert [outcome.package for outcome in deb_run.record.packages] == [package.name for package in DEBS]
+    assert str(deb_run.error).startswith("install test of bad-install: install: ")
+    suite = ET.parse(deb_run.artifacts / "junit" / "install.xml").getroot()
+    assert {case.get("name") for case in suite if case.find("failure") is not None} == {
+        "bad-install",
+        "bad-remove",
+        "broken",
+    }
+    assert {path.stem for path in (deb_run.artifacts / "logs").iterdir()} == {package.name for package in DEBS}
+
+
+def test_a_missing_library_a_failing_service_and_what_an_entry_tolerates(config, debs, tmp_path):
+    entry = config.directory / "packages" / "source.yaml"
+    entry.write_text('source: source\ninstall: {leftovers: ["/var/lib/libless*"]}\n')
+    (tmp_path / "nowhere.c").write_text("int nowhere(void) { return 0; }\n")
+    (tmp_path / "main.c").write_text("int nowhere(void);\nint main(void) { return nowhere(); }\n")
+    _run("gcc", "-shared", "-Wl,-soname,libnowhere.so.1", "-o", "libnowhere.so", "nowhere.c", cwd=tmp_path)
+    _run("gcc", "-o", "libless", "main.c", "-L.", "-lnowhere", cwd=tmp_path)
+    package = Deb(
+        "libless",
+        scripts=(("postinst", f"mkdir /var/lib/libless; {started('libless.service')[0][1]}"), *started("libless.service")[1:]),
+        files=(("lib/systemd/system/libless.service", service("/usr/bin/libless")),),
+    )
+
+    class WithProgram(Deb):
+        def build(self, top: Path) -> Path:
+            (top / self.name / "usr/bin").mkdir(parents=True)
+            shutil.copy(tmp_path / "libless", top / self.name / "usr/bin/libless")
+            return super().build(top)
+
+    url = debs("libless", (WithProgram(package.name, scripts=package.scripts, files=package.files),))
+    found = run_job(config, DEB, url, tmp_path / "artifacts").found("libless")
+    assert "libnowhere.so.1: cannot open shared object file" in found["run", "/usr/bin/libless"]
+    assert "does not start" in found["service", "libless.service"]
+    assert len(found) == 2
+
+
+def test_an_installation_that_hangs_is_a_finding(config, debs, tmp_path, monkeypatch):
+    monkeypatch.setattr(job, "INSTALL_SECONDS", 8)
+    url = debs("hanging", (Deb("hanging", scripts=(("postinst", "echo waiting; sleep infinity"),)),))
+    ran = run_job(config, DEB, url, tmp_path / "artifacts", build_key="")
+    assert "did not end within 8 s" in ran.found("hanging")["install", None]
+    assert "waiting" in (ran.artifacts / "logs" / "hanging.log").read_text()
+
+
+def test_a_good_rpm_passes(rpm_run):
+    assert rpm_run.found("fine") == {}
+
+
+def test_an_rpm_whose_scriptlet_fails_and_that_needs_what_nobody_has_are_found(rpm_run):
+    assert "%post(broken-1.0-1.noarch) scriptlet failed" in rpm_run.found("broken")["install", None]
+    assert "nothing provides libnowhere.so.1()(64bit)" in rpm_run.found("needy")["install", None]
+
+
+def test_the_record_carries_the_notice_of_the_target(rpm_run, config):
+    assert rpm_run.record.notice == config.target(RPM).notice != ""
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://127.0.0.1:1/test/x/repository.json", "not below an allowed prefix"),
+        ("{url}test/../../x/repository.json", "dot segments"),
+        ("{url}test/none/bookworm-amd64/repository.json", "HTTP status 404"),
+        ("{url}test/debs/bookworm-amd64/InRelease", "not the URL of a repository.json"),
+        ("file:///etc/repository.json", "not an absolute http URL"),
+    ],
+)
+def test_a_repository_elsewhere_or_of_no_existence_is_a_wrong_request(config, tmp_path, url, reason):
+    with pytest.raises(RequestError, match=reason):
+        job.install(config, DEB, [url.format(url=config.settings.url)], KEY, tmp_path)
+
+
+def test_a_repository_of_another_target_is_a_wrong_request(config, debs, tmp_path):
+    url = debs("other", (Deb("other"),))
+    with pytest.raises(RequestError, match="is for deb bookworm, not for debianrpm-amd64"):
+        job.install(config, RPM, [url], KEY, tmp_path)
+
+
+def test_a_build_without_binary_packages_in_the_repositories_is_a_wrong_request(config, debs, tmp_path):
+    url = debs("absent", (Deb("absent"),))
+    with pytest.raises(RequestError, match="nothing to install"):
+        job.install(config, DEB, [url], "b" * 64, tmp_path)
