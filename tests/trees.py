@@ -1,5 +1,6 @@
 """Git trees of tiny real packages, and configurations, for tests."""
 
+import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -104,14 +105,23 @@ def commit(tree: Path, files: Mapping[str, str | bytes], message: str = "Change"
 
 
 def config(place: Path, packages: Mapping[str, object] | None = None, **settings: object) -> Config:
-    """Return a configuration like the embedded default, with state and data below `place` and the user's own cache."""
+    """Return a configuration like the embedded default, with a free port, and state and data below `place`.
+
+    The cache is the user's own, and so are the snapshots, which take minutes to make.
+    """
     directory = place / "etc"
     for kind in ("targets", "releases", "packages"):
         (directory / kind).mkdir(parents=True)
         for path in (EMBEDDED / kind).glob("*.yaml"):
             (directory / kind / path.name).write_bytes(path.read_bytes())
     paths = {"state": str(place / "state"), "data": str(place / "data")}
-    (directory / "config.yaml").write_text(yaml.safe_dump({"paths": paths, **settings}))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/"
+    (directory / "config.yaml").write_text(yaml.safe_dump({"url": url, "paths": paths, **settings}))
+    snapshots = Config(EMBEDDED).data / "snapshots"
+    snapshots.mkdir(parents=True, exist_ok=True)
+    (place / "data").mkdir()
+    (place / "data" / "snapshots").symlink_to(snapshots)
     for name, entry in (packages or {}).items():
         (directory / "packages" / f"{name}.yaml").write_text(yaml.safe_dump(entry))
     return Config(directory)

@@ -69,7 +69,7 @@ as_builder sh -eu /build/source.sh "$spec" "$name" "$version" "$dist" || exit 12
 
 echo "== installing the build dependencies"
 if [ -d /deps ]; then
-    rpm -U --nosignature --force-debian /deps/*.rpm || exit 11
+    rpm -Uv --nosignature --force-debian /deps/*.rpm || exit 11
 fi
 
 echo "== build"

@@ -1,0 +1,214 @@
+"""`pkgci check` on tiny real packages: all jobs as rendered, by the local engine, as a person runs it."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import trees
+
+from pkgci.artifacts import Build, Install, Repository, Result
+from pkgci.config import Config
+from pkgci.engines.base import BuildRef
+from pkgci.engines.local import LocalEngine
+
+PKGCI = Path(sys.executable).with_name("pkgci")
+DEB, RPM = "bookworm-amd64", "debianrpm-amd64"
+
+
+def pkgci(configuration: Config, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the command as a person does, without a terminal."""
+    environment = {**os.environ, "PKGCI_CONFIG": str(configuration.directory)}
+    return subprocess.run([PKGCI, *arguments], env=environment, capture_output=True, text=True, check=False)
+
+
+def archive(configuration: Config, job: str, number: int = 1) -> Path:
+    return LocalEngine(configuration).directory(BuildRef(job, number)) / "archive" / "artifacts"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    trees.commit(tmp_path / "small", trees.deb() | trees.rpm())
+    return tmp_path / "small"
+
+
+def test_a_good_package_passes_for_all_targets_that_its_packaging_serves(tmp_path: Path, tree: Path):
+    configuration = trees.config(tmp_path)
+    done = pkgci(configuration, "check", tree)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for target, file in ((DEB, "small_1.0+pkg1.1~t"), (RPM, "small-1.0-1.pkg1.1~t")):
+        assert f"package: {file}" in done.stdout
+        top = archive(configuration, f"build-{target}")
+        # the parent has what its children left
+        assert Build.read(top / f"compile-{target}" / "build.json").origin == "built"
+        assert Repository.read(top / f"publish-{target}" / "repository.json").packages
+        assert Install.read(top / f"install-{target}" / "install.json").packages[0].passed
+        assert (top / f"install-{target}" / "console.log").exists()
+        result = Result.read(top / "result.json")
+        assert [child.job for child in result.children] == [
+            f"{step}-{target}" for step in ("compile", "publish", "install")
+        ]
+    assert "not for use on an RPM distribution" in done.stdout
+    assert re.search(r"^\d\d:\d\d:\d\d install-debianrpm-amd64 #1 SUCCESS", done.stdout, re.MULTILINE)
+    # nothing stays: no process of these builds, no port
+    engine = LocalEngine(configuration)
+    cookies = [engine.record(ref).cookie for job in engine.jobs() for ref in engine.builds(job)]
+    assert cookies
+    assert [cookie for cookie in cookies if _in_environment(cookie)] == []
+
+
+def _in_environment(cookie: str) -> bool:
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if cookie.encode() in path.read_bytes():
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def test_a_package_that_fails_stops_what_follows_and_says_why(tmp_path: Path, tree: Path):
+    configuration = trees.config(tmp_path)
+    trees.commit(tree, {"debian/rules": trees.RULES + "\noverride_dh_auto_build:\n\texit 7\n"})
+    done = pkgci(configuration, "check", "--target", DEB, tree)
+    assert done.returncode == 1
+    assert re.search(r"reason: compile-bookworm-amd64/1: small: the build failed: ", done.stdout)
+    assert "publish-" not in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert Result.read(archive(configuration, f"build-{DEB}") / "result.json").fault == "package"
+
+
+def test_a_package_that_installs_badly_fails_with_package_and_file(tmp_path: Path, tree: Path):
+    configuration = trees.config(tmp_path)
+    trees.commit(tree, {"debian/postinst": "#!/bin/sh\nset -e\necho x >/etc/left-behind\n#DEBHELPER#\n"})
+    done = pkgci(configuration, "check", "--target", DEB, tree)
+    assert done.returncode == 1
+    assert "reason: install-bookworm-amd64/1: install test of small" in done.stdout
+    assert "/etc/left-behind" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["check", "."], r"nothing to build: no debian/control or rpm/\*\.spec"),
+        (["check", "--target", "nowhere", "."], "unknown target 'nowhere'; .*bookworm-amd64"),
+        (["check", "/"], "/ is not in a git working tree"),
+        (["import", "missing.dsc"], "cannot import missing.dsc"),
+        (["jobs", "run", "nowhere"], "there is no job 'nowhere'"),
+        (["jobs", "log", f"build-{DEB}", "7"], "build-bookworm-amd64"),
+        (["jobs", "run", f"compile-{DEB}", "NOISE=1"], "NOISE"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_exit_2(tmp_path: Path, arguments: list[str], said: str):
+    trees.commit(tmp_path / "small", {"README": "nothing to build\n"})
+    configuration = trees.config(tmp_path)
+    environment = {**os.environ, "PKGCI_CONFIG": str(configuration.directory)}
+    done = subprocess.run(
+        [PKGCI, *arguments], env=environment, cwd=tmp_path / "small", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert re.search(said, done.stderr)
+
+
+def test_a_pipeline_passes_with_nothing_to_build_and_says_so(tmp_path: Path):
+    configuration = trees.config(tmp_path)
+    trees.commit(tmp_path / "small", trees.rpm())
+    given = trees.local(configuration, tmp_path / "small").values
+    done = pkgci(configuration, "jobs", "run", f"build-{DEB}", *(f"{name}={value}" for name, value in given.items()))
+    assert done.returncode == 0, done.stdout
+    result = Result.read(archive(configuration, f"build-{DEB}") / "result.json")
+    assert result.reason.startswith("nothing to build: small has no packaging for bookworm-amd64")
+
+
+def test_hostile_parameters_are_refused_by_the_job(tmp_path: Path):
+    configuration = trees.config(tmp_path)
+    hostile = {
+        "ZUUL_PROJECT": "../../etc",
+        "ZUUL_URL": "ext::sh -c touch% /tmp/x",
+        "ZUUL_REF": "--upload-pack=touch /tmp/x",
+    }
+    for number, (name, value) in enumerate(hostile.items(), 1):
+        given = {"ZUUL_PROJECT": "small", "ZUUL_BRANCH": "main"} | {name: value}
+        done = pkgci(configuration, "jobs", "run", f"build-{DEB}", *(f"{key}={text}" for key, text in given.items()))
+        assert done.returncode == 2
+        assert f"parameter {name}" in Result.read(archive(configuration, f"build-{DEB}", number) / "result.json").reason
+
+
+def test_ctrl_c_aborts_all_that_runs(tmp_path: Path, tree: Path):
+    configuration = trees.config(tmp_path)
+    trees.commit(tree, {"debian/rules": trees.RULES + "\noverride_dh_auto_build:\n\tsleep 1000\n"})
+    environment = {**os.environ, "PKGCI_CONFIG": str(configuration.directory)}
+    command = [PKGCI, "check", "--target", DEB, tree]
+    running = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    engine = LocalEngine(configuration)
+    compiling = BuildRef(f"compile-{DEB}", 1)
+    deadline = time.monotonic() + 120
+    while "sleep 1000" not in _log(engine, compiling):
+        assert time.monotonic() < deadline
+        assert running.poll() is None
+        time.sleep(0.2)
+    running.send_signal(signal.SIGINT)
+    said, _ = running.communicate(timeout=60)
+    assert running.returncode == 143, said
+    assert engine.state(compiling) == "ABORTED"
+    assert not _in_environment(engine.record(compiling).cookie)
+
+
+def _log(engine: LocalEngine, ref: BuildRef) -> str:
+    path = engine.config.state / "jobs" / ref.job / "builds" / str(ref.number) / "log"
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def test_a_terminal_shows_a_live_table(tmp_path: Path):
+    configuration = trees.config(tmp_path)
+    trees.commit(tmp_path / "small", trees.deb() | {"debian/control": "broken\n"})
+    main, other = pty.openpty()
+    environment = {**os.environ, "PKGCI_CONFIG": str(configuration.directory), "TERM": "xterm"}
+    running = subprocess.Popen([PKGCI, "check", tmp_path / "small"], env=environment, stdout=other, stderr=other)
+    os.close(other)
+    said = b""
+    while True:
+        try:
+            piece = os.read(main, 4096)
+        except OSError:
+            break
+        if not piece:
+            break
+        said += piece
+    os.close(main)
+    assert running.wait() == 1
+    assert b"\x1b[" in said
+    assert b"compile-bookworm-amd64" in said
+    assert b"cannot read its packaging" in said
+
+
+def test_the_repositories_that_a_build_may_use_include_those_of_other_changes(tmp_path: Path):
+    configuration = trees.config(tmp_path)
+    for name in ("base", "small"):
+        depends = ", base (>= 1.0)" if name == "small" else ""
+        more = "BuildRequires: base >= 1.0\n" if name == "small" else ""
+        trees.commit(tmp_path / name, trees.deb(name, depends=depends) | trees.rpm(name, more=more))
+    for target in (DEB, RPM):
+        given = trees.local(configuration, tmp_path / "base").values
+        done = pkgci(configuration, "jobs", "run", f"build-{target}", "RUN_TESTS=false", *_words(given))
+        assert done.returncode == 0, done.stdout
+        location = json.loads(
+            (archive(configuration, f"build-{target}") / f"publish-{target}" / "repository.json").read_text()
+        )
+        given = trees.local(configuration, tmp_path / "small").values
+        repositories = f"REPOSITORIES={location['url']}repository.json"
+        done = pkgci(configuration, "jobs", "run", f"build-{target}", "RUN_TESTS=false", repositories, *_words(given))
+        assert done.returncode == 0, done.stdout
+        log = _log(LocalEngine(configuration), BuildRef(f"compile-{target}", 2))
+        assert re.search(r"base.1\.0|base_1\.0", log)
+
+
+def _words(given) -> list[str]:
+    return [f"{name}={value}" for name, value in given.items()]

@@ -1,0 +1,123 @@
+"""The product for a user without any rights: set-up, doctor, sandbox and a whole check, in an account made for it."""
+
+import os
+import pwd
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trees
+
+from pkgci.config import ROOT, Config
+from pkgci.prepare import prepare
+
+NAME = "pkgci-test"
+
+
+class Account:
+    """A user of this machine with a copy of the project in its home."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.home = Path(pwd.getpwnam(name).pw_dir)
+        self.project = self.home / "pkgci"
+
+    def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run a command in the project as this user, with nothing of the environment but the way to the network."""
+        kept = [
+            f"{name}={value}"
+            for name, value in os.environ.items()
+            if name.startswith(("PIP_", "SSL_CERT")) or name.lower().endswith(("_proxy", "_ca_bundle"))
+        ]
+        clean = ["env", "-i", f"HOME={self.home}", "PATH=/usr/local/bin:/usr/bin:/bin", "LC_ALL=C.UTF-8", *kept]
+        return subprocess.run(
+            ["runuser", "-u", self.name, "--", *clean, *command],
+            cwd=self.project,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def own(self, path: Path) -> None:
+        subprocess.run(["chown", "-R", f"{self.name}:", path], check=True)
+
+
+@pytest.fixture(scope="module")
+def account() -> Iterator[Account]:
+    """Make the account; its caches are a copy of this user's, so that minutes are not spent twice."""
+    assert os.getuid() == 0, "these tests make a user: run them as root"
+    _remove()
+    subprocess.run(["useradd", "-m", "-s", "/bin/sh", NAME], check=True)
+    try:
+        made = Account(NAME)
+        listed = ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        for name in subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split("\0"):
+            if name and (ROOT / name).is_file():
+                (made.project / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, made.project / name)
+        config = Config()
+        prepare(config, config.names("targets"))
+        for source, place in ((config.cache, ".cache/pkgci"), (config.data, ".local/share/pkgci")):
+            for kind in ("roots", "images", "snapshots"):
+                if (source / kind).exists():
+                    copy = ["cp", "-a", "--reflink=auto", "--sparse=always", source / kind, made.home / place]
+                    (made.home / place).mkdir(parents=True, exist_ok=True)
+                    subprocess.run(copy, check=True)
+        made.own(made.home)
+        yield made
+    finally:
+        _remove()
+
+
+def _remove() -> None:
+    subprocess.run(["pkill", "-KILL", "-u", NAME], check=False)
+    subprocess.run(["userdel", "-r", NAME], check=False, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def ready(account: Account) -> Account:
+    done = account.run("scripts/setup.sh")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return account
+
+
+def test_setup_without_rights_says_the_one_command_and_ends_with_3(account: Account):
+    entries = {path: path.read_text() for path in (Path("/etc/subuid"), Path("/etc/subgid"))}
+    for path, text in entries.items():
+        path.write_text("".join(line for line in text.splitlines(True) if not line.startswith(f"{NAME}:")))
+    try:
+        done = account.run("scripts/setup.sh")
+    finally:
+        for path, text in entries.items():
+            path.write_text(text)
+    assert done.returncode == 3
+    assert "sudo sh -c 'usermod --add-subuids " in done.stderr
+
+
+def test_doctor_finds_nothing_missing(ready: Account):
+    done = ready.run(".venv/bin/pkgci", "doctor")
+    assert done.returncode == 0, done.stdout
+    assert "MISSING" not in done.stdout
+
+
+def test_the_sandbox_holds(ready: Account):
+    installed = ready.run(".venv/bin/pip", "install", "-q", "-c", "constraints.txt", "pytest")
+    assert installed.returncode == 0, installed.stderr
+    chosen = "nobody or network or outlives or time_limit or dies_with or disk or number or memory_of_a"
+    done = ready.run(".venv/bin/pytest", "-q", "tests/integration/test_sandbox.py", "-k", chosen)
+    assert done.returncode == 0, done.stdout
+    assert "8 passed" in done.stdout
+
+
+def test_a_package_passes_for_all_targets(ready: Account):
+    tree = ready.home / "small"
+    trees.commit(tree, trees.deb() | trees.rpm())
+    ready.own(tree)
+    done = ready.run(".venv/bin/pkgci", "check", tree)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "preparing" not in done.stderr
+    assert "install-debianrpm-amd64" in done.stdout
+    left = subprocess.run(["pgrep", "-u", NAME, "-a"], capture_output=True, text=True, check=False)
+    assert left.stdout == ""
