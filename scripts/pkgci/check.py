@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.live import Live
@@ -21,7 +20,7 @@ from rich.text import Text
 
 from pkgci import source
 from pkgci.artifacts import Build, Repository, Result
-from pkgci.change import PROJECT, local_changes
+from pkgci.change import BRANCH, PROJECT, local_changes
 from pkgci.command import run
 from pkgci.config import EMBEDDED, Config
 from pkgci.engines.base import BuildRef
@@ -82,7 +81,9 @@ def prepare_change(config: Config, path: Path, worktree: bool) -> LocalChange:
     upstream = _ask(tree, "rev-parse", "--symbolic-full-name", "-q", "@{upstream}")
     if upstream:
         branch = re.sub(r"^refs/(heads|remotes/[^/]+)/", "", upstream)
-    repository = source.init(config.state / "changes" / project)
+    if not re.fullmatch(BRANCH, branch):
+        raise RequestError(f"{tree}: branch {branch!r} has a name that the jobs do not take; rename it")
+    repository = source.init(config.state / "changes" / f"{project}.git")
     commit = _take(repository, tree, "HEAD")
     if worktree:
         commit = _commit_worktree(repository, tree, commit)
@@ -93,7 +94,7 @@ def prepare_change(config: Config, path: Path, worktree: bool) -> LocalChange:
                 f"{tree}: nothing to check: HEAD has nothing that its upstream {upstream} has not; "
                 "commit a change, or check uncommitted work with --worktree"
             )
-        git(repository, "update-ref", f"refs/heads/{branch}", base)
+        _set_branch(repository, branch, base)
         commit = source.merge(repository, base, commit, f"HEAD into {branch} of {project}")
     else:
         git(repository, "update-ref", "-d", f"refs/heads/{branch}")
@@ -105,6 +106,14 @@ def prepare_change(config: Config, path: Path, worktree: bool) -> LocalChange:
     return LocalChange(parameters, made, config.package_of(project) or PurePosixPath(project).name.lower())
 
 
+def _set_branch(repository: Path, branch: str, commit: str) -> None:
+    """Set a branch; one of an earlier check whose name is a directory of the other's goes."""
+    for other in git(repository, "for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads/").stdout.decode().split():
+        if other.startswith(f"{branch}/") or branch.startswith(f"{other}/"):
+            git(repository, "update-ref", "-d", f"refs/heads/{other}")
+    git(repository, "update-ref", f"refs/heads/{branch}", commit)
+
+
 def targets_of(config: Config, change: LocalChange, wanted: Sequence[str]) -> list[str]:
     """Return the targets to check: those wanted, or all of the release that the tree's packaging serves.
 
@@ -112,7 +121,8 @@ def targets_of(config: Config, change: LocalChange, wanted: Sequence[str]) -> li
         RequestError: there are none.
     """
     release = config.release_of(change.parameters["ZUUL_BRANCH"])
-    known = release[1].targets if release else Config(EMBEDDED).release("default").targets
+    default = Config(EMBEDDED).release("default").targets
+    known = release[1].targets if release else [name for name in default if name in config.names("targets")]
     entry = config.package_of(change.parameters["ZUUL_PROJECT"])
     pair = entry is not None and config.package(entry).packaging is not None
     served = [
@@ -127,7 +137,7 @@ def targets_of(config: Config, change: LocalChange, wanted: Sequence[str]) -> li
     if not served:
         needs = " or ".join(sorted({FORMATS[config.target(name).format].PACKAGING for name in known}))
         raise RequestError(f"{change.tree.project} has nothing to build: no {needs}")
-    return list(wanted) or served
+    return list(dict.fromkeys(wanted)) or served
 
 
 def check(config: Config, change: LocalChange, targets: Sequence[str], console: Console) -> Exit:
@@ -140,9 +150,8 @@ def check(config: Config, change: LocalChange, targets: Sequence[str], console: 
         console: where progress and summary go: a live table on a terminal, plain lines elsewhere.
     """
     engine = LocalEngine(config)
-    console.print(
-        f"checking {change.tree.project} {change.tree.id[:8]} ({change.tree.subject}) for {', '.join(targets)}"
-    )
+    tree = change.tree
+    _say(console, f"checking {tree.project} {tree.id[:8]} ({tree.subject}) for {', '.join(targets)}")
     started = time.monotonic()
     refs = {name: engine.start(f"build-{name}", change.parameters) for name in targets}
     try:
@@ -156,7 +165,7 @@ def check(config: Config, change: LocalChange, targets: Sequence[str], console: 
     exits = [_summary(config, engine, name, ref, console) for name, ref in refs.items()]
     worst = max(exits, key=[Exit.PASSED, Exit.PACKAGE, Exit.REQUEST, Exit.INFRASTRUCTURE, Exit.ABORTED].index)
     verdict = "[green]passed[/]" if worst == Exit.PASSED else "[red]failed[/]"
-    console.print(f"{change.tree.project} {change.tree.id[:8]}: {verdict} after {time.monotonic() - started:.0f} s")
+    console.print(f"{tree.project} {tree.id[:8]}: {verdict} after {time.monotonic() - started:.0f} s")
     return worst
 
 
@@ -260,18 +269,19 @@ def _summary(config: Config, engine: LocalEngine, target_name: str, top: BuildRe
 
 def _ask(path: Path, *arguments: str) -> str | None:
     """Return what git says about a tree, None when it refuses."""
-    done = run(["git", "-C", path, *arguments], check=False, quiet=True)
+    done = run(["git", "-C", path, *arguments], check=False, env=source.GIT, quiet=True)
     if b"dubious ownership" in done.stderr:
         raise RequestError(
             f"{path} belongs to another user; run pkgci as its owner, or see `git help config` safe.directory"
         )
-    return None if done.returncode else done.stdout.decode().strip()
+    return None if done.returncode else os.fsdecode(done.stdout).removesuffix("\n")
 
 
 def _project(config: Config, tree: Path) -> str:
     """Return the project of a tree: the one of the configuration that its remote's URL ends in, or the directory's name."""
     url = _ask(tree, "remote", "get-url", "origin") or ""
-    parts = [part for part in urlsplit(url).path.removesuffix(".git").split("/") if part]
+    # also user@host:project, which is no URL
+    parts = [part for part in re.split("[/:]", url.removesuffix("/").removesuffix(".git")) if part]
     for first in range(len(parts)):
         if config.package_of("/".join(parts[first:])):
             return "/".join(parts[first:])
@@ -294,19 +304,29 @@ def _take(repository: Path, tree: Path, ref: str) -> str:
 
 
 def _commit_worktree(repository: Path, tree: Path, head: str) -> str:
-    """Return a commit on top of `head` with all that is in the working tree and not ignored; the tree's git stays as it is."""
+    """Return a commit on top of `head` of what `git add -A` would take; the tree's git stays as it is."""
     with tempfile.TemporaryDirectory() as scratch:
-        objects = _ask(tree, "rev-parse", "--path-format=absolute", "--git-path", "objects") or ""
         environment = {
             **source.GIT,
             "GIT_INDEX_FILE": os.fspath(Path(scratch, "index")),
             "GIT_OBJECT_DIRECTORY": os.fspath(repository / "objects"),
-            "GIT_ALTERNATE_OBJECT_DIRECTORIES": objects,
         }
-        run(["git", "-C", tree, "add", "-A", "--", "."], env=environment, quiet=True)
-        made = run(["git", "-C", tree, "write-tree"], env=environment, quiet=True).stdout.decode().strip()
+
+        def work(*arguments: str, input: bytes | None = None) -> bytes:
+            command = ["git", "-C", tree, "-c", "core.hooksPath=/dev/null", "--literal-pathspecs", *arguments]
+            return run(command, env=environment, input=input, quiet=True).stdout
+
+        work("read-tree", head)
+        work("add", "-A", "--", ".")
+        # what is ignored and was added all the same
+        staged = (_ask(tree, "diff-index", "--cached", "--name-only", "--diff-filter=A", "-z", "HEAD") or "").split(
+            "\0"
+        )
+        present = [name for name in filter(None, staged) if os.path.lexists(tree / name)]
+        work("add", "-f", "--pathspec-from-file=-", "--pathspec-file-nul", input=os.fsencode("\0".join(present)))
+        made = work("write-tree").decode().strip()
     if made == git(repository, "rev-parse", f"{head}^{{tree}}").stdout.decode().strip():
         return head
     dates = {"GIT_AUTHOR_DATE": f"{int(time.time())} +0000", "GIT_COMMITTER_DATE": f"{int(time.time())} +0000"}
-    command = ["git", "-C", repository, "commit-tree", made, "-p", head, "-m", "Uncommitted work"]
-    return run(command, env={**source.GIT, **dates}, quiet=True).stdout.decode().strip()
+    made_of = ["commit-tree", made, "-p", head, "-m", "Uncommitted work"]
+    return git(repository, *made_of, env={**source.ISOLATED, **dates}).stdout.decode().strip()

@@ -196,7 +196,7 @@ def init(repository: Path) -> Path:
     if not (repository / "HEAD").exists():
         repository.parent.mkdir(parents=True, exist_ok=True)
         new = repository.with_name(f"{repository.name}.{uuid.uuid4().hex}")
-        run(["git", "init", "-q", "--bare", "--template=", new], quiet=True)
+        run(["git", "init", "-q", "--bare", "--template=", new], env=ISOLATED, quiet=True)
         try:
             new.rename(repository)
         except OSError:
