@@ -302,7 +302,10 @@ def test_a_missing_library_a_failing_service_and_what_an_entry_tolerates(config,
     _run("gcc", "-o", "libless", "main.c", "-L.", "-lnowhere", cwd=tmp_path)
     package = Deb(
         "libless",
-        scripts=(("postinst", f"mkdir /var/lib/libless; {started('libless.service')[0][1]}"), *started("libless.service")[1:]),
+        scripts=(
+            ("postinst", f"mkdir /var/lib/libless; {started('libless.service')[0][1]}"),
+            *started("libless.service")[1:],
+        ),
         files=(("lib/systemd/system/libless.service", service("/usr/bin/libless")),),
     )
 
