@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 # passed as text: the file itself may lie where the sandbox's ids may not read
 SCRIPT = Path(__file__).with_suffix(".sh").read_text()
 IDS = 65536
+# not this process's own: a user's has no /usr/sbin, where pivot_root is
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def execute(
         InfrastructureError: the sandbox cannot be made.
     """
     files.add("/pkgci-script", script, 0o755)
-    variables = {"LC_ALL": "C.UTF-8", "HOME": "/root", "PATH": os.environ["PATH"], **(environment or {})}
+    variables = {"LC_ALL": "C.UTF-8", "HOME": "/root", "PATH": PATH, **(environment or {})}
     with tempfile.TemporaryFile() as archive, base.open("rb") as root, _memory_limit(limits) as confined:
         command = [
             *confined,

@@ -1,0 +1,24 @@
+"""What `pkgci doctor` looks for is what the project's own files install."""
+
+import re
+from pathlib import Path
+
+import trees
+
+from pkgci.config import ROOT, Config
+from pkgci.doctor import TOOLS, examine
+
+
+def test_every_tool_comes_from_a_package_that_setup_installs():
+    lines = (ROOT / "bindep.txt").read_text().splitlines()
+    installed = {line for line in lines if re.fullmatch(r"[a-z0-9+.-]+", line)}
+    assert set(TOOLS.values()) <= installed
+
+
+def test_targets_that_the_jobs_do_not_have_are_found(tmp_path: Path):
+    configuration = trees.config(tmp_path)
+    (configuration.directory / "targets" / "debianrpm-amd64.yaml").unlink()
+    findings = {finding.what: finding for finding in examine(Config(configuration.directory))}
+    found = findings["targets of the jobs: bookworm-amd64, debianrpm-amd64"]
+    assert not found.good
+    assert "bookworm-amd64" in found.line()
