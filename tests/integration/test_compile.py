@@ -376,12 +376,11 @@ def test_the_suffix_sorts_above_the_distributions_own(place: Path):
 
 
 def test_a_pair_is_built_from_both_and_counts_the_commits_of_both(place: Path):
-    configuration = trees.config(place, packages={"small": {"source": "small", "packaging": "small-packaging"}})
+    packages = {"small": {"source": "small", "packaging": "small-packaging"}}
+    configuration = trees.config(place, packages, gerrit=f"file://{place}/")
     files = trees.deb()
     trees.commit(place / "small-packaging", {name: text for name, text in files.items() if name.startswith("debian/")})
     trees.commit(place / "small-packaging", {"debian/README.source": "x\n"})
-    (configuration.state / "changes").mkdir(parents=True)
-    (configuration.state / "changes" / "small-packaging").symlink_to(place / "small-packaging")
     made = build(place, {"small": files["small"]}, DEB, configuration, RUN_TESTS="false")
     assert made.version == "1.0+pkg1.3-1+deb12"
     assert made.source_tree != made.packaging_tree

@@ -317,19 +317,17 @@ def test_a_pair_is_identified_by_both_its_trees(pair, remote):
     assert before.digest != after.digest
 
 
-@pytest.mark.usefixtures("pair")
-def test_the_other_half_of_a_local_change_comes_from_gerrit(tmp_path, remote):
-    (tmp_path / "etc").rename(tmp_path / "without-gerrit")
-    config = configured(tmp_path, PAIR, gerrit=f"file://{remote}/")
-    local = source.init(config.state / "changes" / "up" / "hello.git")
+def test_the_other_half_of_a_local_change_comes_from_gerrit(pair, remote):
+    local = source.init(pair.state / "changes" / "up" / "hello.git")
     git(local, "fetch", "-q", remote / "up" / "hello", f"+main:{REF}")
-    values = {"ZUUL_PROJECT": "up/hello", "ZUUL_REF": REF}
-    sources = fetched(config, remote, **values, ZUUL_URL=local_changes(config))
+    values = {"ZUUL_PROJECT": "up/hello", "ZUUL_REF": REF, "ZUUL_URL": local_changes(pair)}
+    message = refused(RequestError, lambda: fetched(pair, remote, **values))
+    assert message.startswith("cannot fetch packaging/hello: config.yaml names no `gerrit`")
+    settings = pair.directory / "config.yaml"
+    settings.write_text(f"{settings.read_text()}gerrit: file://{remote}/\n")
+    sources = fetched(Config(pair.directory), remote, **values)
     assert sources.local
     assert sources.packaging.subject == "Packaging"
-    lacking = Config(tmp_path / "without-gerrit")
-    message = refused(RequestError, lambda: fetched(lacking, remote, **values, ZUUL_URL=local_changes(lacking)))
-    assert message.startswith("cannot fetch packaging/hello: config.yaml names no `gerrit`")
 
 
 # after the merge
