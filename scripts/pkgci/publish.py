@@ -6,23 +6,19 @@ neither a parameter's word nor a branch of this machine counts.
 
 import logging
 import re
-import shutil
 import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from pkgci import repository
+from pkgci import repository, source
 from pkgci.artifacts import Repository
 from pkgci.change import BRANCH, OBJECT, Change
-from pkgci.command import run as run_command
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError, RequestError
-from pkgci.source import GIT, git
+from pkgci.source import git
 from pkgci.store import Store
 
 log = logging.getLogger(__name__)
-
-SECONDS = 600
 
 
 def publish(config: Config, target_name: str, change: Change, build_key: str, run: str, artifacts: Path) -> Repository:
@@ -83,7 +79,7 @@ def is_merged(remote_url: str, branch: str, commit: str, cache: Path) -> bool:
     """
     if not re.fullmatch(BRANCH, branch) or not re.fullmatch(OBJECT, commit):
         raise RequestError(f"{branch[:80]!r}, {commit[:80]!r}: not a branch and a full commit id")
-    _make_bare(cache)
+    source.init(cache)
     ref, fetched = f"refs/heads/{branch}", f"refs/pkgci/{uuid.uuid4().hex}"
     listed = git(cache, "ls-remote", "--exit-code", "--", remote_url, ref, check=False)
     if listed.returncode == 2:
@@ -99,16 +95,3 @@ def is_merged(remote_url: str, branch: str, commit: str, cache: Path) -> bool:
         return git(cache, "merge-base", "--is-ancestor", commit, fetched, check=False).returncode == 0
     finally:
         git(cache, "update-ref", "-d", fetched)
-
-
-def _make_bare(cache: Path) -> None:
-    if (cache / "HEAD").exists():
-        return
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    new = cache.with_name(f"{cache.name}.{uuid.uuid4().hex}")
-    run_command(["git", "init", "--quiet", "--bare", "--template=", new], env=GIT, timeout=SECONDS, quiet=True)
-    try:
-        new.rename(cache)
-    except OSError:
-        # another process was faster
-        shutil.rmtree(new)

@@ -16,7 +16,7 @@ import tarfile
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -133,7 +133,6 @@ def execute(
     limits: Limits,
     log_to: IO[bytes],
     arguments: tuple[str, ...] = (),
-    environment: Mapping[str, str] | None = None,
     network: bool = False,
 ) -> Outcome:
     """Run `script` as root of a fresh sandbox.
@@ -146,7 +145,6 @@ def execute(
         limits: time, processes, disk and memory.
         log_to: takes stdout and stderr.
         arguments: the script's arguments.
-        environment: the script's environment beside PATH, HOME, LC_ALL.
         network: share the host's network. Only for trusted tools that fetch; never for code of a change.
 
     Returns:
@@ -157,7 +155,7 @@ def execute(
         InfrastructureError: the sandbox cannot be made.
     """
     files.add("/pkgci-script", script, 0o755)
-    variables = {"LC_ALL": "C.UTF-8", "HOME": "/root", "PATH": PATH, **(environment or {})}
+    variables = {"LC_ALL": "C.UTF-8", "HOME": "/root", "PATH": PATH}
     with tempfile.TemporaryFile() as archive, base.open("rb") as root, _memory_limit(limits) as confined:
         command = [
             *confined,

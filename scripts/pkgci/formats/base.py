@@ -22,9 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from pkgci.artifacts import Package, Repository
 from pkgci.config import Config, Limits, Release, Target
-from pkgci.errors import InfrastructureError, PackageError
+from pkgci.errors import InfrastructureError, PackageError, PkgciError
 from pkgci.roots import Root
-from pkgci.sandbox import Files, Outcome, execute
+from pkgci.sandbox import Files, execute
 from pkgci.source import Blob, Sources, Tree, blobs, names
 from pkgci.tail import Tail
 
@@ -157,13 +157,27 @@ def sandboxed(
     *arguments: str,
     files: Files,
     output: Path,
-    environment: dict[str, str] | None = None,
+    failure: Callable[[int, str], PkgciError],
     network: bool = False,
-) -> Outcome:
-    """Run one of the scripts beside this module in a sandbox over the request's root, its output going to the log."""
+) -> tuple[Path, ...]:
+    """Run one of the scripts beside this module in a sandbox over the request's root, its output going to the log.
+
+    Args:
+        request: what is built; gives root, limits and log.
+        script_name: the script's file name.
+        arguments: its arguments.
+        files: what is added to the root.
+        output: takes what the script leaves in `/out`.
+        failure: makes the error of a script that fails, from its status and the line of its output that says why.
+        network: as of `sandbox.execute`.
+
+    Returns:
+        The files that came back, sorted.
+    """
     request.log_path.parent.mkdir(parents=True, exist_ok=True)
     with request.log_path.open("ab") as stream, Tail(request.log_path, sys.stdout.buffer):
-        return execute(
+        start = stream.tell()
+        outcome = execute(
             request.root.path,
             script(script_name),
             arguments=arguments,
@@ -171,9 +185,17 @@ def sandboxed(
             output=output,
             limits=request.limits,
             log_to=stream,
-            environment=environment,
             network=network,
         )
+    if outcome.status:
+        raise failure(outcome.status, last_words(request.log_path, start, f"status {outcome.status}"))
+    return tuple(sorted(outcome.files))
+
+
+def build_failure(name: str, source_package: str) -> Callable[[int, str], PkgciError]:
+    """Return what makes the error of a build script, by the statuses that both formats' scripts end with."""
+    what = {11: "its build dependencies do not install", 12: f"the {source_package} cannot be made"}
+    return lambda status, said: PackageError(f"{name}: {what.get(status, 'the build failed')}: {said}")
 
 
 Model = TypeVar("Model", bound=BaseModel)

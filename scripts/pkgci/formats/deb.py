@@ -12,7 +12,7 @@ from debian import deb822
 
 from pkgci.artifacts import Package
 from pkgci.command import run
-from pkgci.errors import InfrastructureError, PackageError
+from pkgci.errors import InfrastructureError, PackageError, PkgciError
 from pkgci.formats import base
 from pkgci.formats.base import Built, Dependencies, Dependency, Metadata, Request
 from pkgci.sandbox import Files
@@ -20,11 +20,6 @@ from pkgci.source import Tree, blobs, names
 from pkgci.upstream import apt_configuration, apt_sources, index_digest
 
 PACKAGING = "debian/control"
-FAILURES = {
-    11: "its build dependencies do not install",
-    12: "the source package cannot be made",
-    13: "the build failed",
-}
 
 
 def packaged(tree: Tree, package: str) -> bool:
@@ -45,11 +40,13 @@ def inspect(request: Request, packaging: Tree) -> Metadata:
             files.add(f"/in/{blob.path}", blob.content)
         files.add_directory("/in")
         with tempfile.TemporaryDirectory() as output:
-            start = request.log_path.stat().st_size if request.log_path.exists() else 0
-            outcome = base.sandboxed(request, "deb-inspect.sh", files=files, output=Path(output))
-            if outcome.status:
-                reason = base.last_words(request.log_path, start, "no reason given")
-                raise PackageError(f"{packaging.project}: cannot read its packaging: {reason}")
+            base.sandboxed(
+                request,
+                "deb-inspect.sh",
+                files=files,
+                output=Path(output),
+                failure=lambda _, said: PackageError(f"{packaging.project}: cannot read its packaging: {said}"),
+            )
             return base.parsed(Metadata, Path(output, "metadata.json").read_bytes(), f"{packaging.project}: debian/")
 
     return base.cached(request, "metadata", packaging.id, Metadata, make)
@@ -98,12 +95,13 @@ def resolve(request: Request, metadata: Metadata) -> Dependencies:
             files.add_file(f"/in/lists/{path.name}", path)
         with tempfile.TemporaryDirectory() as directory:
             output = Path(directory)
-            start = request.log_path.stat().st_size if request.log_path.exists() else 0
-            outcome = base.sandboxed(request, "deb-resolve.sh", files=files, output=output, network=True)
-            if outcome.status:
-                reason = base.last_words(request.log_path, start, "no reason given")
-                failed = PackageError if (output / "plan").exists() else InfrastructureError
-                raise failed(f"{metadata.name}: build dependencies cannot be resolved: {reason}")
+
+            def failure(_: int, said: str) -> PkgciError:
+                # once apt has planned, it could read the repositories
+                at_fault = PackageError if (output / "plan").exists() else InfrastructureError
+                return at_fault(f"{metadata.name}: build dependencies cannot be resolved: {said}")
+
+            base.sandboxed(request, "deb-resolve.sh", files=files, output=output, failure=failure, network=True)
             _keep_lists(output / "lists", lists)
             found = []
             for line in (output / "uris").read_text().splitlines():
@@ -161,21 +159,16 @@ def build(request: Request, metadata: Metadata, version: str, dependencies: Depe
         base.add_tree(files, sources.source, "/build/tree")
     for dependency, path in zip(dependencies.install, base.download(request.config, dependencies), strict=True):
         files.add_file(f"/deps/{dependency.file.replace('%3a', ':')}", path)
-    start = request.log_path.stat().st_size if request.log_path.exists() else 0
-    outcome = base.sandboxed(
+    made = base.sandboxed(
         request,
         "deb-build.sh",
         *(metadata.name, version, request.target.codename, "all" if request.target.independent else "any"),
         *(str(base.date(request, metadata)), f"Built from tree {sources.digest}.", *dependencies.remove),
         files=files,
         output=output,
+        failure=base.build_failure(metadata.name, "source package"),
     )
-    if outcome.status:
-        what = FAILURES.get(outcome.status, "the build failed")
-        raise PackageError(
-            f"{metadata.name}: {what}: {base.last_words(request.log_path, start, f'status {outcome.status}')}"
-        )
-    return Built(tuple(sorted(outcome.files)), _packages(output / "index.packages", metadata))
+    return Built(made, _packages(output / "index.packages", metadata))
 
 
 def _packages(index: Path, metadata: Metadata) -> tuple[Package, ...]:

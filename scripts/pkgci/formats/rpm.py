@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from pkgci.artifacts import Package
 from pkgci.command import run
-from pkgci.errors import InfrastructureError, PackageError
+from pkgci.errors import InfrastructureError, PackageError, PkgciError
 from pkgci.formats import base
 from pkgci.formats.base import Built, Dependencies, Dependency, Metadata, Request
 from pkgci.sandbox import Files
@@ -19,7 +19,6 @@ from pkgci.source import Tree, blobs, names
 from pkgci.upstream import index_digest
 
 PACKAGING = "rpm/*.spec"
-FAILURES = {11: "its build dependencies do not install", 12: "the SRPM cannot be made", 13: "the build failed"}
 
 
 def packaged(tree: Tree, package: str) -> bool:
@@ -56,11 +55,14 @@ def inspect(request: Request, packaging: Tree) -> Metadata:
         for blob in blobs(packaging, _packaging(packaging)):
             base.add_blob(files, blob, "/in")
         with tempfile.TemporaryDirectory() as output:
-            start = request.log_path.stat().st_size if request.log_path.exists() else 0
-            outcome = base.sandboxed(request, "rpm-inspect.sh", spec, files=files, output=Path(output))
-            if outcome.status:
-                reason = base.last_words(request.log_path, start, "no reason given")
-                raise PackageError(f"{packaging.project}: cannot read {spec}: {reason}")
+            base.sandboxed(
+                request,
+                "rpm-inspect.sh",
+                spec,
+                files=files,
+                output=Path(output),
+                failure=lambda _, said: PackageError(f"{packaging.project}: cannot read {spec}: {said}"),
+            )
             return base.parsed(Metadata, Path(output, "metadata.json").read_bytes(), f"{packaging.project}: {spec}")
 
     return base.cached(request, "metadata", [packaging.id, spec], Metadata, make)
@@ -117,16 +119,16 @@ def resolve(request: Request, metadata: Metadata) -> Dependencies:
         files.add("/in/pkgci.repo", "\n".join(lines))
         files.add("/in/requires", "\n".join([*metadata.depends, ""]))
         with tempfile.TemporaryDirectory() as directory:
-            output = Path(directory)
-            start = request.log_path.stat().st_size if request.log_path.exists() else 0
-            outcome = base.sandboxed(request, "rpm-resolve.sh", files=files, output=output, network=True)
-            if outcome.status:
-                reason = base.last_words(request.log_path, start, "no reason given")
-                failed = (
-                    PackageError if "nothing provides" in reason or "Unable to find" in reason else InfrastructureError
-                )
-                raise failed(f"{metadata.name}: build dependencies cannot be resolved: {reason}")
-            return Dependencies(install=tuple(_keep(request, path) for path in sorted(outcome.files)))
+
+            def failure(_: int, said: str) -> PkgciError:
+                missing = "nothing provides" in said or "Unable to find a match" in said
+                at_fault = PackageError if missing else InfrastructureError
+                return at_fault(f"{metadata.name}: build dependencies cannot be resolved: {said}")
+
+            made = base.sandboxed(
+                request, "rpm-resolve.sh", files=files, output=Path(directory), failure=failure, network=True
+            )
+            return Dependencies(install=tuple(_keep(request, path) for path in made))
 
     return base.cached(request, "dependencies", [digest, metadata.depends], Dependencies, make)
 
@@ -156,24 +158,19 @@ def build(request: Request, metadata: Metadata, version: str, dependencies: Depe
         base.add_blob(files, blob, "/build/packaging")
     for dependency, path in zip(dependencies.install, base.download(request.config, dependencies), strict=True):
         files.add_file(f"/deps/{dependency.file}", path)
-    start = request.log_path.stat().st_size if request.log_path.exists() else 0
     upstream = metadata.version.rpartition(":")[2].rpartition("-")[0]
-    outcome = base.sandboxed(
+    made = base.sandboxed(
         request,
         "rpm-build.sh",
         *(spec, metadata.name, upstream, dist(request), str(base.date(request, metadata))),
         files=files,
         output=output,
+        failure=base.build_failure(metadata.name, "SRPM"),
     )
-    if outcome.status:
-        what = FAILURES.get(outcome.status, "the build failed")
-        raise PackageError(
-            f"{metadata.name}: {what}: {base.last_words(request.log_path, start, f'status {outcome.status}')}"
-        )
     listing = output / "packages"
     packages = _packages(listing, output, metadata)
     listing.unlink()
-    return Built(tuple(path for path in sorted(outcome.files) if path != listing), packages)
+    return Built(tuple(path for path in made if path != listing), packages)
 
 
 def _packages(listing: Path, output: Path, metadata: Metadata) -> tuple[Package, ...]:
