@@ -22,18 +22,21 @@ from pkgci.store import Record, Store, describe
 
 KEY = "a" * 64
 DEB, RPM = "bookworm-amd64", "debianrpm-amd64"
-POSTINST = "#!/bin/sh\nset -e\n"
 
 
 @dataclass(frozen=True)
 class Deb:
-    """A DEB to be: control fields beside the usual, scripts of the package, files with their content."""
+    """A DEB to be: control fields beside the usual, scripts of the package, files with their content.
+
+    `program` is the path of a program that needs a library which is nowhere.
+    """
 
     name: str
     version: str = "1.0-1"
     fields: str = ""
     scripts: tuple[tuple[str, str], ...] = ()
     files: tuple[tuple[str, str], ...] = ()
+    program: str | None = None
 
     def build(self, top: Path) -> Path:
         root = top / self.name
@@ -43,6 +46,11 @@ class Deb:
             _write(root / "DEBIAN" / name, f"#!/bin/sh\nset -e\n{text}\n", 0o755)
         for name, content in self.files:
             _write(root / name, content, 0o755 if "bin/" in name else 0o644)
+        if self.program:
+            (top / "nowhere.c").write_text("int nowhere(void) { return 0; }\n")
+            (top / "main.c").write_text("int nowhere(void);\nint main(void) { return nowhere(); }\n")
+            _run("gcc", "-shared", "-Wl,-soname,libnowhere.so.1", "-o", "libnowhere.so", "nowhere.c", cwd=top)
+            _run("gcc", "-o", root / self.program, "main.c", "-L.", "-lnowhere", cwd=top)
         result = top / f"{self.name}_{self.version}_amd64.deb"
         _run("dpkg-deb", "--root-owner-group", "-b", root, result)
         return result
@@ -77,7 +85,7 @@ DEBS = (
     Deb(
         "fine",
         version="1:2.0+b1-1~deb12",
-        fields="Depends: fine-data\nConflicts: leaning\n",
+        fields="Depends: fine-dbgsym\nConflicts: leaning\n",
         scripts=started("fine.service"),
         files=(
             ("usr/bin/fine", "#!/bin/sh\nexit 3\n"),
@@ -86,21 +94,26 @@ DEBS = (
             ("usr/share/man/man1/fine.1", "a manual page, which minimal images leave out\n"),
         ),
     ),
-    Deb("fine-data", files=(("usr/share/fine/data", "data\n"),)),
+    Deb("fine-dbgsym", files=(("usr/share/fine/data", "data\n"),)),
     Deb("leaning", fields="Depends: hello\nConflicts: fine\n", files=(("usr/share/leaning/text", "text\n"),)),
     Deb("bad-install", scripts=(("postinst", "echo no; exit 1"),)),
     Deb("bad-remove", scripts=(("prerm", "exit 1"),)),
     Deb(
         "broken",
         scripts=(
-            ("postinst", "mkdir -p /var/lib/broken; echo left >/var/lib/broken/state; echo x >>/etc/hosts"),
+            (
+                "postinst",
+                "mkdir -p /var/lib/broken; echo left >/var/lib/broken/state; echo x >>/etc/hosts; touch /var/lib/tolerated\n"
+                + started("broken.service")[0][1],
+            ),
             *started("broken.service")[1:],
         ),
         files=(
             ("usr/bin/crashing", "#!/bin/sh\nkill -SEGV $$\n"),
             ("usr/bin/lost", "#!/usr/bin/no-such-interpreter\n"),
-            ("lib/systemd/system/broken.service", service("/bin/false")),
+            ("lib/systemd/system/broken.service", service("/usr/bin/libless")),
         ),
+        program="usr/bin/libless",
     ),
     # older than the one that machines have
     Deb("lz4", version="0.1-1", files=(("usr/bin/lz4", "#!/bin/sh\nexit 0\n"),)),
@@ -149,6 +162,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shutil.copytree(EMBEDDED, top / "etc")
+    entry = top / "etc" / "packages" / "source.yaml"
+    entry.parent.mkdir(exist_ok=True)
+    entry.write_text('source: source\ninstall: {leftovers: ["/var/lib/toler*"]}\n')
     paths = {"data": str(top / "data"), "cache": str(Config(EMBEDDED).cache)}
     (top / "etc" / "config.yaml").write_text(json.dumps({"url": f"http://127.0.0.1:{port}/", "paths": paths}))
     snapshots = Config(EMBEDDED).data / "snapshots"
@@ -183,6 +199,7 @@ def publish(config: Config, target: str, run: str, packages: list[tuple[str, str
                 architecture="amd64" if form == "deb" else "noarch",
                 file=path.name,
                 sha256=described[path].sha256,
+                kind="debug" if name.endswith("-dbgsym") else "binary",
             )
             for name, version, path in packages
         ),
@@ -243,9 +260,12 @@ def rpm_run(config, tmp_path_factory) -> Ran:
     return run_job(config, RPM, url, tmp_path_factory.mktemp("artifacts-rpm"))
 
 
-@pytest.mark.parametrize("package", ["fine", "fine-data"])
-def test_a_good_deb_passes_with_its_service_and_its_dependency_from_the_same_repository(deb_run, package):
-    assert deb_run.found(package) == {}
+def test_a_good_deb_passes_with_its_service_and_its_dependency_from_the_same_repository(deb_run):
+    assert deb_run.found("fine") == {}
+
+
+def test_debug_packages_are_not_tested_by_themselves(deb_run):
+    assert "fine-dbgsym" not in [outcome.package for outcome in deb_run.record.packages]
 
 
 def test_a_deb_that_conflicts_with_another_one_and_needs_one_from_the_upstream_passes(deb_run):
@@ -275,14 +295,25 @@ def test_programs_that_crash_or_cannot_start_are_found_by_name(deb_run):
     assert "status 127" in found["run", "/usr/bin/lost"]
 
 
-def test_what_a_deb_leaves_or_changes_is_found_by_name(deb_run):
+def test_a_missing_library_is_found_with_the_loaders_message(deb_run):
     found = deb_run.found("broken")
+    assert "libnowhere.so.1: cannot open shared object file" in found["run", "/usr/bin/libless"]
+
+
+def test_a_service_that_does_not_start_is_found(deb_run):
+    assert "does not start" in deb_run.found("broken")["service", "broken.service"]
+
+
+def test_what_a_deb_leaves_or_changes_is_found_by_name_unless_its_entry_tolerates_it(deb_run):
+    found = deb_run.found("broken")
+    assert ("leftover", "/var/lib/tolerated") not in found
     assert "is left" in found["leftover", "/var/lib/broken/state"]
     assert "has changed" in found["leftover", "/etc/hosts"]
 
 
 def test_the_records_name_each_package_and_the_first_failure_is_the_reason(deb_run):
-    assert [outcome.package for outcome in deb_run.record.packages] == [package.name for package in DEBS]
+    tested = [package.name for package in DEBS if package.name != "fine-dbgsym"]
+    assert [outcome.package for outcome in deb_run.record.packages] == tested
     assert str(deb_run.error).startswith("install test of bad-install: install: ")
     suite = ET.parse(deb_run.artifacts / "junit" / "install.xml").getroot()
     assert {case.get("name") for case in suite if case.find("failure") is not None} == {
@@ -290,36 +321,7 @@ def test_the_records_name_each_package_and_the_first_failure_is_the_reason(deb_r
         "bad-remove",
         "broken",
     }
-    assert {path.stem for path in (deb_run.artifacts / "logs").iterdir()} == {package.name for package in DEBS}
-
-
-def test_a_missing_library_a_failing_service_and_what_an_entry_tolerates(config, debs, tmp_path):
-    entry = config.directory / "packages" / "source.yaml"
-    entry.write_text('source: source\ninstall: {leftovers: ["/var/lib/libless*"]}\n')
-    (tmp_path / "nowhere.c").write_text("int nowhere(void) { return 0; }\n")
-    (tmp_path / "main.c").write_text("int nowhere(void);\nint main(void) { return nowhere(); }\n")
-    _run("gcc", "-shared", "-Wl,-soname,libnowhere.so.1", "-o", "libnowhere.so", "nowhere.c", cwd=tmp_path)
-    _run("gcc", "-o", "libless", "main.c", "-L.", "-lnowhere", cwd=tmp_path)
-    package = Deb(
-        "libless",
-        scripts=(
-            ("postinst", f"mkdir /var/lib/libless; {started('libless.service')[0][1]}"),
-            *started("libless.service")[1:],
-        ),
-        files=(("lib/systemd/system/libless.service", service("/usr/bin/libless")),),
-    )
-
-    class WithProgram(Deb):
-        def build(self, top: Path) -> Path:
-            (top / self.name / "usr/bin").mkdir(parents=True)
-            shutil.copy(tmp_path / "libless", top / self.name / "usr/bin/libless")
-            return super().build(top)
-
-    url = debs("libless", (WithProgram(package.name, scripts=package.scripts, files=package.files),))
-    found = run_job(config, DEB, url, tmp_path / "artifacts").found("libless")
-    assert "libnowhere.so.1: cannot open shared object file" in found["run", "/usr/bin/libless"]
-    assert "does not start" in found["service", "libless.service"]
-    assert len(found) == 2
+    assert {path.stem for path in (deb_run.artifacts / "logs").iterdir()} == set(tested)
 
 
 def test_an_installation_that_hangs_is_a_finding(config, debs, tmp_path, monkeypatch):

@@ -4,8 +4,8 @@
 
 A set is complete in itself and final: `latest` is moved to it, by a rename, only after it was restored once and ssh
 answered. It fits one image, one version of QEMU and one command line; the manifest says which, and any other is refused.
-Its checksums are compared when `verify` is called (`pkgci prepare` does, daily at least); at each restore only the files'
-sizes are, since reading half a gigabyte would take longer than the restore.
+Once a job, its files' checksums are compared; at each restore only their sizes are, since reading a gigabyte may take longer
+than the restore.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -55,6 +55,7 @@ date -s "@$1" >/dev/null
 exec perl -e 'read(STDIN, $seed, 256) == 256 or die "no seed";
     open($pool, ">", "/dev/urandom") or die $!; syswrite($pool, $seed) or die $!; ioctl($pool, 0x5207, 0) or die $!'
 """
+PACKAGES = "dpkg-query -W -f '${Package} ${Version}\\n'"
 FREEZE = "sync; echo 3 >/proc/sys/vm/drop_caches; sync"
 
 
@@ -187,7 +188,7 @@ def _usable(config: Config, name: str, setup: str) -> Snapshot | None:
     reason = None
     try:
         snapshot = Snapshot((place / "latest").resolve(strict=True))
-        snapshot.check()
+        snapshot.verify()
         if snapshot.manifest.key != _key(image_key(config.target(name)), setup, config.target(name).machine.memory_mib):
             reason = "what it was made from has changed"
         elif datetime.now(UTC) - snapshot.manifest.created > timedelta(days=config.settings.root_days):
@@ -279,9 +280,6 @@ def _freeze(config: Config, name: str, setup: str, origin: Image, new: Path) -> 
     log.info("%s: frozen after %.0f s", name, time.monotonic() - started)
 
 
-PACKAGES = "dpkg-query -W -f '${Package} ${Version}\\n'"
-
-
 def _link(snapshot: Path, directory: Path, names: list[str]) -> None:
     for file, name in FILES.items():
         if name in names:
@@ -293,20 +291,17 @@ def _run_directory(config: Config) -> Iterator[Path]:
     """Yield a new directory for one machine; it is removed at the end, and so are those of processes that were killed."""
     runs = config.cache / "runs"
     runs.mkdir(parents=True, exist_ok=True)
-    with locked(runs):
-        for leftover in runs.iterdir():
-            with locked(leftover, wait=False) as dead:
-                if dead:
-                    shutil.rmtree(leftover)
-        directory = runs / secrets.token_hex(8)
-        directory.mkdir(mode=0o700)
-        lock = locked(directory)
-        lock.__enter__()
-    try:
+    with ExitStack() as stack:
+        with locked(runs):
+            for leftover in runs.iterdir():
+                with locked(leftover, wait=False) as dead:
+                    if dead:
+                        shutil.rmtree(leftover)
+            directory = runs / secrets.token_hex(8)
+            directory.mkdir(mode=0o700)
+            stack.enter_context(locked(directory))
+        stack.callback(shutil.rmtree, directory)
         yield directory
-    finally:
-        shutil.rmtree(directory)
-        lock.__exit__(None, None, None)
 
 
 def _remove_others(place: Path, latest: Path) -> None:
