@@ -145,7 +145,8 @@ start_program() { # FILE
 }
 
 start_services() { # UNITS
-    systemctl daemon-reload
+    # shellcheck disable=SC2086  # names of units have no spaces
+    ! systemctl show -p NeedDaemonReload --value $1 | grep -q yes || systemctl daemon-reload
     enabled=$(for unit in $1; do [ "$(systemctl is-enabled "$unit")" != enabled ] || echo "$unit"; done)
     for unit in $enabled; do
         timeout 60 systemctl start "$unit" 3>&- || true

@@ -73,11 +73,10 @@ def service(command: str) -> str:
 
 
 def started(unit: str) -> tuple[tuple[str, str], ...]:
-    """The scripts that debhelper gives a package with a service."""
+    """What debhelper's scripts come to for a package with a service."""
     return (
-        ("postinst", f"systemctl daemon-reload; systemctl enable --quiet {unit}; systemctl start {unit} || true"),
-        ("prerm", f"systemctl stop {unit} || true; systemctl disable --quiet {unit}"),
-        ("postrm", "systemctl daemon-reload"),
+        ("postinst", f"systemctl enable --quiet --now {unit} || true"),
+        ("prerm", f"systemctl disable --quiet --now {unit}"),
     )
 
 
@@ -348,11 +347,11 @@ def test_the_record_carries_the_notice_of_the_target(rpm_run, config):
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("http://127.0.0.1:1/test/x/repository.json", "not below an allowed prefix"),
-        ("{url}test/../../x/repository.json", "dot segments"),
+        ("http://127.0.0.1:1/test/x/repository.json", "must be a repository.json below"),
+        ("{url}test/../../x/repository.json", "must be a repository.json below"),
         ("{url}test/none/bookworm-amd64/repository.json", "HTTP status 404"),
-        ("{url}test/debs/bookworm-amd64/InRelease", "not the URL of a repository.json"),
-        ("file:///etc/repository.json", "not an absolute http URL"),
+        ("{url}test/debs/bookworm-amd64/InRelease", "must be a repository.json below"),
+        ("file:///etc/repository.json", "must be a repository.json below"),
     ],
 )
 def test_a_repository_elsewhere_or_of_no_existence_is_a_wrong_request(config, tmp_path, url, reason):
@@ -360,9 +359,9 @@ def test_a_repository_elsewhere_or_of_no_existence_is_a_wrong_request(config, tm
         job.install(config, DEB, [url.format(url=config.settings.url)], KEY, tmp_path)
 
 
-def test_a_repository_of_another_target_is_a_wrong_request(config, debs, tmp_path):
+def test_a_repository_of_another_target_has_nothing_to_install(config, debs, tmp_path):
     url = debs("other", (Deb("other"),))
-    with pytest.raises(RequestError, match="is for deb bookworm, not for debianrpm-amd64"):
+    with pytest.raises(RequestError, match="nothing to install"):
         job.install(config, RPM, [url], KEY, tmp_path)
 
 

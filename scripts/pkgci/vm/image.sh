@@ -84,6 +84,13 @@ systemctl mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer dnf-
     kmod-static-nodes.service dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount sys-kernel-tracing.mount \
     sys-fs-fuse-connections.mount sys-kernel-config.mount
 
+# generators run at each daemon-reload: those stay that concern what a package ships
+mkdir -p /etc/systemd/system-generators
+for generator in bless-boot cryptsetup debug getty gpt-auto hibernate-resume integritysetup rc-local run system-update \
+    veritysetup; do
+    ln -s /dev/null "/etc/systemd/system-generators/systemd-$generator-generator"
+done
+
 # /out gets a file system of its own, so that the bind mount, which takes no mounts along, has only the root's files
 mount -t tmpfs out /out
 cp /boot/vmlinuz-* /out/kernel
