@@ -139,12 +139,8 @@ class Parameters:
             RequestError: one is not below a configured prefix.
         """
         urls = tuple(self.get("REPOSITORIES").split())
-        allowed = (config.settings.url, *config.settings.repositories)
         for url in urls:
-            if not url.startswith(allowed) or not url.endswith("/repository.json") or "%" in url:
-                raise RequestError(
-                    f"parameter REPOSITORIES: {url} is not allowed; it must be a repository.json below {' or '.join(allowed)}"
-                )
+            check_repository_url(url, config)
         return urls
 
     def change(self, config: Config) -> Change:
@@ -196,4 +192,17 @@ def check_url(url: str, config: Config) -> None:
     if "%" in place or not place.startswith(allowed):
         raise RequestError(
             f"parameter ZUUL_URL: {url!r} is not allowed; config.yaml's `sources` are: {' '.join(allowed) or 'none'}"
+        )
+
+
+def check_repository_url(url: str, config: Config) -> None:
+    """Refuse a URL in REPOSITORIES that is not that of a `repository.json` below a configured prefix.
+
+    Raises:
+        RequestError: it is not.
+    """
+    allowed = (config.settings.url, *config.settings.repositories)
+    if not url.startswith(allowed) or not url.endswith("/repository.json") or "%" in url or ".." in url:
+        raise RequestError(
+            f"parameter REPOSITORIES: {url[:300]} is not allowed; it must be a repository.json below {' or '.join(allowed)}"
         )

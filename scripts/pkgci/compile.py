@@ -13,11 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-import requests
-from pydantic import ValidationError
-
-from pkgci import source
-from pkgci.artifacts import Build, ChangeSummary, File, Repository
+from pkgci import repository, source
+from pkgci.artifacts import Build, ChangeSummary, File
 from pkgci.change import Change, Parameters
 from pkgci.config import EMBEDDED, ROOT, Config, Release
 from pkgci.errors import InfrastructureError, PackageError, RequestError
@@ -68,7 +65,7 @@ def compile(config: Config, target_name: str, parameters: Parameters, artifacts:
             release=release_of(config, change, sources),
             sources=sources,
             root=_timed(seconds, "root", lambda: build_root(config, target_name)),
-            repositories=_repositories(config, parameters, target.format, target.codename),
+            repositories=repository.read(config, target_name, parameters.repositories(config)),
             limits=sources.entry.limits or config.settings.limits,
             final=not parameters.run_tests,
             log_path=artifacts / "logs" / "build.log",
@@ -166,25 +163,6 @@ def _metadata(format: ModuleType, request: Request) -> Metadata:
                 f"{metadata.name}: version {metadata.version} is below {before.version} of the branch; versions only grow"
             )
     return metadata
-
-
-def _repositories(config: Config, parameters: Parameters, format: str, codename: str) -> tuple[Repository, ...]:
-    """Read the `repository.json` files of REPOSITORIES, and return those that are for this format and codename."""
-    found = []
-    for url in parameters.repositories(config):
-        try:
-            answer = requests.get(url, timeout=30)
-            answer.raise_for_status()
-            repository = Repository.model_validate_json(answer.content)
-        except requests.RequestException as error:
-            raise InfrastructureError(f"cannot read {url}: {error}") from error
-        except ValidationError as error:
-            raise InfrastructureError(f"{url} is no repository.json: {error.errors()[0]['msg']}") from error
-        if (repository.format, repository.codename) == (format, codename):
-            if f"{repository.url}repository.json" != url:
-                raise RequestError(f"parameter REPOSITORIES: {url} says that it is at {repository.url}")
-            found.append(repository)
-    return tuple(found)
 
 
 def _key(request: Request, metadata: Metadata, version: str, dependencies: Dependencies) -> str:

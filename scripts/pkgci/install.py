@@ -6,7 +6,6 @@ with a form of its own. What decides here is the absence of findings, so a packa
 
 import base64
 import logging
-import re
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
@@ -14,16 +13,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import get_args
 
-import requests
-from pydantic import ValidationError
-from urllib3.exceptions import HTTPError
-
+from pkgci import repository
 from pkgci.artifacts import Finding, Install, InstallOutcome, Repository, RepositoryPackage
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError, PackageError, RequestError
 from pkgci.server import serve
 from pkgci.vm.machine import GuestError, Machine
-from pkgci.vm.proxy import Proxy, RefusedError, Rule, allowed, session_to
+from pkgci.vm.proxy import Proxy, Rule
 from pkgci.vm.snapshot import Snapshot, ensure, upstream_rules
 
 log = logging.getLogger(__name__)
@@ -35,11 +31,7 @@ REMOVE_SECONDS = 600
 LOG_BYTES = 1 << 20
 FINDINGS_BYTES = 1 << 18
 FINDINGS = 50
-REPOSITORY_BYTES = 64 << 20
 PHASES = get_args(Finding.model_fields["phase"].annotation)
-# what may go into an argument, a file name or a line of a configuration: neither an option nor a second line
-WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+~^:_-]*", re.ASCII)
-KEY = re.compile(r"-----BEGIN (PGP PUBLIC KEY BLOCK-----)\n([ -~]+\n)*\n[\w+/=\n]+-----END \1\n?", re.ASCII)
 
 
 def prepare(config: Config, target_name: str) -> Snapshot:
@@ -94,7 +86,7 @@ def _run(
 ) -> tuple[Snapshot, list[InstallOutcome]]:
     """Test each package in a machine of its own, and keep what the machine said."""
     target = config.target(target_name)
-    records = [_repository(config, target_name, url) for url in repositories]
+    records = repository.read(config, target_name, repositories)
     tested = [
         package
         for record in records
@@ -143,39 +135,6 @@ def _script(config: Config, target_name: str) -> str:
     """Return the guest's script."""
     name = f"install-{config.target(target_name).format}.sh"
     return (GUEST / name).read_text() + (GUEST / "install-guest.sh").read_text()
-
-
-def _repository(config: Config, target_name: str, url: str) -> Repository:
-    """Read a `repository.json` of the target from below a configured prefix."""
-    target = config.target(target_name)
-    prefixes = (config.settings.url, *config.settings.repositories)
-    try:
-        location, _ = allowed([Rule(prefix) for prefix in prefixes if prefix.startswith("http")], url)
-    except RefusedError as refusal:
-        raise RequestError(
-            f"REPOSITORIES: {url[:300]!r}: {refusal}; see `url` and `repositories` in config.yaml"
-        ) from None
-    base, slash, name = url.rpartition("/")
-    if name != "repository.json":
-        raise RequestError(f"REPOSITORIES: {url!r} is not the URL of a repository.json")
-    try:
-        with session_to(location).get(location.url, timeout=60, stream=True, allow_redirects=False) as answer:
-            if answer.status_code != requests.codes.ok:
-                raise RequestError(f"REPOSITORIES: no repository at {url}: HTTP status {answer.status_code}")
-            content = answer.raw.read(REPOSITORY_BYTES, decode_content=True)
-    except (requests.RequestException, HTTPError) as error:
-        raise InfrastructureError(f"cannot read {url}: {error}") from error
-    try:
-        record = Repository.model_validate_json(content)
-    except ValidationError as error:
-        raise RequestError(f"REPOSITORIES: {url} is no repository.json: {error.errors()[0]['msg']}") from error
-    if (record.format, record.codename) != (target.format, target.codename):
-        raise RequestError(f"REPOSITORIES: {url} is for {record.format} {record.codename}, not for {target_name}")
-    words = [record.codename, record.component]
-    words += [word for package in record.packages for word in (package.name, package.version, package.architecture)]
-    if record.url != base + slash or not all(map(WORD.fullmatch, words)) or not KEY.fullmatch(record.signing_key):
-        raise RequestError(f"REPOSITORIES: {url} does not describe the repository that it lies in")
-    return record
 
 
 def _deb_settings(records: Sequence[Repository], tested: Sequence[RepositoryPackage]) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""Test repositories: one directory for each run and target, `repositories/test/RUN/TARGET/`, written whole.
+"""Test repositories: one directory for each run and target, `repositories/test/RUN/TARGET/`, written whole; read by URL.
 
 Its packages are hard links to the store's files. `repository.json` at its root says what it is; the lines that a user
 needs to try it lie beside that.
@@ -12,7 +12,11 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from pkgci import web
 from pkgci.artifacts import Repository, RepositoryPackage
+from pkgci.change import check_repository_url
 from pkgci.config import Config, Target
 from pkgci.errors import InfrastructureError, RequestError
 from pkgci.formats import apt, repomd
@@ -22,6 +26,10 @@ from pkgci.store import Entry
 
 FORMATS = {"deb": apt, "rpm": repomd}
 RECORD = "repository.json"
+RECORD_BYTES = 64 << 20
+# what may go into an argument, a file name or a line of a configuration: neither an option nor a second line
+WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+~^:_-]*", re.ASCII)
+KEY = re.compile(r"-----BEGIN (PGP PUBLIC KEY BLOCK-----)\n([ -~]+\n)*\n[\w+/=\n]+-----END \1\n?", re.ASCII)
 
 
 def write(config: Config, target_name: str, run: str, entries: Sequence[Entry], expires: datetime) -> Repository:
@@ -57,6 +65,32 @@ def write(config: Config, target_name: str, run: str, entries: Sequence[Entry], 
                     return _write(config, target, target_name, final, entries, expires)
     except OSError as error:
         raise InfrastructureError(f"cannot write {final}: {error}") from error
+
+
+def read(config: Config, target_name: str, urls: Sequence[str]) -> tuple[Repository, ...]:
+    """Read the `repository.json` files at `urls`, and return those of the target's format and codename.
+
+    Raises:
+        RequestError: a URL is not below a configured prefix, or leads to no such file.
+        InfrastructureError: one cannot be read.
+    """
+    target = config.target(target_name)
+    found = []
+    for url in urls:
+        check_repository_url(url, config)
+        try:
+            made = Repository.model_validate_json(web.read(url, upstream=False, largest=RECORD_BYTES))
+        except web.NotFoundError as error:
+            raise RequestError(f"REPOSITORIES: {error}; it may have expired") from error
+        except ValidationError as error:
+            raise RequestError(f"REPOSITORIES: {url} is no repository.json: {error.errors()[0]['msg']}") from error
+        words = [made.codename, made.component]
+        words += [word for package in made.packages for word in (package.name, package.version, package.architecture)]
+        if url != made.url + RECORD or not all(map(WORD.fullmatch, words)) or not KEY.fullmatch(made.signing_key):
+            raise RequestError(f"REPOSITORIES: {url} does not describe the repository that it lies in")
+        if (made.format, made.codename) == (target.format, target.codename):
+            found.append(made)
+    return tuple(found)
 
 
 def expired(config: Config, now: datetime) -> Iterator[Path]:

@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import requests
-
+from pkgci import web
 from pkgci.command import run
 from pkgci.config import Target
-from pkgci.errors import InfrastructureError, RequestError
+from pkgci.errors import RequestError
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+INDEX_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -94,20 +94,16 @@ def isolated_apt(directory: Path) -> dict[str, str]:
     return {"APT_CONFIG": os.fspath(path)}
 
 
-def index_digest(urls: list[str]) -> str:
+def index_digest(urls: list[str], *, upstream: bool) -> str:
     """Return one digest of the index files at `urls` as they are now (InRelease or repomd.xml).
+
+    Args:
+        urls: the files.
+        upstream: they are the operating system's; see `web.session`.
 
     Raises:
         InfrastructureError: one of them cannot be read.
     """
-
-    def fetch(url: str) -> bytes:
-        try:
-            answer = requests.get(url, timeout=30)
-            answer.raise_for_status()
-        except requests.RequestException as error:
-            raise InfrastructureError(f"cannot read the repository index {url}: {error}") from error
-        return hashlib.sha256(answer.content).digest()
-
     with ThreadPoolExecutor(max_workers=4) as pool:
-        return hashlib.sha256(b"".join(pool.map(fetch, urls))).hexdigest()
+        contents = pool.map(lambda url: web.read(url, upstream=upstream, largest=INDEX_BYTES), urls)
+        return hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).hexdigest()

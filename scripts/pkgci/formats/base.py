@@ -17,9 +17,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Protocol, TypeVar
 
-import requests
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from pkgci import web
 from pkgci.artifacts import Package, Repository
 from pkgci.config import Config, Limits, Release, Target
 from pkgci.errors import InfrastructureError, PackageError, PkgciError
@@ -29,6 +29,8 @@ from pkgci.source import Blob, Sources, Tree, blobs, names
 from pkgci.tail import Tail
 
 log = logging.getLogger(__name__)
+
+PACKAGE_BYTES = 2 << 30
 
 # Debian Policy 5.6.1 and 5.6.12; rpm allows the same letters and, in versions, also ^ and _
 SourceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9+._-]*$", max_length=100)]
@@ -261,12 +263,7 @@ def download(config: Config, dependencies: Dependencies) -> list[Path]:
         if path.exists():
             os.utime(path)
             return path
-        try:
-            with requests.get(dependency.url, timeout=60, stream=True) as answer:
-                answer.raise_for_status()
-                content = answer.content
-        except requests.RequestException as error:
-            raise InfrastructureError(f"cannot download {dependency.url}: {error}") from error
+        content = web.read(dependency.url, upstream=True, largest=PACKAGE_BYTES)
         if hashlib.sha256(content).hexdigest() != dependency.sha256:
             raise InfrastructureError(f"{dependency.url} is not what its repository's index says; retry later")
         return keep(config, dependency.sha256, content)

@@ -76,9 +76,10 @@ def resolve(request: Request, metadata: Metadata) -> Dependencies:
         InfrastructureError: a repository cannot be read.
     """
     upstream = apt_sources(request.target)
-    indexes = [source.release_url for source in upstream]
-    indexes += [f"{one.url}dists/{one.codename}/InRelease" for one in request.repositories]
-    digest = index_digest(indexes)
+    tests = [f"{one.url}dists/{one.codename}/InRelease" for one in request.repositories]
+    digest = index_digest([source.release_url for source in upstream], upstream=True)
+    if tests:
+        digest = f"{digest}-{index_digest(tests, upstream=False)}"
 
     def make() -> Dependencies:
         files = Files()

@@ -107,7 +107,7 @@ def resolve(request: Request, metadata: Metadata) -> Dependencies:
     """
     if not request.repositories:
         return Dependencies()
-    digest = index_digest([f"{one.url}repodata/repomd.xml" for one in request.repositories])
+    digest = index_digest([f"{one.url}repodata/repomd.xml" for one in request.repositories], upstream=False)
 
     def make() -> Dependencies:
         files = Files()

@@ -19,16 +19,14 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import IO
 from urllib.parse import quote, unquote, urljoin, urlsplit
-from urllib.request import getproxies
 
 import requests
 
-from pkgci.command import run
+from pkgci import web
 
 log = logging.getLogger(__name__)
 
 URL = "http://10.0.2.100:3128"
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 IMMUTABLE = re.compile(r"\.deb$|/by-hash/[A-Za-z0-9]+/[0-9a-f]+$")
 SECONDS = 60
 REDIRECTS = 5
@@ -123,13 +121,6 @@ def allowed(rules: Iterable[Rule], url: str) -> tuple[Location, Rule]:
     raise RefusedError("not below an allowed prefix")
 
 
-def session_to(location: Location) -> requests.Session:
-    """Return a session for requests to `location`: past the environment's proxies if that is this very host."""
-    session = requests.Session()
-    session.trust_env = location.host not in LOOPBACK
-    return session
-
-
 class Proxy:
     """The proxy of one run.
 
@@ -141,7 +132,6 @@ class Proxy:
     def __init__(self, rules: Iterable[Rule], cache: Path) -> None:
         self.rules = tuple(rules)
         self.cache = cache
-        self._upstream = _proxies_of_apt()
 
     @contextmanager
     def listening(self, directory: Path) -> Iterator[None]:
@@ -173,9 +163,7 @@ class Proxy:
         """
         for _ in range(REDIRECTS):
             location, rule = allowed(self.rules, url)
-            session = session_to(location)
-            if rule.immutable and session.trust_env:
-                session.proxies.update(self._upstream)
+            session = web.session(location.url, upstream=rule.immutable)
             # packages are fetched as they are: no coding of the transfer may hide their size
             session.headers.clear()
             session.headers.update({"Accept-Encoding": "identity", **headers})
@@ -338,14 +326,3 @@ def _is_utf8(path: str) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _proxies_of_apt() -> dict[str, str]:
-    """Return the proxies through which this machine's own apt reaches the upstream, in the form that requests takes."""
-    proxies = getproxies()
-    for scheme in ("http", "https"):
-        said = run(["apt-config", "shell", "found", f"Acquire::{scheme}::Proxy"], quiet=True).stdout.decode()
-        found = re.fullmatch(r"found='(https?://[^']*)'\s*", said)
-        if found:
-            proxies[scheme] = found[1]
-    return proxies
