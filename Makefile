@@ -1,6 +1,6 @@
 # The two commands of a new user, and what developers and operators run beside them.
 
-.PHONY: demo test setup clean
+.PHONY: demo test bench setup clean
 
 demo: setup
 	@.venv/bin/python -m pkgci.demo
@@ -9,6 +9,9 @@ test:
 	@scripts/setup.sh test
 	@.venv/bin/pkgci prepare
 	@.venv/bin/tox
+
+bench: setup
+	@PYTHONPATH=tests .venv/bin/python tests/bench/bench_compile.py
 
 setup:
 	@scripts/setup.sh

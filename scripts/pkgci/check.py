@@ -260,7 +260,8 @@ def _summary(config: Config, engine: LocalEngine, target_name: str, top: BuildRe
     if (archives.get("publish", Path()) / "repository.json").exists():
         repository = Repository.read(archives["publish"] / "repository.json")
         directory = config.data / "repositories" / repository.url.removeprefix(config.settings.url)
-        lines.append(f"repository: {repository.url} while `pkgci serve` runs; its files: {directory}")
+        lines.append(f"repository: {repository.url} (while `pkgci serve` runs)")
+        lines.append(f"its files: {directory}")
     lines += [f"log: {engine.directory(row.ref) / 'log'}" for row in rows]
     for line in lines:
         console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
