@@ -1,3 +1,4 @@
+# shellcheck shell=sh disable=SC2154  # log and work are set by install-guest.sh
 # The guest's part of the install test for DEB; see install-guest.sh. The test repositories' sources are in /etc/apt/pkgci.d,
 # their preferences in /etc/apt/preferences.d/pkgci.
 export DEBIAN_FRONTEND=noninteractive
@@ -51,17 +52,17 @@ add() { # NAME VERSION ARCHITECTURE
 }
 
 attempt() { # NAME=VERSION
-    begin=$(($(wc -l <$log) + 1))
+    begin=$(($(wc -l <"$log") + 1))
     # shellcheck disable=SC2086
     apt-get -q -y $sources -o Dpkg::Use-Pty=false -o DPkg::Options::=--force-confnew --allow-downgrades install "$1" 3>&-
 }
 
 said() { # PATTERN
-    tail -n "+$begin" $log | grep -q -E "$1"
+    tail -n "+$begin" "$log" | grep -q -E "$1"
 }
 
 drop() { # NAME
-    begin=$(($(wc -l <$log) + 1))
+    begin=$(($(wc -l <"$log") + 1))
     # no source is needed: what is removed is installed
     # shellcheck disable=SC2086
     apt-get -q -y $few -o Dir::Etc::sourceparts=/dev/null -o Dpkg::Use-Pty=false --autoremove purge "$1" 3>&- && return

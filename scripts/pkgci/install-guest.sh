@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # The guest's part of the install test: what both formats share. Run as root in a restored machine, after install-deb.sh or
 # install-rpm.sh, which define what differs:
 #

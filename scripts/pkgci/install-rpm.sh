@@ -1,3 +1,4 @@
+# shellcheck shell=sh disable=SC2154  # log and work are set by install-guest.sh
 # The guest's part of the install test for RPM; see install-guest.sh. The test repositories are in /etc/yum.repos.d.
 
 lists() {
@@ -28,7 +29,7 @@ fetch() {
 
 add() { # NAME VERSION ARCHITECTURE
     if ! apply dnf -y install "$1-$2.$3"; then
-        ! tail -n "+$begin" $log | grep -q 'Failed to download metadata' || exit 75
+        ! tail -n "+$begin" "$log" | grep -q 'Failed to download metadata' || exit 75
         finding install '' "$(why)"
         exit 0
     fi
@@ -45,7 +46,7 @@ drop() { # NAME
 
 # A scriptlet after the fact that fails is a warning to rpm; to whoever installs the package it is not.
 scriptlets() { # PHASE
-    ! tail -n "+$begin" $log | grep -q 'scriptlet failed' || finding "$1" '' "$(why)"
+    ! tail -n "+$begin" "$log" | grep -q 'scriptlet failed' || finding "$1" '' "$(why)"
 }
 
 # a scriptlet's failure, or what dnf could not solve, or anything
@@ -54,7 +55,7 @@ why() {
 }
 
 apply() { # COMMAND...
-    begin=$(($(wc -l <$log) + 1))
+    begin=$(($(wc -l <"$log") + 1))
     "$@" 3>&-
 }
 

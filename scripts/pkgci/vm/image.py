@@ -146,7 +146,7 @@ def _make_plain(target: Target, place: Path) -> None:
     root = place / "root.tar"
     # as a stream: in a private home, sub-ids cannot open a file
     with root.open("wb") as output:
-        done = run(command, output=output, check=False, timeout=LIMITS.seconds)
+        done = run(command, output=output, check=False, timeout=LIMITS.seconds, quiet=True)
     if done.returncode:
         raise _failure("mmdebstrap", root)
 
