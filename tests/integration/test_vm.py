@@ -4,7 +4,6 @@ import os
 import select
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -226,36 +225,3 @@ def test_a_base_that_cannot_be_made_is_a_wrong_request(config):
     target = config.target(TARGET).model_copy(update={"base": "rpm"})
     with pytest.raises(RequestError, match="RPM distributions are not supported yet"):
         image_key(target)
-
-
-RESTORE = """
-import os, sys
-from pathlib import Path
-from pkgci.config import EMBEDDED, Config
-from pkgci.vm.proxy import Proxy
-from pkgci.vm.snapshot import Snapshot
-config = Config(EMBEDDED)
-with Snapshot(Path(sys.argv[1])).restored(config, Proxy((), config.cache / "proxy")) as machine:
-    print(os.geteuid(), machine.run("id -u", timeout=60).text().strip())
-"""
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="all of this module ran as an ordinary user already")
-def test_an_ordinary_user_restores_a_snapshot(snapshot):
-    nobody = 65534
-    with tempfile.TemporaryDirectory() as directory:
-        place = Path(directory, "snapshot")
-        subprocess.run(["cp", "-r", "--sparse=always", "--reflink=auto", snapshot.directory, place], check=True)
-        for path in (Path(directory), place, *place.iterdir()):
-            os.chown(path, nobody, nobody)
-        done = subprocess.run(
-            [sys.executable, "-c", RESTORE, place],
-            user=nobody,
-            group=nobody,
-            extra_groups=[],
-            env={**os.environ, "HOME": directory, "XDG_CACHE_HOME": directory},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    assert done.stdout.split() == [str(nobody), "0"], done.stderr
