@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import pwd
+import select
 import signal
 import subprocess
 import tarfile
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 # passed as text: the file itself may lie where the sandbox's ids may not read
 SCRIPT = Path(__file__).with_suffix(".sh").read_text()
 IDS = 65536
+LOG_BYTES = 100 << 20
+OUT_FILES = 10_000
 # not this process's own: a user's has no /usr/sbin, where pivot_root is
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -151,7 +154,7 @@ def execute(
         The status of the script and the files that came back.
 
     Raises:
-        PackageError: the time limit was reached, or `/out` holds something else than plain files and directories.
+        PackageError: the limit of time or log was reached, or `/out` holds something else than plain files and directories.
         InfrastructureError: the sandbox cannot be made.
     """
     files.add("/pkgci-script", script, 0o755)
@@ -163,6 +166,8 @@ def execute(
             "-i",
             *(f"{name}={value}" for name, value in variables.items()),
             *("prlimit", f"--nproc={limits.processes}", "--core=0", f"--data={limits.memory_mib << 20}"),
+            # no file can claim to be larger than the disk; this holds for the archive of /out too
+            f"--fsize={limits.disk_mib << 20}",
             *("sh", "-c", SCRIPT, "sandbox.sh", str(limits.disk_mib), "yes" if network else "no"),
             *("sh", "-eu", "/pkgci-script", *arguments),
         ]
@@ -173,7 +178,7 @@ def execute(
                 f"the sandbox ended with status {status} before or beside its script; see the log above"
             )
         archive.seek(0)
-        return Outcome(status, tuple(_unpack(archive, output)))
+        return Outcome(status, tuple(_unpack(archive, output, limits.disk_mib << 20)))
 
 
 def _wait(
@@ -185,15 +190,29 @@ def _wait(
     process = subprocess.Popen(
         supervised(argv),
         stdin=stdin,
-        stdout=log_to,
-        stderr=log_to,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         pass_fds=(root.fileno(), archive.fileno()),
         start_new_session=True,
     )
+    assert process.stdout is not None
+    deadline, left = time.monotonic() + seconds, LOG_BYTES
     try:
-        return process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        raise PackageError(f"no end after {seconds} s, its time limit; killed") from None
+        with process.stdout as said:
+            while True:
+                readable, _, _ = select.select([said], [], [], max(0.0, deadline - time.monotonic()))
+                if not readable:
+                    raise PackageError(f"no end after {seconds} s, its time limit; killed")
+                block = os.read(said.fileno(), 1 << 16)
+                if not block:
+                    break
+                left -= len(block)
+                if left < 0:
+                    raise PackageError(f"it said more than {LOG_BYTES >> 20} MiB, the limit of a log; killed")
+                log_to.write(block)
+                log_to.flush()
+        # all that could write has ended, so this is about to
+        return process.wait(timeout=60)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -246,15 +265,19 @@ def _cgroup() -> Path | None:
     return None
 
 
-def _unpack(archive: IO[bytes], output: Path) -> Iterator[Path]:
+def _unpack(archive: IO[bytes], output: Path, largest: int) -> Iterator[Path]:
     """Unpack the regular files of a tar that a sandbox made into `output`, and yield their paths.
 
-    The tar is hostile: only plain files and directories with relative names that stay below are taken.
+    The tar is hostile: only plain files and directories with relative names that stay below are taken, and not more than
+    `OUT_FILES` files with `largest` bytes together.
     """
     try:
         with tarfile.open(fileobj=archive, mode="r:") as tar:
-            for member in tar:
+            for number, member in enumerate(tar):
                 path = PurePosixPath(member.name)
+                largest -= member.size
+                if number >= OUT_FILES or largest < 0:
+                    raise PackageError("the build left more in its output than its limits allow; refused")
                 if member.isdir():
                     continue
                 if not member.isreg() or path.is_absolute() or ".." in path.parts:
@@ -263,5 +286,5 @@ def _unpack(archive: IO[bytes], output: Path) -> Iterator[Path]:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 tar.makefile(member, target)
                 yield target
-    except tarfile.ReadError:
-        return
+    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
+        raise PackageError(f"the build's output cannot be read: {error}") from error

@@ -167,6 +167,19 @@ execute(Path({str(root.path)!r}), "setsid sh -c 'sleep 1000; : {marker}' & sleep
     wait_until_gone(marker)
 
 
+def test_the_log_is_limited(box):
+    with pytest.raises(PackageError, match="it said more than 100 MiB"):
+        box("yes")
+
+
+def test_what_comes_back_is_limited(box):
+    with pytest.raises(PackageError, match="more in its output than its limits allow"):
+        box("truncate -s 600M /out/a /out/b", disk_mib=1000)
+    outcome, said = box("truncate -s 1E /out/a", disk_mib=1000)
+    assert outcome.status != 0
+    assert "File size limit exceeded" in said
+
+
 def test_the_disk_is_limited(box):
     outcome, said = box("head -c 200M /dev/zero >/filled", disk_mib=900)
     assert outcome.status == 0, said
@@ -223,5 +236,5 @@ def test_only_plain_files_below_the_output_are_taken(tmp_path: Path, name: str, 
     output = tmp_path / "out"
     output.mkdir()
     with pytest.raises(PackageError, match="no plain file"):
-        list(_unpack(stream, output))
+        list(_unpack(stream, output, 1 << 20))
     assert list(tmp_path.rglob("*")) == [output]
