@@ -1,7 +1,7 @@
 """The JSON files that jobs leave under `artifacts/` and read from each other: their models, and nothing else.
 
-Each file has a `schema` number; a reader refuses one that it does not know. The fields are what `docs/reference.rst`
-promises to users.
+Each file has a `schema` number; a reader refuses one that it does not know. The fields are a promise to users: a change
+that a reader of the former form would not understand gets a new number.
 """
 
 from datetime import datetime
