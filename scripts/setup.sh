@@ -17,7 +17,8 @@ done
 user=$(id -un)
 commands=
 [ -z "$missing" ] || commands="apt-get update && apt-get install -y --no-install-recommends$missing"
-if ! { grep -q "^$user:" /etc/subuid && grep -q "^$user:" /etc/subgid; } 2>/dev/null; then
+has_range() { awk -F: -v user="$user" -v id="$(id -u)" '($1 == user || $1 == id) && $3 >= 65536 { found = 1 } END { exit !found }' "$1" 2>/dev/null; }
+if ! { has_range /etc/subuid && has_range /etc/subgid; }; then
     # the first range of 65536 ids that is above all that are given away
     first=$(cat /etc/subuid /etc/subgid 2>/dev/null |
         awk -F: 'BEGIN { next_ = 100000 } $2 + $3 > next_ { next_ = $2 + $3 } END { print next_ }')
@@ -27,7 +28,6 @@ fi
 if [ -n "$commands" ]; then
     if [ "$(id -u)" = 0 ]; then
         say "preparing the machine: $commands"
-        # no service that a package brings is started
         DEBIAN_FRONTEND=noninteractive sh -c "$commands"
     elif command -v sudo >/dev/null && { sudo -n true 2>/dev/null || [ -t 0 ]; }; then
         say "preparing the machine: sudo sh -c '$commands'"

@@ -5,6 +5,7 @@ The change becomes a commit in a repository of the state directory; the tree its
 
 import os
 import re
+import signal
 import tempfile
 import time
 import uuid
@@ -22,7 +23,7 @@ from pkgci import source
 from pkgci.artifacts import Build, Repository, Result
 from pkgci.change import BRANCH, PROJECT, local_changes
 from pkgci.command import run
-from pkgci.config import EMBEDDED, Config
+from pkgci.config import EMBEDDED, Config, PackageEntry
 from pkgci.engines.base import BuildRef
 from pkgci.engines.local import LocalEngine
 from pkgci.errors import Exit, InfrastructureError, RequestError
@@ -64,7 +65,7 @@ def prepare_change(config: Config, path: Path, worktree: bool) -> LocalChange:
 
     Raises:
         RequestError: it is no git tree, a shallow clone, or holds no change against its upstream branch.
-        PackageError: it does not merge with its upstream branch.
+        PackageError: it does not merge with its upstream branch, or holds what no source tree may.
     """
     top = _ask(path, "rev-parse", "--show-toplevel")
     if top is None:
@@ -87,6 +88,7 @@ def prepare_change(config: Config, path: Path, worktree: bool) -> LocalChange:
     commit = _take(repository, tree, "HEAD")
     if worktree:
         commit = _commit_worktree(repository, tree, commit)
+    base = ""
     if upstream:
         base = _take(repository, tree, upstream)
         if git(repository, "merge-base", "--is-ancestor", commit, base, check=False).returncode == 0:
@@ -94,24 +96,20 @@ def prepare_change(config: Config, path: Path, worktree: bool) -> LocalChange:
                 f"{tree}: nothing to check: HEAD has nothing that its upstream {upstream} has not; "
                 "commit a change, or check uncommitted work with --worktree"
             )
-        _set_branch(repository, branch, base)
         commit = source.merge(repository, base, commit, f"HEAD into {branch} of {project}")
-    else:
-        git(repository, "update-ref", "-d", f"refs/heads/{branch}")
-    ref = f"refs/changes/{commit}"
-    git(repository, "update-ref", ref, commit)
+    refs = f"{source.LOCAL_REFS}{commit}-{base[:12] or 'new'}"
+    if base:
+        git(repository, "update-ref", f"{refs}/base", base)
+    git(repository, "update-ref", f"{refs}/change", commit)
     made = source.tree(repository, project, commit)
-    parameters = {"ZUUL_PROJECT": project, "ZUUL_BRANCH": branch, "ZUUL_PIPELINE": "check", "ZUUL_REF": ref}
+    parameters = {"ZUUL_PROJECT": project, "ZUUL_BRANCH": branch, "ZUUL_PIPELINE": "check"}
+    parameters["ZUUL_REF"] = f"{refs}/change"
     parameters |= {"ZUUL_URL": local_changes(config), "ZUUL_UUID": uuid.uuid4().hex}
-    return LocalChange(parameters, made, config.package_of(project) or PurePosixPath(project).name.lower())
-
-
-def _set_branch(repository: Path, branch: str, commit: str) -> None:
-    """Set a branch; one of an earlier check whose name is a directory of the other's goes."""
-    for other in git(repository, "for-each-ref", "--format=%(refname:lstrip=2)", "refs/heads/").stdout.decode().split():
-        if other.startswith(f"{branch}/") or branch.startswith(f"{other}/"):
-            git(repository, "update-ref", "-d", f"refs/heads/{other}")
-    git(repository, "update-ref", f"refs/heads/{branch}", commit)
+    known = config.package_of(project)
+    package = known or PurePosixPath(project).name.lower()
+    # the jobs refuse it too; here it costs a moment, and no preparation
+    source.refuse_unfit(config, made, config.package(known) if known else PackageEntry(source=project), package)
+    return LocalChange(parameters, made, package)
 
 
 def targets_of(config: Config, change: LocalChange, wanted: Sequence[str]) -> list[str]:
@@ -154,6 +152,9 @@ def check(config: Config, change: LocalChange, targets: Sequence[str], console: 
     _say(console, f"checking {tree.project} {tree.id[:8]} ({tree.subject}) for {', '.join(targets)}")
     started = time.monotonic()
     refs = {name: engine.start(f"build-{name}", change.parameters) for name in targets}
+    # a terminal that is closed, or a polite kill, ends the jobs as Ctrl-C does
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         _show(engine, refs, console)
     except KeyboardInterrupt:
@@ -164,7 +165,7 @@ def check(config: Config, change: LocalChange, targets: Sequence[str], console: 
             engine.wait(ref)
     exits = [_summary(config, engine, name, ref, console) for name, ref in refs.items()]
     worst = max(exits, key=[Exit.PASSED, Exit.PACKAGE, Exit.REQUEST, Exit.INFRASTRUCTURE, Exit.ABORTED].index)
-    verdict = "[green]passed[/]" if worst == Exit.PASSED else "[red]failed[/]"
+    verdict = {Exit.PASSED: "[green]passed[/]", Exit.ABORTED: "[yellow]aborted[/]"}.get(worst, "[red]failed[/]")
     console.print(f"{tree.project} {tree.id[:8]}: {verdict} after {time.monotonic() - started:.0f} s")
     return worst
 
@@ -298,7 +299,8 @@ def _take(repository: Path, tree: Path, ref: str) -> str:
         repository, "fetch", "-q", "--no-tags", "--no-write-fetch-head", "--", tree, f"+{ref}:{name}", check=False
     )
     if done.returncode:
-        raise InfrastructureError(f"cannot read {ref} of {tree}: {done.stderr.decode(errors='replace').strip()[-200:]}")
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["git said nothing"]
+        raise InfrastructureError(f"cannot read {ref} of {tree}: {said[0]}")
     commit = git(repository, "rev-parse", "--verify", f"{name}^{{commit}}").stdout.decode().strip()
     git(repository, "update-ref", "-d", name)
     return commit

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,15 @@ class Group(click.Group):
         except PkgciError as error:
             click.echo(f"pkgci: {error}", err=True)
             sys.exit(int(error.exit))
+        except (click.exceptions.Exit, click.ClickException):
+            raise
+        except OSError as error:
+            click.echo(f"pkgci: {error.filename or 'this machine'}: {error.strerror or error}", err=True)
+            sys.exit(int(Exit.INFRASTRUCTURE))
+        except Exception:
+            # a bug is nobody's package's fault
+            traceback.print_exc()
+            sys.exit(int(Exit.INFRASTRUCTURE))
         except KeyboardInterrupt:
             click.echo("pkgci: aborted", err=True)
             sys.exit(int(Exit.ABORTED))
@@ -175,6 +185,8 @@ def serve() -> None:
     config = Config()
     with serving(config):
         click.echo(f"serving {config.data / 'repositories'} at {config.settings.url}; Ctrl-C ends it")
+        for lines in sorted((config.data / "repositories").glob("test/*/*/pkgci.*")):
+            click.echo(f"  to use with {'apt' if lines.suffix == '.sources' else 'dnf'}: {lines}")
         try:
             signal.pause()
         except KeyboardInterrupt:

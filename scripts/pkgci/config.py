@@ -60,6 +60,20 @@ class Limits(Section):
     memory_mib: int = Field(4096, ge=64)
 
 
+class Executors(Section):
+    """Builds that the local engine runs at once, by label."""
+
+    gate: int = Field(4, ge=1)
+    control: int = Field(8, ge=1)
+    build: int = Field(2, ge=1)
+    repository: int = Field(2, ge=1)
+    systest: int = Field(2, ge=1)
+
+    def of(self, label: str) -> int | None:
+        """Return the number for a label, None for one that does not exist."""
+        return getattr(self, label) if label in type(self).model_fields else None
+
+
 class PathsSection(Section):
     """Where things are kept; by default the XDG places of the user."""
 
@@ -78,10 +92,7 @@ class Settings(Section):
     gerrit: Prefix | None = Field(
         None, description="the remote that says what is merged; the project's name is appended"
     )
-    executors: dict[Literal["gate", "control", "build", "repository", "systest"], int] = Field(
-        default_factory=lambda: {"gate": 4, "control": 8, "build": 2, "repository": 2, "systest": 2},
-        description="builds that the local engine runs at once, by label",
-    )
+    executors: Executors = Executors()
     test_repository_days: int = Field(14, ge=1)
     store_days: int = Field(30, ge=1, description="unreferenced store entries younger than this are kept")
     root_days: int = Field(7, ge=1, description="build roots and snapshots older than this are made anew")

@@ -3,7 +3,7 @@
 It looks and changes nothing.
 """
 
-import getpass
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from pkgci.command import run
 from pkgci.config import ROOT, Config
 from pkgci.errors import PkgciError
 from pkgci.sandbox import namespaces, sub_ids
+from pkgci.server import serve
 from pkgci.upstream import apt_sources
 
 # a command of each Debian package in bindep.txt that not every machine has
@@ -52,16 +53,23 @@ def examine(config: Config) -> Iterator[Finding]:
     missing = sorted({package for tool, package in TOOLS.items() if shutil.which(tool) is None})
     yield Finding(f"tools: {', '.join(missing) or 'all'}", not missing, f"sudo apt-get install {' '.join(missing)}")
     ids = sub_ids("subuid") is not None and sub_ids("subgid") is not None
-    user = getpass.getuser()
-    # usermod takes the first free range only in newer versions; the range here is far from those that adduser gives
-    add = f"sudo usermod --add-subuids 1000000000-1000065535 --add-subgids 1000000000-1000065535 {user}"
-    yield Finding("a range of sub-ids for this user", ids, add)
+    # it finds the first free range: two users must not share one
+    yield Finding("a range of sub-ids for this user", ids, f"{ROOT / 'scripts' / 'setup.sh'}")
     if ids and not missing:
         done = run([*namespaces(network=False), "true"], check=False, quiet=True)
         allow = "sudo sysctl kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0"
         yield Finding("user namespaces", done.returncode == 0, allow)
-    free = shutil.disk_usage(_existing(config.cache)).free >> 30
-    yield Finding(f"disk space for the cache: {free} GiB free in {config.cache}", free >= FREE_GIB, "set paths.cache")
+    for kind, place in (("cache", config.cache), ("state", config.state), ("data", config.data)):
+        setting = f"set paths.{kind} in {config.directory / 'config.yaml'}"
+        there = _existing(place)
+        yield Finding(f"{kind} can be written: {place}", os.access(there, os.W_OK), setting)
+        free = shutil.disk_usage(there).free >> 30
+        yield Finding(f"disk space for {kind}: {free} GiB free", free >= FREE_GIB, setting)
+    try:
+        with serve(config):
+            yield Finding(f"repositories can be served at {config.settings.url}", True)
+    except (PkgciError, OSError) as error:
+        yield Finding(f"serving at {config.settings.url}: {error}", False, "set `url` in config.yaml to another port")
     yield from _configured(config)
 
 

@@ -66,8 +66,12 @@ def import_package(config: Config, package: Path, directory: Path | None) -> Pat
         directory = directory or Path(name)
         if directory.exists():
             raise RequestError(f"cannot import into {directory}: it exists already; name another directory")
-        run(["git", "init", "-q", "--template=", "-b", "main", directory], quiet=True)
-        _commit(directory, output / "tree.tar", f"Import {name} {version}")
+        # whole or not at all: made beside its place, then renamed
+        with tempfile.TemporaryDirectory(dir=directory.absolute().parent, prefix=f".{directory.name}.") as new:
+            made = Path(new, "tree")
+            run(["git", "init", "-q", "--template=", "-b", "main", made], quiet=True)
+            _commit(made, output / "tree.tar", f"Import {name} {version}")
+            made.rename(directory)
     return directory
 
 

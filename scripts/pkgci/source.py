@@ -46,6 +46,9 @@ ISOLATED = {
     "XDG_CONFIG_HOME": os.devnull,
 }
 
+# refs/changes/KEY/change and, where the branch exists, refs/changes/KEY/base of a local change
+LOCAL_REFS = "refs/changes/"
+
 
 @dataclass(frozen=True)
 class Tree:
@@ -151,7 +154,11 @@ def fetch(config: Config, change: Change) -> Sources | None:
     source = _state(config, change, entry.source)
     packaging = source if entry.packaging is None else _state(config, change, entry.packaging)
     remote = _remote(config, change, packaging.project)
-    tip = _fetch(packaging.repository, remote, f"refs/heads/{change.branch}", missing_ok=True)
+    branch = f"refs/heads/{change.branch}"
+    if local and change.ref.startswith(LOCAL_REFS):
+        # a local change carries the branch as it met it; another check of the same project may have met another one
+        branch = change.ref.removesuffix("/change") + "/base"
+    tip = _fetch(packaging.repository, remote, branch, missing_ok=True)
     previous = tree(packaging.repository, packaging.project, tip) if tip else None
     return Sources(name, entry, source, packaging, previous, local)
 

@@ -159,11 +159,12 @@ def run(step: str, main: Callable[[StepContext], str], engine: Engine | None = N
     started = datetime.now(UTC)
     context = StepContext(engine)
     stop = _Stop()
-    fault = None
+    fault, emptied = None, False
     with _signals(stop):
         try:
             try:
                 _empty(ARTIFACTS)
+                emptied = True
                 with _watch(context, stop):
                     reason, code = main(context), Exit.PASSED
             finally:
@@ -185,7 +186,8 @@ def run(step: str, main: Callable[[StepContext], str], engine: Engine | None = N
             children=tuple(context.children),
         )
         try:
-            result.write(ARTIFACTS / "result.json")
+            if emptied:
+                result.write(ARTIFACTS / "result.json")
         except OSError as error:
             log.error("cannot write %s: %s", ARTIFACTS / "result.json", error)
             code = code or Exit.INFRASTRUCTURE
@@ -256,7 +258,15 @@ def _watch(context: StepContext, stop: _Stop):
 
 
 def _empty(directory: Path) -> None:
-    """Make `directory` exist, empty: what an earlier run in this workspace left is not this one's."""
+    """Make `directory` exist, empty: what an earlier run in this workspace left is not this one's.
+
+    Raises:
+        RequestError: it is not from an earlier run, so a person started the step in a directory with another purpose.
+        InfrastructureError: the file system fails.
+    """
+    ours = "WORKSPACE" in os.environ or not directory.exists() or (directory / "result.json").exists()
+    if not ours and any(directory.iterdir()):
+        raise RequestError(f"{directory.absolute()} is not from a run of pkgci; start the step in another directory")
     try:
         if directory.exists():
             shutil.rmtree(directory)

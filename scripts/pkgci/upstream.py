@@ -8,6 +8,7 @@ import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from pkgci import web
@@ -48,18 +49,8 @@ def apt_sources(target: Target) -> tuple[Source, ...]:
         return tuple(Source(uri, suite, tuple(components)) for uri, suite, *components in words)
     codename = target.base_codename or target.codename
     suites = target.upstream.suites or (codename,)
-    listed = run(
-        [
-            "apt-get",
-            "indextargets",
-            "--format",
-            "$(REPO_URI) $(RELEASE) $(COMPONENT) $(ORIGIN)",
-            "Created-By: Packages",
-        ],
-        quiet=True,
-    ).stdout.decode()
     found: dict[tuple[str, str], list[str]] = {}
-    for line in listed.splitlines():
+    for line in _machine_sources():
         uri, suite, component, *origin = line.split(" ", 3)
         # before the first `apt-get update` the origin is not known yet; a third party's is, or its key is refused
         if suite in suites and (not origin or origin[0] in ("", "Debian", "$(ORIGIN)")):
@@ -71,6 +62,14 @@ def apt_sources(target: Target) -> tuple[Source, ...]:
             f"this machine's apt has no source for {codename}; name the upstream's repositories in the target"
         )
     return tuple(Source(uri, suite, tuple(components)) for (uri, suite), components in sorted(found.items()))
+
+
+@cache
+def _machine_sources() -> tuple[str, ...]:
+    """Return this machine's APT sources, a line `URI SUITE COMPONENT ORIGIN` each; see apt-get(8), indextargets."""
+    fields = "$(REPO_URI) $(RELEASE) $(COMPONENT) $(ORIGIN)"
+    listed = run(["apt-get", "indextargets", "--format", fields, "Created-By: Packages"], quiet=True).stdout
+    return tuple(listed.decode().splitlines())
 
 
 def apt_configuration() -> str:

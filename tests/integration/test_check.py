@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 import trees
 
+from pkgci import source
 from pkgci.artifacts import Build, Install, Repository, Result
+from pkgci.change import Parameters
+from pkgci.check import prepare_change
 from pkgci.config import Config
 from pkgci.engines.base import BuildRef
 from pkgci.engines.local import LocalEngine
@@ -117,6 +120,44 @@ def test_a_wrong_request_is_one_line_and_exit_2(tmp_path: Path, arguments: list[
     assert re.search(said, done.stderr)
 
 
+def test_a_machine_that_cannot_be_written_to_is_one_line_and_exit_3(tmp_path: Path, tree: Path):
+    configuration = trees.config(tmp_path)
+    (tmp_path / "state").write_text("a file where a directory must be\n")
+    done = pkgci(configuration, "check", tree)
+    assert done.returncode == 3
+    assert len(done.stderr.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_step_by_hand_leaves_other_peoples_artifacts_alone(tmp_path: Path):
+    configuration = trees.config(tmp_path)
+    trees.write(tmp_path / "mine", {"artifacts/precious": "x"})
+    environment = {**os.environ, "PKGCI_CONFIG": str(configuration.directory)}
+    environment.pop("WORKSPACE", None)
+    done = subprocess.run(
+        [PKGCI, "compile", DEB], env=environment, cwd=tmp_path / "mine", capture_output=True, check=False
+    )
+    assert done.returncode == 2
+    assert [path.name for path in (tmp_path / "mine/artifacts").iterdir()] == ["precious"]
+
+
+def test_two_trees_of_one_name_do_not_meet(tmp_path: Path):
+    configuration = trees.config(tmp_path)
+    changes = []
+    for name, versions in (("one", ("1.0-1", "1.1-1")), ("two", ("5.0-1", "5.1-1"))):
+        tree = tmp_path / name / "small"
+        trees.commit(tree, trees.deb(version=versions[0]))
+        trees.git(tree, "checkout", "-q", "-b", "change", "--track", "main")
+        trees.commit(tree, trees.deb(version=versions[1]))
+        changes.append(prepare_change(configuration, tree, worktree=False))
+    found = [
+        source.fetch(configuration, Parameters.read(change.parameters).change(configuration)) for change in changes
+    ]
+    assert [
+        re.findall(rb"\(\S+\)", next(source.blobs(sources.previous, ["debian/changelog"])).content) for sources in found
+    ] == [[b"(1.0-1)"], [b"(5.0-1)"]]
+
+
 def test_a_pipeline_passes_with_nothing_to_build_and_says_so(tmp_path: Path):
     configuration = trees.config(tmp_path)
     trees.commit(tmp_path / "small", trees.rpm())
@@ -141,7 +182,8 @@ def test_hostile_parameters_are_refused_by_the_job(tmp_path: Path):
         assert f"parameter {name}" in Result.read(archive(configuration, f"build-{DEB}", number) / "result.json").reason
 
 
-def test_ctrl_c_aborts_all_that_runs(tmp_path: Path, tree: Path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_check_that_is_stopped_aborts_all_that_runs(tmp_path: Path, tree: Path, number: signal.Signals):
     configuration = trees.config(tmp_path)
     trees.commit(tree, {"debian/rules": trees.RULES + "\noverride_dh_auto_build:\n\tsleep 1000\n"})
     environment = {**os.environ, "PKGCI_CONFIG": str(configuration.directory)}
@@ -154,9 +196,10 @@ def test_ctrl_c_aborts_all_that_runs(tmp_path: Path, tree: Path):
         assert time.monotonic() < deadline
         assert running.poll() is None
         time.sleep(0.2)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     said, _ = running.communicate(timeout=60)
     assert running.returncode == 143, said
+    assert "aborted after" in said
     assert engine.state(compiling) == "ABORTED"
     assert not _in_environment(engine.record(compiling).cookie)
 

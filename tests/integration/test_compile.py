@@ -392,7 +392,9 @@ def test_a_version_below_the_branchs_is_refused(place: Path):
     trees.commit(place / "small", trees.deb(version="2.0-1"))
     trees.git(place / "small", "checkout", "-q", "-b", "change")
     trees.commit(place / "small", trees.deb(version="1.0-1"))
-    parameters = trees.local(configuration, place / "small", ZUUL_REF="refs/heads/change")
+    trees.git(place / "small", "update-ref", "refs/changes/1/base", "main")
+    trees.git(place / "small", "update-ref", "refs/changes/1/change", "change")
+    parameters = trees.local(configuration, place / "small", ZUUL_REF="refs/changes/1/change")
     (place / "artifacts").mkdir()
     with pytest.raises(PackageError, match=r"version 1\.0-1 is below 2\.0-1"):
         compile(configuration, DEB, parameters, place / "artifacts")

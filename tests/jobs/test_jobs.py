@@ -91,7 +91,8 @@ def test_every_job_runs_on_the_label_of_its_step_only(jobs):
 
 
 def test_every_label_has_executors_in_the_local_engine(jobs):
-    assert {xml.findtext("assignedNode") for xml in jobs.values()} <= set(Config(EMBEDDED).settings.executors)
+    executors = Config(EMBEDDED).settings.executors
+    assert all(executors.of(xml.findtext("assignedNode")) for xml in jobs.values())
 
 
 def test_every_job_archives_all_of_artifacts_also_of_a_failed_build(jobs):

@@ -57,7 +57,12 @@ def test_an_empty_file_means_all_defaults(directory):
     assert settings.sources == ()
     assert settings.gerrit is None
     assert settings.limits == Limits(seconds=3600, processes=4096, disk_mib=8192, memory_mib=4096)
-    assert set(settings.executors) == {"gate", "control", "build", "repository", "systest"}
+    assert {label: settings.executors.of(label) for label in ("gate", "control", "build")} == {
+        "gate": 4,
+        "control": 8,
+        "build": 2,
+    }
+    assert settings.executors.of("nowhere") is None
 
 
 def test_the_variable_names_the_directory(directory, monkeypatch):
@@ -101,7 +106,8 @@ def test_a_missing_file_is_named(directory):
         ("sources: https://good.example.org/\n", "config.yaml:1: sources: Input should be a valid array"),
         ("sources:\n- [https://good.example.org/]\n", "config.yaml:2: sources.0: Input should be a valid string"),
         ("gerrit: ext::sh -c id/\n", "config.yaml:1: gerrit: String should match pattern"),
-        ("executors:\n  build: 2\n  tests: 3\n", "config.yaml:3: executors.tests.[key]: Input should be"),
+        ("executors:\n  build: 0\n", "config.yaml:2: executors.build: Input should be greater than or equal to 1"),
+        ("executors:\n  build: 2\n  tests: 3\n", "config.yaml:3: executors.tests: unknown key"),
         ("- store_days: 30\n", "config.yaml:1: the file: Input should be an object"),
         ("store_days: 30\nlimits: {seconds: 1\n", "config.yaml:3: not valid YAML: expected ',' or '}'"),
         (

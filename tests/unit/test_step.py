@@ -117,7 +117,8 @@ def test_a_bug_shows_its_traceback_and_is_nobody_elses_fault(run, capsys):
 
 
 def test_what_an_earlier_run_left_in_artifacts_is_gone(run, here):
-    (here / "artifacts" / "old").mkdir(parents=True)
+    run(lambda _: "done")
+    (here / "artifacts" / "old").mkdir()
     run(lambda _: "done")
     assert [path.name for path in (here / "artifacts").iterdir()] == ["result.json"]
 

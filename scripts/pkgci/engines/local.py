@@ -104,7 +104,7 @@ class LocalEngine:
     def start(self, job: str, parameters: Mapping[str, str]) -> BuildRef:
         """See `base.Engine`."""
         definition = self.definition(job)
-        if definition.label not in self.config.settings.executors:
+        if self.config.settings.executors.of(definition.label) is None:
             raise RequestError(
                 f"job {job}: {self.config.directory / 'config.yaml'}: no executors for {definition.label}"
             )

@@ -126,7 +126,7 @@ class Supervisor:
                 os.close(slot)
 
     def _free_slot(self, label: Path) -> int | None:
-        for index in range(self.engine.config.settings.executors[self.definition.label]):  # type: ignore[index]
+        for index in range(self.engine.config.settings.executors.of(self.definition.label) or 0):
             slot = os.open(label / f"{index}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
             try:
                 fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
