@@ -28,6 +28,23 @@ def list_jobs(engine: LocalEngine) -> str:
     return "".join(f"{job:{width}}  {number:>5}  {state}\n" for job, number, state in rows)
 
 
+def list_builds(engine: LocalEngine, job: str) -> str:
+    """Return a table of a job's builds that are kept, newest first: when, how each ended, and for which change.
+
+    Raises:
+        RequestError: there is no such job.
+    """
+    rows = []
+    for ref in reversed(engine.builds(job)):
+        record = engine.record(ref)
+        given = record.parameters
+        change = ",".join(filter(None, [given.get("ZUUL_CHANGE"), given.get("ZUUL_PATCHSET")]))
+        about = [given.get("ZUUL_PROJECT"), change or given.get("SOURCE_TREE", "")[:8], given.get("ZUUL_PIPELINE")]
+        words = " ".join(filter(None, about))
+        rows.append(f"{ref.number:>5}  {record.queued:%Y-%m-%d %H:%M}  {record.state:7}  {words}\n")
+    return "".join(rows)
+
+
 def run(engine: LocalEngine, job: str, parameters: Mapping[str, str], rerun: int | None = None) -> BuildRef:
     """Start a build by hand.
 
@@ -107,9 +124,10 @@ def jobs() -> None:
 
 
 @jobs.command("list")
-def _list() -> None:
-    """Show all jobs with the last build of each."""
-    click.echo(list_jobs(_engine()), nl=False)
+@click.argument("job", required=False)
+def _list(job: str | None) -> None:
+    """Show all jobs with the last build of each, or all builds of JOB."""
+    click.echo(list_builds(_engine(), job) if job else list_jobs(_engine()), nl=False)
 
 
 @jobs.command("run")

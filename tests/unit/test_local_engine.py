@@ -533,6 +533,8 @@ def test_list_shows_each_job_with_its_last_build(command, engine):
     run(engine, "false")
     rows = [line.split(maxsplit=2) for line in command("list")[1].splitlines()]
     assert rows == [["python", "-", "never ran"], ["run-build", "2", "FAILURE"], ["run-control", "-", "never ran"]]
+    builds = [line.split() for line in command("list", "run-build")[1].splitlines()]
+    assert [(words[0], words[3]) for words in builds] == [("2", "FAILURE"), ("1", "SUCCESS")]
 
 
 def test_a_detached_build_is_looked_at_aborted_and_its_artifacts_are_taken(command, tmp_path):
