@@ -79,3 +79,26 @@ def run(
         reason = said[-1] if said else "it said nothing"
         raise InfrastructureError(f"{shlex.join(words)[:200]}: status {done.returncode}: {reason}")
     return done
+
+
+def read(argv: Sequence[str | Path], *, env: Mapping[str, str | None], largest: int) -> bytes | None:
+    """Return what a command says, or None when that is more than `largest` bytes: it is ended then.
+
+    Args:
+        argv: the command and its arguments.
+        env: as of `run`.
+        largest: bytes.
+
+    Raises:
+        InfrastructureError: it failed.
+    """
+    variables = {name: value for name, value in {**os.environ, **env}.items() if value is not None}
+    with subprocess.Popen(supervised(argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=variables) as process:
+        assert process.stdout is not None
+        said = process.stdout.read(largest + 1)
+        if len(said) > largest:
+            process.kill()
+            return None
+    if process.returncode:
+        raise InfrastructureError(f"{shlex.join(map(str, argv))[:200]}: status {process.returncode}")
+    return said

@@ -20,6 +20,7 @@ from pkgci.errors import InfrastructureError, PackageError, RequestError
 from pkgci.formats.base import last_words, script
 from pkgci.roots import build_root
 from pkgci.sandbox import Files, execute
+from pkgci.source import ISOLATED
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def import_package(config: Config, package: Path, directory: Path | None) -> Pat
         if outcome.status:
             sys.stderr.write(log_path.read_text(errors="replace"))
             raise PackageError(f"cannot unpack {package}: {last_words(log_path, 0, 'no reason given')}")
-        name, _, version = (output / "name").read_text().strip().partition(" ")
+        name, _, version = (output / "name").read_text(errors="replace")[:1000].strip().partition(" ")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9+._-]*", name) or not re.fullmatch(r"[A-Za-z0-9.+~^_:-]+", version):
             raise PackageError(f"cannot import {package}: {name!r} {version!r} is no name and version of a package")
         directory = directory or Path(name)
@@ -115,8 +116,10 @@ def _commit(repository: Path, archive: Path, message: str) -> None:
                 stream.write(content + b"\n")
         stream.write(b"done\n")
         stream.seek(0)
-        run(["git", "-C", repository, "fast-import", "--quiet", "--done"], input=stream.read(), quiet=True)
-    checked = run(["git", "-C", repository, "checkout", "-q", "main", "--"], check=False, quiet=True)
+        run(
+            ["git", "-C", repository, "fast-import", "--quiet", "--done"], input=stream.read(), env=ISOLATED, quiet=True
+        )
+    checked = run(["git", "-C", repository, "checkout", "-q", "main", "--"], check=False, env=ISOLATED, quiet=True)
     if checked.returncode:
         raise InfrastructureError(
             f"cannot check out {repository}: {checked.stderr.decode(errors='replace').strip()[-200:]}"

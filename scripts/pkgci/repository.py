@@ -106,7 +106,7 @@ def expired(config: Config, now: datetime) -> Iterator[Path]:
 
 def referenced(config: Config, without: Container[Path] = ()) -> set[str]:
     """Return the keys of all store entries that repositories refer to, but those in the directories `without`."""
-    records = (config.data / "repositories").glob("**/" + RECORD)
+    records = (config.data / "repositories").glob(f"test/*/*/{RECORD}")
     kept = (path for path in records if path.parent not in without)
     return {package.key for path in kept for package in Repository.read(path).packages}
 

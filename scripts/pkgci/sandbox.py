@@ -6,6 +6,8 @@ network. Files go in and come out as tar streams; no directory of the host is vi
 limited size, so that nothing is left behind however it ends; when the process that waits for it dies, so does all in it.
 """
 
+import errno
+import fcntl
 import io
 import logging
 import os
@@ -32,6 +34,9 @@ log = logging.getLogger(__name__)
 # passed as text: the file itself may lie where the sandbox's ids may not read
 SCRIPT = Path(__file__).with_suffix(".sh").read_text()
 IDS = 65536
+# keyctl(2): join a new, empty session keyring; the one of whoever runs this would come along otherwise
+NEW_KEYRING = ["perl", "-e", "syscall(250, 1, 0); exec @ARGV or exit 127;", "--"]
+TREE_DOES_NOT_FIT = 97
 LOG_BYTES = 100 << 20
 OUT_FILES = 10_000
 # not this process's own: a user's has no /usr/sbin, where pivot_root is
@@ -174,6 +179,10 @@ def execute(
         status = _wait(command, files.finished(), root, archive, log_to, limits.seconds)
         archive.seek(0)
         if not archive.read(1):
+            if status == TREE_DOES_NOT_FIT:
+                raise PackageError("its files cannot be unpacked in the sandbox; see the log above")
+            if status in (-signal.SIGKILL, 128 + signal.SIGKILL):
+                raise PackageError(f"killed, most likely at its memory limit of {limits.memory_mib} MiB")
             raise InfrastructureError(
                 f"the sandbox ended with status {status} before or beside its script; see the log above"
             )
@@ -184,17 +193,22 @@ def execute(
 def _wait(
     command: list[str | Path], stdin: IO[bytes], root: IO[bytes], archive: IO[bytes], log_to: IO[bytes], seconds: int
 ) -> int:
-    """Run the sandbox's command with the base on descriptor 3 and the result on 4; return its status."""
-    wrapper = ["bash", "-c", 'in=$1 out=$2; shift 2; exec "$@" 3<&"$in" 4>&"$out"', "sandbox"]
-    argv = [*wrapper, str(root.fileno()), str(archive.fileno()), *map(str, command)]
-    process = subprocess.Popen(
-        supervised(argv),
-        stdin=stdin,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        pass_fds=(root.fileno(), archive.fileno()),
-        start_new_session=True,
-    )
+    """Run the sandbox's command with the base on descriptor 3 and the result on 4, and no other; return its status."""
+    # moved out of the way of 3 and 4 first, and closed: a build that had them could write its own result
+    passed = [fcntl.fcntl(stream.fileno(), fcntl.F_DUPFD, 10) for stream in (root, archive)]
+    wrapper = ["bash", "-c", 'in=$1 out=$2; shift 2; exec 3<&"$in" 4>&"$out" {in}<&- {out}>&-; exec "$@"', "sandbox"]
+    try:
+        process = subprocess.Popen(
+            supervised([*NEW_KEYRING, *wrapper, *map(str, passed), *map(str, command)]),
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=passed,
+            start_new_session=True,
+        )
+    finally:
+        for descriptor in passed:
+            os.close(descriptor)
     assert process.stdout is not None
     deadline, left = time.monotonic() + seconds, LOG_BYTES
     try:
@@ -287,4 +301,6 @@ def _unpack(archive: IO[bytes], output: Path, largest: int) -> Iterator[Path]:
                 tar.makefile(member, target)
                 yield target
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise InfrastructureError(f"cannot keep a build's output in {output}: {error.strerror}") from error
         raise PackageError(f"the build's output cannot be read: {error}") from error

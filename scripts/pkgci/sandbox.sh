@@ -42,7 +42,7 @@ hostname pkgci
 # no namespaces inside this one: less of the kernel to attack
 echo 0 >/proc/sys/user/max_user_namespaces
 [ "$network" = yes ] || ip link set lo up
-tar -C "$root" --numeric-owner --no-same-owner -xpf -
+tar -C "$root" --numeric-owner --no-same-owner -xpf - || exit 97
 
 # nothing of the host stays visible, not even to a root that breaks out of a chroot
 mkdir "$root/.host"

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from pkgci.change import Change, local_changes
-from pkgci.command import run
+from pkgci.command import read, run
 from pkgci.config import Config, PackageEntry
 from pkgci.errors import InfrastructureError, PackageError, RequestError
 
@@ -46,6 +46,9 @@ ISOLATED = {
     "XDG_CONFIG_HOME": os.devnull,
 }
 
+# a tree is read as a whole; a few objects can name the same gigabytes over and over
+LISTING_BYTES = 64 << 20
+TREE_BYTES = 2 << 30
 # refs/changes/KEY/change and, where the branch exists, refs/changes/KEY/base of a local change
 LOCAL_REFS = "refs/changes/"
 
@@ -272,12 +275,19 @@ def tree(repository: Path, project: str, commit: str) -> Tree:
 
     Raises:
         RequestError: its history is not whole.
+        PackageError: a commit has no author date.
     """
     if git(repository, "rev-parse", "--is-shallow-repository").stdout.strip() == b"true":
         raise RequestError(f"the history of {project} is shallow; a version is counted from the whole history")
     dates = _log(repository, "--no-merges", "--format=%at", commit)
     identity, subject = _log(repository, "-1", "--format=%T%n%s", commit)
-    return Tree(repository, project, commit, identity, len(dates), max(map(int, dates)), subject)
+    try:
+        latest = max(map(int, dates))
+    except ValueError:
+        raise PackageError(
+            f"{project}: a commit before {commit[:12]} has no author date; a version's time comes from it"
+        ) from None
+    return Tree(repository, project, commit, identity, len(dates), latest, subject)
 
 
 def names(tree: Tree) -> dict[str, str]:
@@ -291,11 +301,20 @@ def names(tree: Tree) -> dict[str, str]:
 
 def _entries(tree: Tree) -> dict[str, tuple[str, str]]:
     """Return the paths of a tree with the mode and the id of each file."""
-    listed = git(tree.repository, "ls-tree", "-r", "-z", "--full-tree", tree.id).stdout
-    found = {}
+    listed = read(
+        ["git", "-C", tree.repository, "ls-tree", "-r", "-l", "-z", "--full-tree", tree.id],
+        env=GIT,
+        largest=LISTING_BYTES,
+    )
+    if listed is None:
+        raise PackageError(f"{tree.project}: its list of files has more than {LISTING_BYTES >> 20} MiB")
+    found, total = {}, 0
     for line in filter(None, listed.split(b"\0")):
         head, _, raw = line.partition(b"\t")
-        mode, _, identity = head.decode().split()
+        mode, _, identity, size = head.decode().split()
+        total += int(size) if size.isdigit() else 0
+        if total > TREE_BYTES:
+            raise PackageError(f"{tree.project}: its files have more than {TREE_BYTES >> 20} MiB together")
         path = os.fsdecode(raw)
         if mode == "160000":
             raise PackageError(f"{tree.project}: {_shown(path)} is a submodule; the tree must hold the whole source")

@@ -174,6 +174,21 @@ def test_a_missing_build_requirement_fails_and_is_named(place: Path):
         build(place, trees.rpm(more="BuildRequires: no-such-package\n"), RPM)
 
 
+@pytest.mark.parametrize("requirement", ["http://127.0.0.1:1/evil.rpm", "/etc/pki/evil.rpm"])
+def test_a_build_requirement_that_is_a_url_or_a_file_is_refused(place: Path, requirement: str):
+    with pytest.raises(PackageError, match="is no name of a capability"):
+        build(place, trees.rpm(more=f"BuildRequires: {requirement}\n"), RPM)
+
+
+def test_what_a_build_leaves_beside_its_packages_is_nobodys(place: Path):
+    files = trees.deb()
+    files["debian/rules"] += (
+        "\noverride_dh_builddeb:\n\tdh_builddeb\n\techo x >../index.html; echo x >../repository.json\n"
+    )
+    made = build(place, files, DEB)
+    assert not {"index.html", "repository.json"} & {file.name for file in made.files}
+
+
 def test_an_unknown_build_dependency_fails_and_is_named(place: Path):
     with pytest.raises(PackageError, match="no-such-package"):
         build(place, trees.deb(depends=", no-such-package"), DEB)

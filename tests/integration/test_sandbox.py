@@ -1,5 +1,6 @@
 """The sandbox, with a real root: what is in it, what it may do, and that nothing of it stays."""
 
+import ctypes
 import io
 import os
 import signal
@@ -112,6 +113,19 @@ def test_nothing_of_the_host_is_visible(box, tmp_path: Path):
     del os.environ["PKGCI_TEST_SECRET"]
     assert "secret" not in said.replace(f"{secret}", "")
     assert "/.host" not in said
+
+
+def test_no_descriptor_but_the_three_usual_ones_is_open(box):
+    _, said = box("ls /proc/self/fd")
+    # the fourth is the directory that ls reads
+    assert said.split() == ["0", "1", "2", "3"]
+
+
+def test_the_keyring_of_whoever_runs_it_does_not_come_along(box):
+    # keyctl(2): KEYCTL_GET_KEYRING_ID of the session keyring
+    ours = ctypes.CDLL(None).syscall(250, 0, -3, 0)
+    _, said = box("perl -e 'print syscall(250, 0, -3, 0)'")
+    assert int(said) != ours
 
 
 def test_there_is_no_network(box):

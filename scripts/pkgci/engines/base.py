@@ -1,5 +1,6 @@
 """The verbs of an engine. Jobs meet only here: they start each other with parameters and read each other's artifacts."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class BuildRef:
             RequestError: it is something else.
         """
         job, _, number = text.rpartition("/")
-        if not job or not number.isdigit():
+        if not job or not re.fullmatch(r"[0-9]{1,9}", number, re.ASCII):
             raise RequestError(f"{text!r} names no build; write JOB/NUMBER")
         return cls(job, int(number))
 

@@ -8,9 +8,10 @@ import hashlib
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -31,6 +32,7 @@ from pkgci.tail import Tail
 log = logging.getLogger(__name__)
 
 PACKAGE_BYTES = 2 << 30
+METADATA_BYTES = 1 << 20
 
 # Debian Policy 5.6.1 and 5.6.12; rpm allows the same letters and, in versions, also ^ and _
 SourceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9+._-]*$", max_length=100)]
@@ -49,7 +51,7 @@ class Metadata(Data):
     name: SourceName
     version: Version
     date: int = Field(ge=0)
-    depends: tuple[Annotated[str, StringConstraints(max_length=1 << 16)], ...]
+    depends: tuple[Annotated[str, StringConstraints(max_length=1 << 16)], ...] = Field(max_length=10_000)
 
 
 class Dependency(Data):
@@ -221,25 +223,56 @@ def cached(request: Request, kind: str, made_from: object, model: type[Model], m
     return made
 
 
-def parsed(model: type[Model], text: bytes, what: str) -> Model:
-    """Read what a sandbox wrote about a package into its model.
+def parsed(path: Path, what: str) -> Metadata:
+    """Read what a sandbox wrote about a package.
 
     Raises:
-        PackageError: it is not of the model's form.
+        PackageError: it is not of the form of Metadata.
     """
     try:
-        return model.model_validate_json(text)
+        if path.stat().st_size > METADATA_BYTES:
+            raise PackageError(f"{what}: what it says of itself has more than {METADATA_BYTES} bytes")
+        return Metadata.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise PackageError(f"{what}: it said nothing of itself") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise PackageError(f"{what}: {where}: {str(first.get('input'))[:80]!r}: {first['msg']}") from error
+        raise PackageError(f"{what}: {where}: {ascii(first.get('input'))[:80]}: {first['msg']}") from error
+
+
+def made_files(paths: Iterable[Path], output: Path, pattern: str) -> tuple[Path, ...]:
+    """Return the files of a build that are packages or belong to them: directly in its output, named as `pattern` says.
+
+    What else a build, or the scripts of what it was built with, left there is nobody's.
+    """
+    return tuple(path for path in paths if path.parent == output and re.fullmatch(pattern, path.name, re.ASCII))
+
+
+def described(name: str, version: str, architecture: str, path: Path, *, debug: bool) -> Package:
+    """Return a binary package by what the format's tool said of the file `path`, which is hashed here.
+
+    Raises:
+        ValueError: a word cannot be one of a package.
+        OSError: there is no such file.
+    """
+    if not all(
+        re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+~^:_-]*", word, re.ASCII) for word in (name, version, architecture)
+    ):
+        raise ValueError(f"{name!r} {version!r} {architecture!r}: not the words of a package")
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    kind = "debug" if debug else "binary"
+    return Package(name=name, version=version, architecture=architecture, file=path.name, sha256=digest, kind=kind)
 
 
 def last_words(path: Path, start: int, fallback: str) -> str:
     """Return the line of a log, from the byte offset `start`, that says best why something failed."""
     with path.open("rb") as stream:
         stream.seek(max(start, path.stat().st_size - 65536))
-        lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines() if line.strip()]
+        # without what a terminal would obey
+        said = "".join(char for char in stream.read().decode(errors="replace") if char.isprintable() or char in "\n\r")
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
     for line, following in pairwise(lines):
         # rpmbuild and apt name the package in the line after, or in the one that says why
         if line.endswith("Failed build dependencies:"):
@@ -261,8 +294,12 @@ def download(config: Config, dependencies: Dependencies) -> list[Path]:
     def one(dependency: Dependency) -> Path:
         path = config.cache / "packages" / dependency.sha256
         if path.exists():
-            os.utime(path)
-            return path
+            with path.open("rb") as stream:
+                # a crash may have left less than was written
+                whole = hashlib.file_digest(stream, "sha256").hexdigest() == dependency.sha256
+            if whole:
+                os.utime(path)
+                return path
         content = web.read(dependency.url, upstream=True, largest=PACKAGE_BYTES)
         if hashlib.sha256(content).hexdigest() != dependency.sha256:
             raise InfrastructureError(f"{dependency.url} is not what its repository's index says; retry later")

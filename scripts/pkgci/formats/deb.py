@@ -20,6 +20,7 @@ from pkgci.source import Tree, blobs, names
 from pkgci.upstream import apt_configuration, apt_sources, index_digest
 
 PACKAGING = "debian/control"
+INDEX_BYTES = 16 << 20
 
 
 def packaged(tree: Tree, package: str) -> bool:
@@ -47,7 +48,7 @@ def inspect(request: Request, packaging: Tree) -> Metadata:
                 output=Path(output),
                 failure=lambda _, said: PackageError(f"{packaging.project}: cannot read its packaging: {said}"),
             )
-            return base.parsed(Metadata, Path(output, "metadata.json").read_bytes(), f"{packaging.project}: debian/")
+            return base.parsed(Path(output, "metadata.json"), f"{packaging.project}: debian/")
 
     return base.cached(request, "metadata", packaging.id, Metadata, make)
 
@@ -169,24 +170,29 @@ def build(request: Request, metadata: Metadata, version: str, dependencies: Depe
         output=output,
         failure=base.build_failure(metadata.name, "source package"),
     )
-    return Built(made, _packages(output / "index.packages", metadata))
+    files_made = base.made_files(made, output, r"[^/]+\.(deb|dsc|changes|buildinfo|tar\.[a-z0-9]+)|index\.packages")
+    return Built(files_made, _packages(output, metadata))
 
 
-def _packages(index: Path, metadata: Metadata) -> tuple[Package, ...]:
-    """Return the binary packages that dpkg-scanpackages found."""
+def _packages(output: Path, metadata: Metadata) -> tuple[Package, ...]:
+    """Return the binary packages that dpkg-scanpackages found; its word counts for names, never for files."""
+    index = output / "index.packages"
     try:
+        if index.stat().st_size > INDEX_BYTES:
+            raise PackageError(f"{metadata.name}: the control data of its packages have more than {INDEX_BYTES} bytes")
         with index.open("rb") as stream:
             stanzas = list(deb822.Packages.iter_paragraphs(stream, use_apt_pkg=False))
-        return tuple(
-            Package(
-                name=stanza["Package"],
-                version=stanza["Version"],
-                architecture=stanza["Architecture"],
-                file=Path(stanza["Filename"]).name,
-                sha256=stanza["SHA256"],
-                kind="debug" if stanza.get("Auto-Built-Package") == "debug-symbols" else "binary",
+        packages = tuple(
+            base.described(
+                *(stanza["Package"], stanza["Version"], stanza["Architecture"]),
+                output / Path(stanza["Filename"]).name,
+                debug=stanza.get("Auto-Built-Package") == "debug-symbols",
             )
             for stanza in stanzas
         )
-    except (KeyError, ValueError, UnicodeDecodeError, OSError) as error:
+    except (KeyError, ValueError, OSError) as error:
         raise PackageError(f"{metadata.name}: its binary packages have no readable control data: {error}") from error
+    built = sorted(path.name for path in output.glob("*.deb"))
+    if sorted(package.file for package in packages) != built:
+        raise PackageError(f"{metadata.name}: its packages and their control data do not agree: {', '.join(built)}")
+    return packages

@@ -80,8 +80,8 @@ as_builder sh -c 'kill -KILL -1' || true
 
 find /build/rpm/SRPMS /build/rpm/RPMS -name '*.rpm' -exec cp {} /out/ \;
 cd /out
-for file in *.rpm; do
+for file in ./*.rpm; do
     case $file in *.src.rpm) continue ;; esac
     rpm -qp --nosignature --qf '%{NAME} %|EPOCH?{%{EPOCH}:}|%{VERSION}-%{RELEASE} %{ARCH} ' "$file"
-    echo "$file"
+    echo "${file#./}"
 done >packages

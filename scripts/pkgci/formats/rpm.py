@@ -4,10 +4,9 @@ Sources: rpm's documentation of spec files and of reproducible builds (`%use_sou
 """
 
 import hashlib
+import re
 import tempfile
 from pathlib import Path, PurePosixPath
-
-from pydantic import ValidationError
 
 from pkgci.artifacts import Package
 from pkgci.command import run
@@ -19,6 +18,7 @@ from pkgci.source import Tree, blobs, names
 from pkgci.upstream import index_digest
 
 PACKAGING = "rpm/*.spec"
+REQUIREMENT = re.compile(r"[A-Za-z0-9_/(][ -~]*", re.ASCII)
 
 
 def packaged(tree: Tree, package: str) -> bool:
@@ -63,7 +63,7 @@ def inspect(request: Request, packaging: Tree) -> Metadata:
                 output=Path(output),
                 failure=lambda _, said: PackageError(f"{packaging.project}: cannot read {spec}: {said}"),
             )
-            return base.parsed(Metadata, Path(output, "metadata.json").read_bytes(), f"{packaging.project}: {spec}")
+            return base.parsed(Path(output, "metadata.json"), f"{packaging.project}: {spec}")
 
     return base.cached(request, "metadata", [packaging.id, spec], Metadata, make)
 
@@ -105,6 +105,10 @@ def resolve(request: Request, metadata: Metadata) -> Dependencies:
         PackageError: they cannot be satisfied.
         InfrastructureError: a repository cannot be read.
     """
+    for requirement in metadata.depends:
+        # rpm and dnf would take these for an option, a URL or a file
+        if not REQUIREMENT.fullmatch(requirement) or "://" in requirement or requirement.endswith(".rpm"):
+            raise PackageError(f"{metadata.name}: BuildRequires: {ascii(requirement)[:100]} is no name of a capability")
     if not request.repositories:
         return Dependencies()
     digest = index_digest([f"{one.url}repodata/repomd.xml" for one in request.repositories], upstream=False)
@@ -167,24 +171,21 @@ def build(request: Request, metadata: Metadata, version: str, dependencies: Depe
         output=output,
         failure=base.build_failure(metadata.name, "SRPM"),
     )
-    listing = output / "packages"
-    packages = _packages(listing, output, metadata)
-    listing.unlink()
-    return Built(tuple(path for path in made if path != listing), packages)
+    packages = _packages(output, metadata)
+    return Built(base.made_files(made, output, r"[^/]+\.rpm"), packages)
 
 
-def _packages(listing: Path, output: Path, metadata: Metadata) -> tuple[Package, ...]:
-    """Return the binary packages that rpm's query listed."""
+def _packages(output: Path, metadata: Metadata) -> tuple[Package, ...]:
+    """Return the binary packages that rpm's query listed; its word counts for names, never for files."""
     packages = []
-    for line in listing.read_text(errors="replace").splitlines():
-        try:
+    try:
+        for line in (output / "packages").read_text().splitlines():
             name, version, architecture, file = line.split()
-            with (output / Path(file).name).open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            kind = "debug" if name.endswith(("-debuginfo", "-debugsource")) else "binary"
-            packages.append(
-                Package(name=name, version=version, architecture=architecture, file=file, sha256=digest, kind=kind)
-            )
-        except (ValueError, OSError, ValidationError) as error:
-            raise PackageError(f"{metadata.name}: cannot read its binary packages: {line[:100]!r}") from error
+            debug = name.endswith(("-debuginfo", "-debugsource"))
+            packages.append(base.described(name, version, architecture, output / Path(file).name, debug=debug))
+    except (ValueError, OSError) as error:
+        raise PackageError(f"{metadata.name}: its binary packages cannot be read: {error}") from error
+    built = sorted(path.name for path in output.glob("*.rpm") if not path.name.endswith(".src.rpm"))
+    if sorted(package.file for package in packages) != built:
+        raise PackageError(f"{metadata.name}: its packages and what rpm says do not agree: {', '.join(built)}")
     return tuple(packages)

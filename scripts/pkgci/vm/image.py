@@ -31,7 +31,7 @@ SCRIPT = Path(__file__).with_suffix(".sh")
 HOST_PROVIDES = Path(__file__).parents[1] / "host-provides.sh"
 # sparse, and so is what is made from it: only what is written takes space
 DISK_MIB = 6144
-LIMITS = Limits(seconds=900, processes=4096, disk_mib=6144, memory_mib=4096)
+LIMITS = Limits(seconds=900, processes=4096, disk_mib=2 * DISK_MIB, memory_mib=4096)
 PLAIN = ("linux-image-cloud-amd64", "initramfs-tools", "lz4", "systemd", "systemd-sysv", "dbus", "udev", "kmod")
 PLAIN += ("openssh-server", "iproute2")
 FORMAT = {"deb": (), "rpm": ("rpm", "dnf")}

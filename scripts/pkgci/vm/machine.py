@@ -301,7 +301,8 @@ class Machine:
             log.debug("+ %s", shlex.join(argv))
             try:
                 self._process = subprocess.Popen(
-                    supervised(argv),
+                    # a connection of the guest is a process here
+                    supervised(["prlimit", "--nofile=256", *argv]),
                     stdin=subprocess.DEVNULL,
                     stdout=said,
                     stderr=said,
