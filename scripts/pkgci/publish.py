@@ -6,7 +6,6 @@ neither a parameter's word nor a branch of this machine counts.
 
 import logging
 import re
-import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from pkgci import repository, source
 from pkgci.artifacts import Repository
 from pkgci.change import BRANCH, OBJECT, Change
 from pkgci.config import Config
-from pkgci.errors import InfrastructureError, RequestError
+from pkgci.errors import RequestError
 from pkgci.source import git
 from pkgci.store import Store
 
@@ -42,7 +41,7 @@ def publish(config: Config, target_name: str, change: Change, build_key: str, ru
     """
     if _merged(config, change):
         raise RequestError(
-            f"{change.commit[:12]} is merged into {change.branch} of {change.project}, "
+            f"{change.number or change.commit[:12]} is merged into {change.branch} of {change.project}, "
             "and released repositories are not configured"
         )
     entry = Store(config).lookup(build_key)
@@ -58,10 +57,15 @@ def publish(config: Config, target_name: str, change: Change, build_key: str, ru
 
 
 def _merged(config: Config, change: Change) -> bool:
-    if not config.settings.gerrit or not change.commit:
+    """Return whether a change is merged: after a merge by its commit, before it by the one that its ref leads to."""
+    if not config.settings.gerrit:
         return False
-    remote = config.settings.gerrit + change.project
-    return is_merged(remote, change.branch, change.commit, config.cache / "merged" / f"{change.project}.git")
+    remote, cache = config.settings.gerrit + change.project, config.cache / "git" / f"{change.project}.git"
+    commit: str | None = change.commit
+    if change.queue:
+        # Zuul's commit is that of the speculative merge
+        commit = source.fetch_ref(source.init(cache), remote, change.queue[-1].ref, missing_ok=True)
+    return bool(commit) and is_merged(remote, change.branch, str(commit), cache)
 
 
 def is_merged(remote_url: str, branch: str, commit: str, cache: Path) -> bool:
@@ -79,19 +83,6 @@ def is_merged(remote_url: str, branch: str, commit: str, cache: Path) -> bool:
     """
     if not re.fullmatch(BRANCH, branch) or not re.fullmatch(OBJECT, commit):
         raise RequestError(f"{branch[:80]!r}, {commit[:80]!r}: not a branch and a full commit id")
-    source.init(cache)
-    ref, fetched = f"refs/heads/{branch}", f"refs/pkgci/{uuid.uuid4().hex}"
-    listed = git(cache, "ls-remote", "--exit-code", "--", remote_url, ref, check=False)
-    if listed.returncode == 2:
-        return False
-    fetch = ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--", remote_url, f"+{ref}:{fetched}"]
-    done = git(cache, *fetch, check=False, quiet=False)
-    if done.returncode:
-        reason = (done.stderr.decode(errors="replace").strip().splitlines() or ["git said nothing"])[-1]
-        raise InfrastructureError(f"cannot fetch {ref} from {remote_url}: {reason}")
-    try:
-        if git(cache, "cat-file", "-e", f"{commit}^{{commit}}", check=False).returncode:
-            return False
-        return git(cache, "merge-base", "--is-ancestor", commit, fetched, check=False).returncode == 0
-    finally:
-        git(cache, "update-ref", "-d", fetched)
+    tip = source.fetch_ref(source.init(cache), remote_url, f"refs/heads/{branch}", missing_ok=True)
+    # a commit that the cache has not is an error to git, and not merged
+    return tip is not None and git(cache, "merge-base", "--is-ancestor", commit, tip, check=False).returncode == 0

@@ -161,7 +161,7 @@ def fetch(config: Config, change: Change) -> Sources | None:
     if local and change.ref.startswith(LOCAL_REFS):
         # a local change carries the branch as it met it; another check of the same project may have met another one
         branch = change.ref.removesuffix("/change") + "/base"
-    tip = _fetch(packaging.repository, remote, branch, missing_ok=True)
+    tip = fetch_ref(packaging.repository, remote, branch, missing_ok=True)
     previous = tree(packaging.repository, packaging.project, tip) if tip else None
     return Sources(name, entry, source, packaging, previous, local)
 
@@ -171,12 +171,12 @@ def _state(config: Config, change: Change, project: str) -> Tree:
     remote, own = _remote(config, change, project), project == change.project
     repository = init(config.cache / "git" / f"{project}.git")
     if change.ref and (own or change.url != local_changes(config)):
-        commit = _fetch(repository, change.url + project, change.ref, missing_ok=not own)
+        commit = fetch_ref(repository, change.url + project, change.ref, missing_ok=not own)
         if commit and own and change.commit not in ("", commit):
             raise RequestError(f"{change.ref} of {project} is {commit}, not ZUUL_COMMIT {change.commit}")
         if commit:
             return tree(repository, project, commit)
-    tip = _fetch(repository, remote, f"refs/heads/{change.branch}")
+    tip = fetch_ref(repository, remote, f"refs/heads/{change.branch}")
     assert tip is not None
     if change.commit and own and not change.queue:
         if git(repository, "merge-base", "--is-ancestor", change.commit, tip, check=False).returncode:
@@ -184,7 +184,7 @@ def _state(config: Config, change: Change, project: str) -> Tree:
         tip = change.commit
     for item in change.queue:
         if item.project == project and item.branch == change.branch:
-            commit = _fetch(repository, remote, item.ref)
+            commit = fetch_ref(repository, remote, item.ref)
             assert commit is not None
             tip = merge(repository, tip, commit, f"{item.ref} into {item.branch} of {project}")
     return tree(repository, project, tip)
@@ -215,8 +215,13 @@ def init(repository: Path) -> Path:
     return repository
 
 
-def _fetch(repository: Path, remote: str, ref: str, missing_ok: bool = False) -> str | None:
-    """Fetch one ref of `remote`; return its commit, or None when it does not exist and that is expected."""
+def fetch_ref(repository: Path, remote: str, ref: str, missing_ok: bool = False) -> str | None:
+    """Fetch one ref of `remote`; return its commit, or None when it does not exist and that is expected.
+
+    Raises:
+        RequestError: it does not exist, or leads to no commit with its whole history.
+        InfrastructureError: the remote does not answer.
+    """
     name = f"refs/pkgci/{hashlib.sha256(f'{remote} {ref}'.encode()).hexdigest()[:20]}-{uuid.uuid4().hex[:12]}"
     done = git(repository, "fetch", "-q", "--no-tags", "--", remote, f"+{ref}:{name}", check=False, quiet=False)
     said = done.stderr.decode(errors="replace").strip()

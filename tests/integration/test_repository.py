@@ -13,7 +13,7 @@ import pytest
 
 from pkgci import repository, server
 from pkgci.artifacts import Package, Repository
-from pkgci.change import Change
+from pkgci.change import Change, QueueItem
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError, PackageError, RequestError
 from pkgci.keys import SigningKey
@@ -484,6 +484,14 @@ def test_an_unmerged_change_is_published_to_a_test_repository_that_expires(confi
 def test_a_merged_change_is_refused_until_released_repositories_are_configured(config, rpm, git, tmp_path):
     change = Change(project="tools/hello", branch="main", commit=git.base)
     with pytest.raises(RequestError, match="released repositories are not configured"):
+        publish(config, rpm.record.target, change, rpm.record.key, "run-7", tmp_path / "artifacts")
+
+
+def test_a_merged_change_is_recognized_by_its_ref_when_it_is_started_again_by_hand(config, rpm, git, tmp_path):
+    run("git", "update-ref", "refs/changes/01/1/1", git.base, cwd=git.remote)
+    queue = (QueueItem("tools/hello", "main", "refs/changes/01/1/1"),)
+    change = Change(project="tools/hello", branch="main", number="1", patchset="1", queue=queue, commit="f" * 40)
+    with pytest.raises(RequestError, match="1 is merged into main of tools/hello"):
         publish(config, rpm.record.target, change, rpm.record.key, "run-7", tmp_path / "artifacts")
 
 
