@@ -37,11 +37,7 @@ def list_builds(engine: LocalEngine, job: str) -> str:
     rows = []
     for ref in reversed(engine.builds(job)):
         record = engine.record(ref)
-        given = record.parameters
-        change = ",".join(filter(None, [given.get("ZUUL_CHANGE"), given.get("ZUUL_PATCHSET")]))
-        about = [given.get("ZUUL_PROJECT"), change or given.get("SOURCE_TREE", "")[:8], given.get("ZUUL_PIPELINE")]
-        words = " ".join(filter(None, about))
-        rows.append(f"{ref.number:>5}  {record.queued:%Y-%m-%d %H:%M}  {record.state:7}  {words}\n")
+        rows.append(f"{ref.number:>5}  {record.queued:%Y-%m-%d %H:%M}  {record.state:7}  {record.description}\n")
     return "".join(rows)
 
 

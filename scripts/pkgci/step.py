@@ -156,6 +156,7 @@ def run(step: str, main: Callable[[StepContext], str], engine: Engine | None = N
         The exit code; see `errors.Exit`.
     """
     _log_to_stdout()
+    log.info("About: %s", _about())
     started = datetime.now(UTC)
     context = StepContext(engine)
     stop = _Stop()
@@ -273,6 +274,14 @@ def _empty(directory: Path) -> None:
         directory.mkdir()
     except OSError as error:
         raise InfrastructureError(f"cannot empty {directory.absolute()}: {error}") from error
+
+
+def _about() -> str:
+    """Return what the build is about, for its description: project, change and pipeline, as far as they are given."""
+    given = {name: os.environ.get(f"ZUUL_{name}", "") for name in ("PROJECT", "CHANGE", "PATCHSET", "PIPELINE")}
+    change = ",".join(filter(None, [given["CHANGE"], given["PATCHSET"]])) or os.environ.get("SOURCE_TREE", "")[:8]
+    # nothing is validated yet, and this may be about what is wrong
+    return ascii(" ".join(filter(None, [given["PROJECT"], change, given["PIPELINE"]])) or "no change")[1:-1][:200]
 
 
 def _log_to_stdout() -> None:

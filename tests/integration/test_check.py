@@ -58,6 +58,8 @@ def test_a_good_package_passes_for_all_targets_that_its_packaging_serves(tmp_pat
             f"{step}-{target}" for step in ("compile", "publish", "install")
         ]
     assert "not for use on an RPM distribution" in done.stdout
+    listed = pkgci(configuration, "jobs", "list", f"compile-{DEB}").stdout
+    assert re.search(r"1  \S+ \S+  SUCCESS  small [0-9a-f]{8} check", listed)
     assert re.search(r"^\d\d:\d\d:\d\d install-debianrpm-amd64 #1 SUCCESS", done.stdout, re.MULTILINE)
     # nothing stays: no process of these builds, no port
     engine = LocalEngine(configuration)

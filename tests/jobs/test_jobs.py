@@ -78,6 +78,12 @@ def test_every_job_discards_builds_by_days(jobs):
     assert differences(jobs, lambda _: "30", lambda xml: xml.findtext(path)) == []
 
 
+def test_every_build_is_described_by_what_its_step_says_it_is_about(jobs):
+    place = "publishers/hudson.plugins.descriptionsetter.DescriptionSetterPublisher"
+    said = {(xml.findtext(f"{place}/regexp"), xml.findtext(f"{place}/description")) for xml in jobs.values()}
+    assert said == {("^About: (.*)$", "\\1")}
+
+
 def test_every_job_has_timestamps_in_its_log(jobs):
     path = "buildWrappers/hudson.plugins.timestamper.TimestamperBuildWrapper"
     assert differences(jobs, lambda _: 1, lambda xml: len(xml.findall(path))) == []

@@ -25,6 +25,7 @@ _SHELL = "builders/hudson.tasks.Shell"
 _ARCHIVE = "publishers/hudson.tasks.ArtifactArchiver"
 _JUNIT = "publishers/hudson.tasks.junit.JUnitResultArchiver"
 _TIMEOUT = "buildWrappers/hudson.plugins.build__timeout.BuildTimeoutWrapper"
+_DESCRIPTION = "publishers/hudson.plugins.descriptionsetter.DescriptionSetterPublisher"
 _TIMESTAMPS = "buildWrappers/hudson.plugins.timestamper.TimestamperBuildWrapper"
 
 # by the path of an element without children: the text that it may have, as a regular expression
@@ -69,6 +70,10 @@ _LEAVES = {
     f"{_JUNIT}/skipPublishingChecks": "false",
     f"{_JUNIT}/skipMarkingBuildUnstable": "false",
     f"{_JUNIT}/testDataPublishers": "",
+    f"{_DESCRIPTION}/regexp": ".+",
+    f"{_DESCRIPTION}/regexpForFailed": ".+",
+    f"{_DESCRIPTION}/description": r"\\1",
+    f"{_DESCRIPTION}/setForMatrix": "false",
     f"{_TIMEOUT}/strategy/timeoutMinutes": r"[0-9]+",
     f"{_TIMEOUT}/operationList/hudson.plugins.build__timeout.operations.FailOperation": "",
     _TIMESTAMPS: "",
@@ -93,7 +98,11 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Definition:
-    """A job as the local engine runs it. The timeout is in minutes of running, builds are kept for `days`."""
+    """A job as the local engine runs it.
+
+    The timeout is in minutes of running, builds are kept for `days`; the first group of `about`, a regular expression, in
+    the first line of the log that it is found in becomes the build's description.
+    """
 
     name: str
     label: str
@@ -104,6 +113,7 @@ class Definition:
     archive: tuple[str, ...]
     junit: tuple[str, ...]
     days: int | None
+    about: str | None
 
 
 def render(jobs: Path, cache: Path) -> Path:
@@ -195,6 +205,7 @@ def parse(name: str, project: ElementTree.Element) -> Definition:
         archive=_patterns(project, f"{_ARCHIVE}/artifacts"),
         junit=_patterns(project, f"{_JUNIT}/testResults"),
         days=None if days is None else int(days),
+        about=project.findtext(f"{_DESCRIPTION}/regexp"),
     )
 
 

@@ -63,6 +63,7 @@ class BuildRecord(Record):
     ended: datetime | None = None
     reason: str = Field("", description="why it ended so, where its steps' status does not say it")
     tests: Tests | None = None
+    description: str = ""
 
     @property
     def alive(self) -> bool:

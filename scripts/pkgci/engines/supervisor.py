@@ -143,6 +143,7 @@ class Supervisor:
             self._deadline = time.monotonic() + self.definition.timeout * MINUTE
         self.workspace.mkdir()
         result = self._run_steps()
+        self._describe()
         self._archive()
         tests, readable = self._read_junit()
         if tests:
@@ -279,6 +280,18 @@ class Supervisor:
                     yield path
                 else:
                     complain(f"Not archived, since it is no regular file: {relative}")
+
+    def _describe(self) -> None:
+        """Set the build's description from its log, as the job says."""
+        if self.definition.about is None:
+            return
+        with (self.directory / "log").open(errors="replace") as stream:
+            for line in stream.read(1 << 16).splitlines():
+                said = line.partition(" ")[2] if self.definition.timestamps else line
+                found = re.search(self.definition.about, said)
+                if found:
+                    self._update(description=found[1][:200])
+                    return
 
     def _read_junit(self) -> tuple[Tests | None, bool]:
         """Return the counts of all JUnit files, or None without any, and whether all could be read."""
