@@ -1,10 +1,12 @@
-"""`pkgci clean`: removes expired test repositories, and builds in the store that nothing refers to any more.
+"""`pkgci clean`: removes expired test repositories, builds that nothing refers to any more, and what lies unused in the cache.
 
 What is in use stays: a repository that is being written, a build that is being made or read, that a repository refers to,
 or that was used within the configured minimum age.
 """
 
 import os
+import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -14,20 +16,27 @@ from pkgci import repository
 from pkgci.config import Config
 from pkgci.store import Store
 
+# all that can be made again: a name a directory of the cache, each with entries of their own age
+CACHES = ("dependencies", "images", "jobs", "lists", "metadata", "packages", "projects", "proxy", "roots", "trees")
+
 
 @dataclass(frozen=True)
 class Report:
-    """What was removed, or would be: directories of repositories, keys of builds, and the disk space in bytes."""
+    """What was removed, or would be: directories of repositories, keys of builds, the cache, and the disk space in bytes."""
 
     removed: bool
     repositories: tuple[Path, ...]
     builds: tuple[str, ...]
+    cached: tuple[Path, ...]
     freed: int
 
     def lines(self) -> list[str]:
         """Return the report for a person, a line each."""
         did = "removed" if self.removed else "would remove"
-        total = f"{len(self.repositories)} repositories, {len(self.builds)} builds: {self.freed / (1 << 20):.1f} MiB"
+        count = (
+            f"{len(self.repositories)} repositories, {len(self.builds)} builds, {len(self.cached)} entries of the cache"
+        )
+        total = f"{count}: {self.freed / (1 << 20):.1f} MiB"
         hint = "" if self.removed or not self.freed else "; nothing is removed without --yes"
         return [
             *(f"{did} repository {directory}" for directory in self.repositories),
@@ -51,18 +60,32 @@ def clean(config: Config, remove: bool, now: datetime) -> Report:
     before = (now - timedelta(days=config.settings.store_days)).timestamp()
     repositories = list(repository.expired(config, now))
     builds = list(store.unreferenced(repository.referenced(config, without=repositories), before))
-    sizes = {path: _links(path) for path in [*repositories, *map(store.place, builds)]}
+    cached = list(_unused(config.cache, before))
+    sizes = {path: _links(path) for path in [*repositories, *map(store.place, builds), *cached]}
     if remove:
         repositories = [directory for directory in repositories if repository.remove(directory)]
         # asked again: a repository that stayed keeps its builds
         referenced = repository.referenced(config)
         builds = [key for key in builds if key not in referenced and store.remove(key, before)]
         store.sweep()
-    gone = [sizes[path] for path in [*repositories, *map(store.place, builds)]]
-    return Report(remove, tuple(repositories), tuple(builds), _freed(gone))
+        for path in cached:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    gone = [sizes[path] for path in [*repositories, *map(store.place, builds), *cached]]
+    return Report(remove, tuple(repositories), tuple(builds), tuple(cached), _freed(gone))
+
+
+def _unused(cache: Path, before: float) -> Iterator[Path]:
+    """Yield the entries of the cache that were neither made nor used since the time stamp `before`."""
+    for name in CACHES:
+        for path in sorted((cache / name).glob("*")):
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < before:
+                    yield path
 
 
 def _links(directory: Path) -> list[os.stat_result]:
+    if not directory.is_dir():
+        return [directory.lstat()]
     found = []
     for parent, _, files in os.walk(directory):
         for name in files:

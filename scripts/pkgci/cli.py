@@ -196,7 +196,7 @@ def serve() -> None:
 @main.command()
 @click.option("--yes", is_flag=True, help="Really remove; without it only say what would be removed.")
 def clean(yes: bool) -> None:
-    """Remove expired test repositories and builds that nothing refers to."""
+    """Remove expired test repositories, builds that nothing refers to, and what lies unused in the cache."""
     from pkgci.clean import clean as cleaning
 
     for line in cleaning(Config(), remove=yes, now=datetime.now(UTC)).lines():

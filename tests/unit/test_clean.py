@@ -20,7 +20,8 @@ KEY = "a" * 64
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     (tmp_path / "etc").mkdir()
-    (tmp_path / "etc" / "config.yaml").write_text(f"store_days: 30\npaths: {{data: {tmp_path / 'data'}}}\n")
+    paths = f"{{data: {tmp_path / 'data'}, cache: {tmp_path / 'cache'}}}"
+    (tmp_path / "etc" / "config.yaml").write_text(f"store_days: 30\npaths: {paths}\n")
     return Config(tmp_path / "etc")
 
 
@@ -143,3 +144,21 @@ def test_a_repository_of_which_nothing_is_known_stops_the_cleaning(config, store
     with pytest.raises(InfrastructureError, match="cannot read"):
         clean(config, remove=True, now=NOW)
     assert store.place(KEY).exists()
+
+
+def test_what_lies_unused_in_the_cache_goes_and_what_is_young_stays(config):
+    for name, days in (("roots/old", 31), ("roots/young", 29), ("packages/old", 31), ("git/old", 31)):
+        path = config.cache / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.startswith("roots"):
+            path.mkdir()
+            (path / "root.tar").write_text("x" * 100)
+        else:
+            path.write_text("x" * 10)
+        used = (NOW - timedelta(days=days)).timestamp()
+        os.utime(path, (used, used))
+    assert clean(config, remove=False, now=NOW).freed == 110
+    report = clean(config, remove=True, now=NOW)
+    assert [path.relative_to(config.cache).as_posix() for path in report.cached] == ["packages/old", "roots/old"]
+    left = sorted(path.relative_to(config.cache).as_posix() for path in config.cache.glob("*/*"))
+    assert left == ["git/old", "roots/young"]
