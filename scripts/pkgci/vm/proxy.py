@@ -284,18 +284,21 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD" or answer.status_code in (204, 304):
             return
-        sent = 0
+        sent, held = 0, b""
         try:
             with _keeping(kept if size is not None else None) as copy:
                 for block in answer.raw.stream(BLOCK, decode_content=False):
                     sent += len(block)
                     if sent > LARGEST:
                         raise requests.ConnectionError("larger than allowed")
-                    self.wfile.write(block)
+                    self.wfile.write(held)
+                    held = block
                     if copy:
                         copy.write(block)
                 if size is not None and sent != size:
                     raise requests.ConnectionError(f"{sent} bytes instead of {size}")
+            # the end comes once it is kept: whoever has it all and asks again finds it
+            self.wfile.write(held)
         except (requests.RequestException, OSError) as error:
             # the header is out: only a cut connection tells the guest
             log.warning("proxy: %s: %s", self.path, error)
