@@ -20,6 +20,7 @@ from pkgci.change import check_repository_url
 from pkgci.config import Config, Target
 from pkgci.errors import InfrastructureError, RequestError
 from pkgci.formats import apt, repomd
+from pkgci.formats.base import WORD
 from pkgci.keys import SigningKey
 from pkgci.locks import locked
 from pkgci.store import Entry
@@ -27,8 +28,6 @@ from pkgci.store import Entry
 FORMATS = {"deb": apt, "rpm": repomd}
 RECORD = "repository.json"
 RECORD_BYTES = 64 << 20
-# what may go into an argument, a file name or a line of a configuration: neither an option nor a second line
-WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+~^:_-]*", re.ASCII)
 KEY = re.compile(r"-----BEGIN (PGP PUBLIC KEY BLOCK-----)\n([ -~]+\n)*\n[\w+/=\n]+-----END \1\n?", re.ASCII)
 
 

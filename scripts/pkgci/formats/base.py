@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 PACKAGE_BYTES = 2 << 30
 METADATA_BYTES = 1 << 20
+# what may go into an argument, a file name or a line of a configuration: neither an option nor a second line
+WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+~^:_-]*", re.ASCII)
 
 # Debian Policy 5.6.1 and 5.6.12; rpm allows the same letters and, in versions, also ^ and _
 SourceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9+._-]*$", max_length=100)]
@@ -256,9 +258,7 @@ def described(name: str, version: str, architecture: str, path: Path, *, debug: 
         ValueError: a word cannot be one of a package.
         OSError: there is no such file.
     """
-    if not all(
-        re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+~^:_-]*", word, re.ASCII) for word in (name, version, architecture)
-    ):
+    if not all(WORD.fullmatch(word) for word in (name, version, architecture)):
         raise ValueError(f"{name!r} {version!r} {architecture!r}: not the words of a package")
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
