@@ -146,6 +146,56 @@ class Install(Record):
     packages: tuple[InstallOutcome, ...]
 
 
+class LintFinding(Part):
+    """What a lint tool says of a package: its tag, which file of the package it is about (if any), and its words."""
+
+    package: str
+    severity: Literal["error", "warning", "info"]
+    tag: str
+    message: str
+    file: str | None = None
+
+
+class Lint(Record):
+    """`lint.json`: what the format's lint tool says of the source and binary packages of a build.
+
+    `fails` is the least severity that fails the job; what the packages' own overrides silence is only counted.
+    """
+
+    target: str
+    package: str
+    version: str
+    key: str
+    tool: str = Field(description="name and version")
+    fails: Literal["error", "warning", "info", "never"]
+    findings: tuple[LintFinding, ...]
+    overridden: int = 0
+
+
+class ScenarioOutcome(Part):
+    """One test of a system test: of which scenario, how it ended, and where its log is below the artifacts."""
+
+    scenario: str
+    test: str
+    result: Literal["passed", "failed", "skipped"]
+    seconds: float
+    message: str = ""
+    log: str | None = None
+
+
+class Systest(Record):
+    """`systest.json`: a system test, and everything needed to repeat it: `parameters` are the job's own."""
+
+    target: str
+    environment: str
+    snapshot: str
+    repositories: tuple[str, ...]
+    parameters: dict[str, str]
+    packages: tuple[Package, ...] = Field(description="what was under test, at these exact versions")
+    outcomes: tuple[ScenarioOutcome, ...]
+    notice: str = ""
+
+
 class Child(Part):
     """A build that a job started, and how it ended."""
 
