@@ -138,6 +138,18 @@ def test_a_command_that_hangs_or_floods_is_cut_off(machine):
     assert machine.run("echo here", timeout=30).text() == "here\n"
 
 
+def test_a_flooded_console_fills_no_disk_and_stops_nobody(config, snapshot, monkeypatch):
+    monkeypatch.setattr("pkgci.vm.machine.CONSOLE_BYTES", 100_000)
+    with snapshot.restored(config, Proxy((), config.cache / "proxy")) as flooding:
+        log = Path(os.readlink(f"/proc/{flooding.pid}/cwd"), "serial.log")
+        flood = "echo begins >/dev/ttyS0; yes | head -c 1000000 >/dev/ttyS0; yes >/dev/ttyS0 2>&1 & echo here"
+        assert flooding.run(flood, timeout=120).text() == "here\n"
+        assert flooding.run("echo still here", timeout=30).text() == "still here\n"
+        assert log.stat().st_size == 100_000
+        flooding.kill()
+        assert log.read_bytes().startswith(b"begins\r\n")
+
+
 def test_a_run_leaves_the_snapshot_as_it_was_and_nothing_of_its_own(config, snapshot):
     before = [snapshots._sha256(snapshot.directory / f"{NODE}.{part}") for part in ("ram", "state")]
     with snapshot.restored(config, Proxy((), config.cache / "proxy")) as one:

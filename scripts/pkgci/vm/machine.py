@@ -3,6 +3,7 @@
 A machine lives in a directory of its own, with files of fixed names (`disk`, `kernel`, `initrd`, `ram`, `state`, `proxy`),
 so that the command line of all machines of a kind is the same text: a saved state fits one command line only.
 The guest reaches nothing but port 3128 of 10.0.2.100, where each connection leads to the Unix socket `proxy`.
+What it says on its console is in `serial.log` when the machine has ended, up to `CONSOLE_BYTES`.
 """
 
 import base64
@@ -42,6 +43,9 @@ KERNEL_ARGUMENTS = (
 CONTROL_SECONDS = 120
 CONNECT_SECONDS = 10
 AUTHENTICATION_SECONDS = 60
+CONSOLE_BYTES = 16 << 20
+# it reads on when it has kept enough: a console that nobody reads makes the guest wait, a file would fill the host's disk
+CONSOLE = 'head -c "$1" >serial.log; exec cat >/dev/null'
 
 # errors of a login that no second attempt mends
 FINAL = (paramiko.BadHostKeyException, paramiko.AuthenticationException, paramiko.ssh_exception.IncompatiblePeer)
@@ -68,7 +72,7 @@ class Hardware:
             QEMU,
             *("-machine", f"{MACHINE_TYPE},memory-backend=ram", "-accel", self.accelerator),
             *("-cpu", "host" if self.accelerator == "kvm" else "qemu64", "-smp", "1", "-m", f"{self.memory_mib}M"),
-            *("-nodefaults", "-no-user-config", "-display", "none", "-serial", "file:serial.log"),
+            *("-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"),
             *("-sandbox", "on,obsolete=deny,resourcecontrol=deny"),
             *("-kernel", "kernel", "-initrd", "initrd", "-append", KERNEL_ARGUMENTS),
             *("-drive", "file=disk,if=none,id=disk0,format=qcow2,cache=unsafe,discard=unmap"),
@@ -142,6 +146,7 @@ class Machine:
         self._hardware = hardware
         self._access = access
         self._process: subprocess.Popen[bytes] | None = None
+        self._console: subprocess.Popen[bytes] | None = None
         self._client: paramiko.SSHClient | None = None
 
     def __enter__(self) -> Self:
@@ -193,6 +198,10 @@ class Machine:
             with suppress(QMPError, EOFError):
                 self._monitor.close()
             self._process = None
+        if self._console:
+            # it ends with the one who writes to it
+            self._console.wait()
+            self._console = None
 
     def connect(self, seconds: float) -> None:
         """Wait until the guest's ssh server lets us in.
@@ -300,16 +309,26 @@ class Machine:
             argv += ["-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "chardev=qmp,mode=control", *more]
             log.debug("+ %s", shlex.join(argv))
             try:
-                self._process = subprocess.Popen(
-                    # a connection of the guest is a process here
-                    supervised(["prlimit", "--nofile=256", *argv]),
-                    stdin=subprocess.DEVNULL,
+                self._console = subprocess.Popen(
+                    ["sh", "-c", CONSOLE, "sh", str(CONSOLE_BYTES)],
+                    stdin=subprocess.PIPE,
                     stdout=said,
                     stderr=said,
                     cwd=self._directory,
-                    pass_fds=(theirs.fileno(),),
                     start_new_session=True,
                 )
+                assert self._console.stdin
+                with self._console.stdin as console:
+                    self._process = subprocess.Popen(
+                        # a connection of the guest is a process here
+                        supervised(["prlimit", "--nofile=256", *argv]),
+                        stdin=subprocess.DEVNULL,
+                        stdout=console,
+                        stderr=said,
+                        cwd=self._directory,
+                        pass_fds=(theirs.fileno(),),
+                        start_new_session=True,
+                    )
             except FileNotFoundError as error:
                 raise InfrastructureError(
                     f"cannot run QEMU: {error.filename} is missing; see `pkgci doctor`"
