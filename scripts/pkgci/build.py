@@ -3,24 +3,15 @@
 It fetches and merges with git and runs no code of the change. What follows a failure is not started.
 """
 
-import logging
-from collections.abc import Mapping
-from pathlib import Path
 from types import ModuleType
 
 from pkgci import source
-from pkgci.artifacts import Build, Repository, Result
+from pkgci.artifacts import Build, Repository
 from pkgci.change import Change, Parameters
 from pkgci.config import Config, Target
-from pkgci.engines.base import BuildRef
-from pkgci.errors import Aborted, InfrastructureError, PackageError, PkgciError, RequestError
 from pkgci.formats import FORMATS
 from pkgci.source import Sources
 from pkgci.step import StepContext
-
-log = logging.getLogger(__name__)
-
-FAULTS = {"package": PackageError, "request": RequestError, "aborted": Aborted}
 
 
 def build(context: StepContext, target_name: str, parameters: Parameters) -> str:
@@ -53,17 +44,15 @@ def build(context: StepContext, target_name: str, parameters: Parameters) -> str
     repositories = parameters.get("REPOSITORIES")
     trees = {"SOURCE_TREE": sources.source.id, "PACKAGING_TREE": sources.packaging.id}
     run_tests = "true" if parameters.run_tests else "false"
-    compiled = _run(
-        context,
-        f"compile-{target_name}",
-        {**given, **trees, "REPOSITORIES": repositories, "RUN_TESTS": run_tests},
-    )
+    compiling = {**given, **trees, "REPOSITORIES": repositories, "RUN_TESTS": run_tests}
+    [compiled] = context.run_together([(f"compile-{target_name}", compiling)])
     made = Build.read(compiled / "build.json")
-    published = _run(context, f"publish-{target_name}", {**given, "BUILD_KEY": made.key})
+    [published] = context.run_together([(f"publish-{target_name}", {**given, "BUILD_KEY": made.key})])
     repository = Repository.read(published / "repository.json")
     if parameters.run_tests:
         locations = " ".join(filter(None, [f"{repository.url}repository.json", repositories]))
-        _run(context, f"install-{target_name}", {**given, "BUILD_KEY": made.key, "REPOSITORIES": locations})
+        testing = {**given, "BUILD_KEY": made.key, "REPOSITORIES": locations}
+        context.run_together([(f"install-{target_name}", testing)])
     names = ", ".join(sorted(package.name for package in made.packages if package.kind == "binary"))
     return f"{made.package} {made.version}: {names}: {repository.url}"
 
@@ -81,21 +70,3 @@ def _nothing_to_build(
     if not format.packaged(sources.packaging, sources.package):
         return f"{sources.packaging.project} has no packaging for {target_name} ({format.PACKAGING})"
     return None
-
-
-def _run(context: StepContext, job: str, parameters: Mapping[str, str]) -> Path:
-    """Run one job to its end and return the directory with its artifacts, or raise what it ended with."""
-    ref = context.child(job, {name: value for name, value in parameters.items() if value})
-    outcome = context.finish(ref)
-    if outcome != "SUCCESS":
-        raise _failure(ref, context.directory(ref))
-    return context.directory(ref)
-
-
-def _failure(ref: BuildRef, directory: Path) -> PkgciError:
-    """Return the error that a child ended with, by its `result.json`; without one the engine ended it."""
-    try:
-        result = Result.read(directory / "result.json")
-    except InfrastructureError:
-        return InfrastructureError(f"{ref} ended without a result; see its log")
-    return FAULTS.get(result.fault, InfrastructureError)(f"{ref}: {result.reason}")

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -23,13 +23,14 @@ from pkgci import engines
 from pkgci.artifacts import ARTIFACTS, Child, Result
 from pkgci.config import Config
 from pkgci.engines.base import BuildRef, Engine, Outcome
-from pkgci.errors import Aborted, Exit, InfrastructureError, PkgciError, RequestError
+from pkgci.errors import Aborted, Exit, InfrastructureError, PackageError, PkgciError, RequestError
 
 log = logging.getLogger(__name__)
 
 WATCH = 2.0  # seconds between looks at the parent
 # a step that is aborted has 10 s until it is killed; its children get most of them to end
 CHILDREN_END = 8.0
+POLL = 0.2  # seconds that each of several children is waited for in turn
 FAULTS = {
     Exit.PASSED: "none",
     Exit.PACKAGE: "package",
@@ -37,6 +38,7 @@ FAULTS = {
     Exit.INFRASTRUCTURE: "infrastructure",
     Exit.ABORTED: "aborted",
 }
+ERRORS = {"package": PackageError, "request": RequestError, "aborted": Aborted}
 
 
 class StepContext:
@@ -124,6 +126,29 @@ class StepContext:
             raise InfrastructureError(f"cannot keep the artifacts of {ref}: {error}") from error
         return outcome
 
+    def run_together(self, jobs: Sequence[tuple[str, Mapping[str, str]]]) -> list[Path]:
+        """Run jobs at once, to their end. The first that does not pass ends the step, which aborts those that still run.
+
+        Args:
+            jobs: each job's name, and its parameters as of `child`; empty ones are left to the job's default.
+
+        Returns:
+            The directories with what they left, in the order of `jobs`.
+
+        Raises:
+            PkgciError: what the first ended with, naming it.
+        """
+        refs = [self.child(job, {name: value for name, value in given.items() if value}) for job, given in jobs]
+        running = list(refs)
+        while running:
+            for ref in list(running):
+                outcome = self.finish(ref, POLL)
+                if outcome is not None:
+                    running.remove(ref)
+                    if outcome != "SUCCESS":
+                        raise _failure(ref, self.directory(ref))
+        return [self.directory(ref) for ref in refs]
+
     def directory(self, ref: BuildRef) -> Path:
         """Return where `finish` puts what a child left: `artifacts/JOB`, with its number if it is not the job's first."""
         return self._directories[ref]
@@ -139,6 +164,15 @@ class StepContext:
                 except PkgciError as error:
                     # the others are aborted all the same; this one ends itself by its watch on PARENT
                     log.info("cannot abort %s: %s", ref, error)
+
+
+def _failure(ref: BuildRef, directory: Path) -> PkgciError:
+    """Return the error that a child ended with, by its `result.json`; without one the engine ended it."""
+    try:
+        result = Result.read(directory / "result.json")
+    except InfrastructureError:
+        return InfrastructureError(f"{ref} ended without a result; see its log")
+    return ERRORS.get(result.fault, InfrastructureError)(f"{ref}: {result.reason}")
 
 
 def run(step: str, main: Callable[[StepContext], str], engine: Engine | None = None) -> int:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -215,6 +216,35 @@ def test_children_are_aborted_when_the_step_fails(run, engine):
     assert code == 1
     assert [child.result for child in result.children] == ["ABORTED", "ABORTED"]
     assert engine.state(BuildRef("run-build", 1)) == "ABORTED"
+
+
+def test_of_jobs_that_run_together_the_first_failure_ends_the_others_within_seconds(run, engine):
+    def main(context: StepContext) -> str:
+        context.run_together(
+            [("run-build", {"COMMAND": "exec sleep 1000"}), ("run-control", {"COMMAND": "sleep 1; false"})]
+        )
+        return "done"
+
+    started = time.monotonic()
+    code, result = run(main)
+    assert time.monotonic() - started < 6
+    assert (code, result.reason) == (3, "run-control/1 ended without a result; see its log")
+    assert {child.job: child.result for child in result.children} == {"run-control": "FAILURE", "run-build": "ABORTED"}
+    assert engine.state(BuildRef("run-build", 1)) == "ABORTED"
+
+
+def test_jobs_that_run_together_do_so_and_leave_their_directories_in_order(run, tmp_path):
+    command = "mkdir artifacts; touch '{0}/{1}'; while [ ! -e '{0}/{2}' ]; do sleep 0.05; done"
+
+    def main(context: StepContext) -> str:
+        jobs = [
+            ("run-build", {"COMMAND": command.format(tmp_path, "a", "b"), "WHO": ""}),
+            ("run-control", {"COMMAND": command.format(tmp_path, "b", "a")}),
+        ]
+        return " ".join(map(str, context.run_together(jobs)))
+
+    code, result = run(main)
+    assert (code, result.reason) == (0, "artifacts/run-build artifacts/run-control")
 
 
 def test_an_aborted_build_takes_its_children_along(engine, program, tmp_path):
