@@ -16,6 +16,7 @@ import secrets
 import select
 import socket
 import socketserver
+import sys
 import threading
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -33,6 +34,8 @@ ID = ".id"
 # new connections are spread over all listeners: so many make it unlikely that another one is not noticed
 PROBES = 8
 SECONDS = 10
+# of a number in a request: more bytes than any file has
+DIGITS = 18
 
 
 @contextlib.contextmanager
@@ -143,6 +146,12 @@ class _Server(ThreadingHTTPServer):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RD)
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), OSError):
+            return super().handle_error(request, client_address)
+        # a client that went away
+        return log.debug("a connection broke", exc_info=True)
+
 
 class _Handler(SimpleHTTPRequestHandler):
     """GET and HEAD below the root (RFC 9110): conditional by time, and for one range of bytes."""
@@ -177,12 +186,16 @@ class _Handler(SimpleHTTPRequestHandler):
     def _answer(self, body: bool) -> None:
         if self.path.startswith("http://"):
             # the form that a proxy's request line has
-            self.path = urlsplit(self.path).path
+            try:
+                self.path = urlsplit(self.path).path
+            except ValueError:
+                self.send_error(HTTPStatus.BAD_REQUEST)
+                return
         path = self._below_root()
         if path is None:
             self.send_error(HTTPStatus.NOT_FOUND)
         elif path.is_dir():
-            super().do_GET() if body else super().do_HEAD()
+            self._send_listing(path, body)
         else:
             try:
                 with path.open("rb") as stream:
@@ -196,9 +209,24 @@ class _Handler(SimpleHTTPRequestHandler):
             asked = Path(self.translate_path(self.path))
             path = asked.resolve(strict=True)
             hidden = any(part.startswith(".") and part != ID for part in path.relative_to(self.server.root).parts)
-        except (OSError, ValueError):
+        except (OSError, ValueError, RuntimeError):
+            # RuntimeError: links that lead in a circle
             return None
         return None if hidden or not (path.is_dir() or path.is_file()) else path
+
+    def _send_listing(self, path: Path, body: bool) -> None:
+        """Answer with what is in a directory, always: an `index.html` in a repository is a file like any other."""
+        asked = self.path.partition("?")[0]
+        if not asked.endswith("/"):
+            # the links of the listing are relative
+            self.send_response(HTTPStatus.MOVED_PERMANENTLY)
+            self.send_header("Location", f"{asked}/")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        listing = self.list_directory(path)
+        if listing and body:
+            self.copyfile(listing, self.wfile)
 
     def _send(self, stream: BinaryIO, body: bool) -> None:
         stat = os.fstat(stream.fileno())
@@ -216,6 +244,9 @@ class _Handler(SimpleHTTPRequestHandler):
             partial = False
         if partial:
             start, end = wanted.groups()
+            if max(len(start), len(end)) > DIGITS:
+                self.send_error(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE)
+                return
             first = int(start) if start else max(0, stat.st_size - int(end))
             last = min(int(end), last) if start and end else last
             if first > last:

@@ -108,6 +108,33 @@ def test_a_range_of_bytes_can_be_asked_for(config, port, asked, status, part):
     assert (response.status, body) == (status, part)
 
 
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (f"GET {FILE} HTTP/1.1\r\nRange: bytes={'9' * 5000}-", 416),
+        (f"GET {FILE} HTTP/1.1\r\nRange: bytes=-{'9' * 5000}", 416),
+        ("GET http://[bad/ HTTP/1.1", 400),
+        ("GET /circle HTTP/1.1", 404),
+    ],
+)
+def test_an_odd_request_is_answered_without_a_traceback(config, port, capfd, line, status):
+    (config.data / "repositories" / "circle").symlink_to("circle")
+    with server.serve(config), socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(f"{line}\r\nConnection: close\r\n\r\n".encode())
+        assert client.makefile("rb").readline().split()[1] == str(status).encode()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_client_that_goes_away_leaves_no_traceback(config, port, capfd):
+    with (config.data / "repositories" / "large").open("wb") as stream:
+        stream.truncate(64 << 20)
+    with server.serve(config), socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(b"GET /large HTTP/1.1\r\n\r\n")
+        client.recv(1)
+        client.close()
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_a_range_of_what_has_changed_since_is_sent_whole(config, port):
     with server.serve(config):
         same = request(port, FILE, Range="bytes=0-9", If_Range="Sun, 09 Sep 2001 01:46:40 GMT")
@@ -150,6 +177,16 @@ def test_other_methods_are_refused(config, port):
 def test_a_directory_is_listed_for_persons(config, port):
     with server.serve(config):
         assert b"file.bin" in request(port, "/test/run/target/")[1]
+
+
+def test_an_index_page_is_a_file_like_any_other(config, port):
+    repository = config.data / "repositories" / "test" / "run" / "target"
+    (repository / "index.html").symlink_to(config.data / "secret")
+    with server.serve(config):
+        response, body = request(port, "/test/run/target/")
+        assert (response.status, b"secret" in body, b"file.bin" in body) == (200, False, True)
+        assert request(port, "/test/run/target/index.html")[0].status == 404
+        assert request(port, "/test/run/target")[0].headers["Location"] == "/test/run/target/"
 
 
 def test_one_connection_serves_several_requests(config, port):
