@@ -12,6 +12,7 @@ from pkgci.errors import InfrastructureError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SECONDS = 60
+REDIRECTS = 5
 
 
 class NotFoundError(InfrastructureError):
@@ -26,6 +27,7 @@ def session(url: str, *, upstream: bool) -> requests.Session:
         upstream: it is a mirror of the operating system, which this machine's apt may reach through a proxy of its own.
     """
     made = requests.Session()
+    made.max_redirects = REDIRECTS
     made.trust_env = urlsplit(url).hostname not in LOOPBACK
     if upstream and made.trust_env:
         made.proxies.update(_proxies_of_apt())
@@ -33,7 +35,7 @@ def session(url: str, *, upstream: bool) -> requests.Session:
 
 
 def read(url: str, *, upstream: bool, largest: int) -> bytes:
-    """Return what is at `url`. Redirects are followed for an upstream only.
+    """Return what is at `url`. Redirects are followed for an upstream only, by http(s), and not more than `REDIRECTS`.
 
     Args:
         url: what to read.

@@ -290,6 +290,7 @@ def download(config: Config, dependencies: Dependencies) -> list[Path]:
     Raises:
         InfrastructureError: one cannot be had, or is not what the signed index says.
     """
+    own = (config.settings.url, *config.settings.repositories)
 
     def one(dependency: Dependency) -> Path:
         path = config.cache / "packages" / dependency.sha256
@@ -300,7 +301,8 @@ def download(config: Config, dependencies: Dependencies) -> list[Path]:
             if whole:
                 os.utime(path)
                 return path
-        content = web.read(dependency.url, upstream=True, largest=PACKAGE_BYTES)
+        upstream = not dependency.url.startswith(own)
+        content = web.read(dependency.url, upstream=upstream, largest=PACKAGE_BYTES)
         if hashlib.sha256(content).hexdigest() != dependency.sha256:
             raise InfrastructureError(f"{dependency.url} is not what its repository's index says; retry later")
         return keep(config, dependency.sha256, content)
