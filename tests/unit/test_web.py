@@ -50,7 +50,7 @@ def test_an_upstreams_redirects_are_followed_and_not_more_than_a_few(url):
 
 
 def test_a_redirect_to_a_file_is_not_followed(url):
-    with pytest.raises(InfrastructureError, match="cannot read .*: InvalidSchema"):
+    with pytest.raises(InfrastructureError, match=r"cannot read .*: InvalidSchema"):
         web.read(f"{url}file", upstream=True, largest=100)
 
 

@@ -16,12 +16,10 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-from filelock import FileLock
 
 from pkgci.artifacts import File, Record
 from pkgci.command import run
@@ -59,6 +57,10 @@ PACKAGES = "dpkg-query -W -f '${Package} ${Version}\\n'"
 FREEZE = "sync; echo 3 >/proc/sys/vm/drop_caches; sync"
 
 
+class UnfitError(InfrastructureError):
+    """A snapshot that cannot be used, or is not there: another one has to be made."""
+
+
 class Manifest(Record):
     """`manifest.json`: what a snapshot fits, and what is in it."""
 
@@ -82,12 +84,16 @@ class Snapshot:
         directory: its directory.
 
     Raises:
-        InfrastructureError: (from any member) it is incomplete, damaged, or does not fit this host's QEMU.
+        UnfitError: (from any member) it is incomplete, damaged, or does not fit this host's QEMU.
+        InfrastructureError: (from any member) a tool is missing, or fails.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.manifest = Manifest.read(directory / "manifest.json")
+        try:
+            self.manifest = Manifest.read(directory / "manifest.json")
+        except InfrastructureError as error:
+            raise UnfitError(str(error)) from error
 
     @property
     def id(self) -> str:
@@ -98,20 +104,24 @@ class Snapshot:
         """Check that it fits this host's QEMU and our command line, and that its files have their sizes."""
         manifest = self.manifest
         if manifest.qemu != qemu_version():
-            raise InfrastructureError(f"snapshot {self.id} was made by {manifest.qemu}, here is {qemu_version()}")
+            raise UnfitError(f"snapshot {self.id} was made by {manifest.qemu}, here is {qemu_version()}")
         if list(manifest.command) != self._hardware.command():
-            raise InfrastructureError(f"snapshot {self.id} was made with another command line of QEMU")
+            raise UnfitError(f"snapshot {self.id} was made with another command line of QEMU")
         for file in manifest.files:
             path = self.directory / file.name
             if not path.is_file() or path.stat().st_size != file.size:
-                raise InfrastructureError(f"snapshot {self.id} is damaged: {file.name} is missing or has another size")
+                raise UnfitError(f"snapshot {self.id} is damaged: {file.name} is missing or has another size")
 
     def verify(self) -> None:
         """Check all that `check` does, and the files' content."""
         self.check()
         for file in self.manifest.files:
-            if _sha256(self.directory / file.name) != file.sha256:
-                raise InfrastructureError(f"snapshot {self.id} is damaged: the content of {file.name} has changed")
+            try:
+                same = _sha256(self.directory / file.name) == file.sha256
+            except OSError as error:
+                raise UnfitError(f"snapshot {self.id} is damaged: {file.name}: {error.strerror}") from error
+            if not same:
+                raise UnfitError(f"snapshot {self.id} is damaged: the content of {file.name} has changed")
 
     @contextmanager
     def restored(self, config: Config, proxy: Proxy) -> Iterator[Machine]:
@@ -164,14 +174,15 @@ def ensure(config: Config, name: str, setup: str) -> Snapshot:
     """
     place = config.data / "snapshots" / name
     place.mkdir(parents=True, exist_ok=True)
-    found = _usable(config, name, setup)
-    if found:
-        return found
-    with FileLock(place / "lock"):
-        found = _usable(config, name, setup)
-        if found is None:
-            found = _make(config, name, setup)
-    return found
+    with suppress(UnfitError):
+        return _latest(config, name, setup)
+    with locked(place):
+        try:
+            # another process may have been faster
+            return _latest(config, name, setup)
+        except UnfitError as reason:
+            log.info("%s: a snapshot is made: %s", name, reason)
+            return _make(config, name, setup)
 
 
 def upstream_rules(config: Config, name: str) -> tuple[Rule, ...]:
@@ -180,27 +191,20 @@ def upstream_rules(config: Config, name: str) -> tuple[Rule, ...]:
     return tuple(Rule(uri, immutable=True) for uri in sorted(uris) if uri.startswith(("http://", "https://")))
 
 
-def _usable(config: Config, name: str, setup: str) -> Snapshot | None:
-    """Return the latest snapshot if it fits; else say why not."""
-    place = config.data / "snapshots" / name
-    if not (place / "latest").exists():
-        return None
-    reason = None
-    try:
-        snapshot = Snapshot((place / "latest").resolve(strict=True))
-        snapshot.verify()
-        if snapshot.manifest.key != _key(image_key(config.target(name)), setup, config.target(name).machine.memory_mib):
-            reason = "what it was made from has changed"
-        elif datetime.now(UTC) - snapshot.manifest.created > timedelta(days=config.settings.root_days):
-            reason = f"it is older than {config.settings.root_days} days"
-        elif snapshot.manifest.accelerator == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
-            reason = "it needs /dev/kvm, which is not accessible"
-    except (InfrastructureError, OSError) as error:
-        reason = str(error)
-    if reason is None:
-        return snapshot
-    log.info("%s: the snapshot is made anew: %s", name, reason)
-    return None
+def _latest(config: Config, name: str, setup: str) -> Snapshot:
+    """Return the latest snapshot of the target `name` if it fits; else UnfitError says why not."""
+    pointer = config.data / "snapshots" / name / "latest"
+    if not pointer.exists():
+        raise UnfitError("there is none yet")
+    snapshot = Snapshot(pointer.resolve())
+    snapshot.verify()
+    if snapshot.manifest.key != _key(image_key(config.target(name)), setup, config.target(name).machine.memory_mib):
+        raise UnfitError("what the former one was made from has changed")
+    if datetime.now(UTC) - snapshot.manifest.created > timedelta(days=config.settings.root_days):
+        raise UnfitError(f"the former one is older than {config.settings.root_days} days")
+    if snapshot.manifest.accelerator == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        raise UnfitError("the former one needs /dev/kvm, which is not accessible")
+    return snapshot
 
 
 def _key(image: str, setup: str, memory_mib: int) -> str:
