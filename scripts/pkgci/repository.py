@@ -25,7 +25,7 @@ from pkgci.keys import SigningKey
 from pkgci.locks import locked
 from pkgci.store import Entry
 
-FORMATS = {"deb": apt, "rpm": repomd}
+INDEXES = {"deb": apt, "rpm": repomd}
 RECORD = "repository.json"
 RECORD_BYTES = 64 << 20
 KEY = re.compile(r"-----BEGIN (PGP PUBLIC KEY BLOCK-----)\n([ -~]+\n)*\n[\w+/=\n]+-----END \1\n?", re.ASCII)
@@ -132,7 +132,7 @@ def _write(
     new, old = (final.with_name(f".{target_name}.{state}") for state in ("new", "gone"))
     new.mkdir(parents=True)
     url = f"{config.settings.url}test/{final.parent.name}/{target_name}/"
-    form, key = FORMATS[target.format], SigningKey(config)
+    form, key = INDEXES[target.format], SigningKey(config)
     paths = _fill_pool(new, entries, form.pool)
     form.write_index(new, entries, paths, target, f"pkgci-test-{final.parent.name}", key)
     form.write_client(new, url, target, key)
