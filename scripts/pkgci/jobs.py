@@ -10,15 +10,14 @@ import click
 from pkgci import engines
 from pkgci.artifacts import Result
 from pkgci.config import Config
-from pkgci.engines.base import BuildRef
-from pkgci.engines.local import LocalEngine
+from pkgci.engines.base import BuildRef, Engine
 from pkgci.errors import Exit, InfrastructureError, RequestError
 
 # of one run only: a repeated build has no parent that still runs
 _RUN = ("PARENT", "CORRELATION")
 
 
-def list_jobs(engine: LocalEngine) -> str:
+def list_jobs(engine: Engine) -> str:
     """Return a table of all jobs, each with its last build and how that one ended or where it is."""
     rows = []
     for job in engine.jobs():
@@ -28,7 +27,7 @@ def list_jobs(engine: LocalEngine) -> str:
     return "".join(f"{job:{width}}  {number:>5}  {state}\n" for job, number, state in rows)
 
 
-def list_builds(engine: LocalEngine, job: str) -> str:
+def list_builds(engine: Engine, job: str) -> str:
     """Return a table of a job's builds that are kept, newest first: when, how each ended, and for which change.
 
     Raises:
@@ -41,7 +40,7 @@ def list_builds(engine: LocalEngine, job: str) -> str:
     return "".join(rows)
 
 
-def run(engine: LocalEngine, job: str, parameters: Mapping[str, str], rerun: int | None = None) -> BuildRef:
+def run(engine: Engine, job: str, parameters: Mapping[str, str], rerun: int | None = None) -> BuildRef:
     """Start a build by hand.
 
     Args:
@@ -61,7 +60,7 @@ def run(engine: LocalEngine, job: str, parameters: Mapping[str, str], rerun: int
     return engine.start(job, {key: value for key, value in former.items() if key not in _RUN} | dict(parameters))
 
 
-def follow(engine: LocalEngine, ref: BuildRef) -> Exit:
+def follow(engine: Engine, ref: BuildRef) -> Exit:
     """Write a build's log to stdout until it has ended, and return how it ended as an exit code.
 
     Ctrl-C aborts the build and follows it to its end.
@@ -83,7 +82,7 @@ def follow(engine: LocalEngine, ref: BuildRef) -> Exit:
             engine.abort(ref)
 
 
-def exit_of(engine: LocalEngine, ref: BuildRef) -> Exit:
+def exit_of(engine: Engine, ref: BuildRef) -> Exit:
     """Wait for a build and return its result as an exit code: the step's own where it left one.
 
     Raises:
@@ -110,7 +109,7 @@ def _write(data: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def _engine() -> LocalEngine:
+def _engine() -> Engine:
     return engines.current(Config())
 
 

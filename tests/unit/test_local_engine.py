@@ -1,5 +1,6 @@
 """The local engine, with real builds of small jobs."""
 
+import inspect
 import os
 import re
 import shlex
@@ -17,10 +18,10 @@ from pkgci import engines
 from pkgci import jobs as user
 from pkgci.artifacts import Result
 from pkgci.engines import local
-from pkgci.engines.base import BuildRef
+from pkgci.engines.base import BuildRef, Engine
 from pkgci.engines.local import BuildRecord, LocalEngine
 from pkgci.engines.supervisor import count_tests
-from pkgci.errors import RequestError
+from pkgci.errors import Exit, RequestError
 
 HELD = 'touch "$WHO"; exec sleep 1000'
 # a grandchild in a session of its own, whose parents are gone and that ignores polite requests
@@ -62,6 +63,33 @@ def spawned_with(monkeypatch, settings: str) -> None:
     """Let supervisors run with other settings of their module."""
     code = f"from pkgci.engines import supervisor; {settings}; supervisor.main()"
     monkeypatch.setattr(local, "COMMAND", [sys.executable, "-c", code])
+
+
+class OnlyVerbs:
+    """An engine that has the verbs of `base.Engine`, and nothing else that the local one has."""
+
+    def __init__(self, engine: LocalEngine) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str):
+        if name not in vars(Engine):
+            raise AttributeError(f"{name} is no verb of an engine")
+        return getattr(self._engine, name)
+
+
+def test_the_local_engine_has_all_verbs_with_their_parameters():
+    verbs = [name for name in vars(Engine) if not name.startswith("_")]
+    ours = {name: inspect.signature(getattr(LocalEngine, name)).parameters for name in verbs}
+    assert ours == {name: inspect.signature(getattr(Engine, name)).parameters for name in verbs}
+
+
+def test_what_persons_do_with_jobs_needs_the_verbs_only(engine):
+    verbs = OnlyVerbs(engine)
+    run(engine, "exit 1", WHO="me")
+    again = user.run(verbs, "run-build", {}, rerun=1)
+    assert (user.follow(verbs, again), user.exit_of(verbs, again)) == (Exit.PACKAGE, Exit.PACKAGE)
+    assert re.search("run-build +2 +FAILURE", user.list_jobs(verbs))
+    assert len(user.list_builds(verbs, "run-build").splitlines()) == 2
 
 
 # definitions

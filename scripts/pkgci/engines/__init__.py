@@ -3,11 +3,12 @@
 import os
 
 from pkgci.config import Config
+from pkgci.engines.base import Engine
 from pkgci.engines.local import LocalEngine
 from pkgci.errors import RequestError
 
 
-def current(config: Config) -> LocalEngine:
+def current(config: Config) -> Engine:
     """Return the engine that the environment's `PKGCI_ENGINE` names, `local` without it.
 
     Raises:

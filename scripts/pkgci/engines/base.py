@@ -3,12 +3,17 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal, Protocol
 
+from pydantic import Field
+
+from pkgci.artifacts import Part, Record
 from pkgci.errors import RequestError
 
 Outcome = Literal["SUCCESS", "FAILURE", "ABORTED"]
+State = Literal["queued", "running"] | Outcome
 
 
 @dataclass(frozen=True, order=True)
@@ -34,6 +39,34 @@ class BuildRef:
         return cls(job, int(number))
 
 
+class Tests(Part):
+    """What the JUnit files of a build say: numbers of test cases."""
+
+    total: int
+    failed: int
+    skipped: int
+
+
+class BuildInfo(Record):
+    """What an engine knows of one build."""
+
+    job: str
+    number: int
+    state: State
+    parameters: dict[str, str]
+    queued: datetime
+    started: datetime | None = None
+    ended: datetime | None = None
+    reason: str = Field("", description="why it ended so, where its steps' status does not say it")
+    tests: Tests | None = None
+    description: str = ""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return self.state in ("queued", "running")
+
+
 class Engine(Protocol):
     """What runs jobs. Every verb raises RequestError for a job or build that does not exist."""
 
@@ -46,7 +79,7 @@ class Engine(Protocol):
     def wait(self, ref: BuildRef, timeout: float | None = None) -> Outcome | None:
         """Wait until the build has ended; return its result, or None when `timeout` seconds passed first."""
 
-    def state(self, ref: BuildRef) -> Literal["queued", "running"] | Outcome:
+    def state(self, ref: BuildRef) -> State:
         """Return where the build is."""
 
     def log(self, ref: BuildRef, follow: bool = False) -> Iterator[bytes]:
@@ -57,3 +90,9 @@ class Engine(Protocol):
 
     def abort(self, ref: BuildRef) -> None:
         """Ask the build to stop; nothing when it has ended. Use `wait` to see it end."""
+
+    def builds(self, job: str) -> list[BuildRef]:
+        """Return the builds of `job` that are kept, oldest first."""
+
+    def record(self, ref: BuildRef) -> BuildInfo:
+        """Return all that is known of a build."""

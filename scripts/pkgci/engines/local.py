@@ -20,13 +20,9 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
-from pydantic import Field
-
-from pkgci.artifacts import Part, Record
 from pkgci.config import ROOT, Config
-from pkgci.engines.base import BuildRef, Outcome
+from pkgci.engines.base import BuildInfo, BuildRef, Outcome, State
 from pkgci.engines.definitions import Definition, read, render
 from pkgci.engines.processes import SUPERVISOR, kill_all
 from pkgci.errors import InfrastructureError, RequestError
@@ -41,38 +37,15 @@ INHERITED = re.compile(
 )
 
 
-class Tests(Part):
-    """What the JUnit files of a build say: numbers of test cases."""
-
-    total: int
-    failed: int
-    skipped: int
-
-
-class BuildRecord(Record):
+class BuildRecord(BuildInfo):
     """`build.json` of the engine's state: one build. `cookie` marks its processes."""
 
-    job: str
-    number: int
     label: str
-    state: Literal["queued", "running", "SUCCESS", "FAILURE", "ABORTED"]
-    parameters: dict[str, str]
     cookie: str
-    queued: datetime
-    started: datetime | None = None
-    ended: datetime | None = None
-    reason: str = Field("", description="why it ended so, where its steps' status does not say it")
-    tests: Tests | None = None
-    description: str = ""
-
-    @property
-    def alive(self) -> bool:
-        """Whether it has not ended."""
-        return self.state in ("queued", "running")
 
 
 class LocalEngine:
-    """The verbs of `base.Engine`, and two more for people: `builds` and `record`.
+    """The verbs of `base.Engine`, on files.
 
     Args:
         config: gives the places of state and cache, and the executors of each label.
@@ -139,7 +112,7 @@ class LocalEngine:
             time.sleep(POLL)
         return record.state
 
-    def state(self, ref: BuildRef) -> Literal["queued", "running"] | Outcome:
+    def state(self, ref: BuildRef) -> State:
         """See `base.Engine`."""
         return self.record(ref).state
 
@@ -169,7 +142,7 @@ class LocalEngine:
                 (self.directory(ref) / "abort").touch()
 
     def builds(self, job: str) -> list[BuildRef]:
-        """Return the builds of `job` that are kept, oldest first."""
+        """See `base.Engine`."""
         with _disk(f"list the builds of {job}"):
             folder = self._jobs / job / "builds"
             names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
@@ -178,7 +151,7 @@ class LocalEngine:
         return [BuildRef(job, number) for number in sorted(int(name) for name in names if name.isdigit())]
 
     def record(self, ref: BuildRef) -> BuildRecord:
-        """Return all that is known of a build; end it as aborted when its supervisor was killed."""
+        """See `base.Engine`. A build whose supervisor was killed is ended as aborted."""
         directory = self.directory(ref)
         record = BuildRecord.read(directory / "build.json")
         if not record.alive:

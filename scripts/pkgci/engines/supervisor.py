@@ -24,9 +24,9 @@ from xml.parsers import expat
 
 from pkgci.command import supervised
 from pkgci.config import Config
-from pkgci.engines.base import BuildRef, Outcome
+from pkgci.engines.base import BuildRef, Outcome, Tests
 from pkgci.engines.definitions import read
-from pkgci.engines.local import POLL, LocalEngine, Tests, remove, try_lock
+from pkgci.engines.local import POLL, LocalEngine, remove, try_lock
 from pkgci.engines.processes import COOKIE, SUPERVISOR, kill_all
 from pkgci.errors import Exit, PkgciError
 
