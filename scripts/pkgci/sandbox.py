@@ -86,8 +86,9 @@ class Files:
         info.type = tarfile.DIRTYPE
         self._tar.addfile(info)
 
-    def finished(self) -> IO[bytes]:
-        """Return the stream, complete and at its beginning."""
+    def finished(self, script: str) -> IO[bytes]:
+        """Return the stream with the script to run, complete and at its beginning."""
+        self.add("/pkgci-script", script, 0o755)
         self._tar.close()
         self.stream.seek(0)
         return self.stream
@@ -162,9 +163,42 @@ def execute(
         PackageError: the limit of time or log was reached, or `/out` holds something else than plain files and directories.
         InfrastructureError: the sandbox cannot be made.
     """
-    files.add("/pkgci-script", script, 0o755)
+    with tempfile.TemporaryFile() as archive:
+        stdin = files.finished(script)
+        status = contained(base, stdin, archive, limits=limits, log_to=log_to, arguments=arguments, network=network)
+        return Outcome(status, tuple(unpack(archive, output, limits.disk_mib << 20)))
+
+
+def contained(
+    base: Path,
+    files: IO[bytes],
+    archive: IO[bytes],
+    *,
+    limits: Limits,
+    log_to: IO[bytes],
+    arguments: tuple[str, ...] = (),
+    network: bool = False,
+) -> int:
+    """Do what `execute` does between two streams: what goes into the root, and what comes back, still hostile.
+
+    Args:
+        base: as of `execute`.
+        files: what `Files.finished` returns, a file with a descriptor.
+        archive: an open file that takes a tar of `/out`; it is at its beginning afterwards.
+        limits: as of `execute`.
+        log_to: as of `execute`.
+        arguments: as of `execute`.
+        network: as of `execute`.
+
+    Returns:
+        The status of the script.
+
+    Raises:
+        PackageError: the limit of time or log was reached, or `files` cannot be unpacked.
+        InfrastructureError: the sandbox cannot be made.
+    """
     variables = {"LC_ALL": "C.UTF-8", "HOME": "/root", "PATH": PATH}
-    with tempfile.TemporaryFile() as archive, base.open("rb") as root, _memory_limit(limits) as confined:
+    with base.open("rb") as root, _memory_limit(limits) as confined:
         command = [
             *confined,
             *namespaces(network),
@@ -176,7 +210,7 @@ def execute(
             *("sh", "-c", SCRIPT, "sandbox.sh", str(limits.disk_mib), "yes" if network else "no"),
             *("sh", "-eu", "/pkgci-script", *arguments),
         ]
-        status = _wait(command, files.finished(), root, archive, log_to, limits.seconds)
+        status = _wait(command, files, root, archive, log_to, limits.seconds)
         archive.seek(0)
         if not archive.read(1):
             if status == TREE_DOES_NOT_FIT:
@@ -187,7 +221,7 @@ def execute(
                 f"the sandbox ended with status {status} before or beside its script; see the log above"
             )
         archive.seek(0)
-        return Outcome(status, tuple(_unpack(archive, output, limits.disk_mib << 20)))
+        return status
 
 
 def _wait(
@@ -279,7 +313,7 @@ def _cgroup() -> Path | None:
     return None
 
 
-def _unpack(archive: IO[bytes], output: Path, largest: int) -> Iterator[Path]:
+def unpack(archive: IO[bytes], output: Path, largest: int) -> Iterator[Path]:
     """Unpack the regular files of a tar that a sandbox made into `output`, and yield their paths.
 
     The tar is hostile: only plain files and directories with relative names that stay below are taken, and not more than

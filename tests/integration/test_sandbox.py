@@ -18,7 +18,7 @@ import pytest
 from pkgci.config import Config, Limits
 from pkgci.errors import InfrastructureError, PackageError
 from pkgci.roots import Root, build_root
-from pkgci.sandbox import Files, Outcome, _cgroup, _unpack, execute
+from pkgci.sandbox import Files, Outcome, _cgroup, execute, unpack
 
 
 @pytest.fixture(scope="session")
@@ -250,5 +250,5 @@ def test_only_plain_files_below_the_output_are_taken(tmp_path: Path, name: str, 
     output = tmp_path / "out"
     output.mkdir()
     with pytest.raises(PackageError, match="no plain file"):
-        list(_unpack(stream, output, 1 << 20))
+        list(unpack(stream, output, 1 << 20))
     assert list(tmp_path.rglob("*")) == [output]
