@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 EMBEDDED = ROOT / "etc" / "embedded"
 
 NAME = r"[a-z0-9][a-z0-9+.-]*"
+# of a build: Debian's registered ones (nodoc, pkg.hello.static), or the condition of a spec
+PROFILE = r"[a-z0-9][a-z0-9_+.-]{0,63}"
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$", max_length=100)]
 Project = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*$")]
 Prefix = Annotated[str, StringConstraints(pattern=r"^(https?|ssh|git|file)://.*/$")]
@@ -54,7 +56,8 @@ class Section(BaseModel):
 class Limits(Section):
     """What the sandbox allows one build: wall time, processes, disk of its root, memory."""
 
-    seconds: int = Field(3600, ge=1)
+    # the jobs' own limits, in jobs/templates/, are above what this allows
+    seconds: int = Field(3600, ge=1, le=10800)
     processes: int = Field(4096, ge=16)
     disk_mib: int = Field(8192, ge=64)
     memory_mib: int = Field(4096, ge=64)
@@ -96,6 +99,8 @@ class Settings(Section):
     test_repository_days: int = Field(14, ge=1)
     store_days: int = Field(30, ge=1, description="unreferenced store entries younger than this are kept")
     root_days: int = Field(7, ge=1, description="build roots and snapshots older than this are made anew")
+    failed_root_days: int = Field(3, ge=1, description="roots of failed builds are kept so long for `pkgci shell`")
+    failed_roots_mib: int = Field(8192, ge=1, description="all of them together; the oldest go first")
     limits: Limits = Limits()
     paths: PathsSection = PathsSection()
 
@@ -165,7 +170,10 @@ class PackageEntry(Section):
     packaging: Project | None = None
     allow: tuple[RelativePath, ...] = Field((), description="paths that may hold packages or tarballs (test data)")
     rebuild: int = Field(0, ge=0, description="raise it to build the same tree again under a higher version")
-    limits: Limits | None = None
+    profiles: tuple[Annotated[str, StringConstraints(pattern=f"^{PROFILE}$")], ...] = Field(
+        (), description="build profiles that every build of this package has; `nocheck` runs no tests"
+    )
+    limits: Limits | None = Field(None, description="what is not given is as in config.yaml")
     install: Leftovers = Leftovers()
 
     @property
@@ -234,6 +242,18 @@ class Config:
         """Return the target NAME."""
         return self._entry("targets", name, Target)
 
+    def targets(self) -> dict[str, Target]:
+        """Return all targets by name. Of those of a codename exactly one has `independent: true`."""
+        found = {name: self.target(name) for name in self.names("targets")}
+        for codename in sorted({target.codename for target in found.values()}):
+            names = [name for name, one in found.items() if one.codename == codename and one.independent]
+            if len(names) != 1:
+                raise RequestError(
+                    f"{self.directory / 'targets'}: codename {codename}: {' and '.join(names) or 'no target'} with "
+                    "`independent: true`; exactly one builds what is architecture-independent, and the source"
+                )
+        return found
+
     def release(self, name: str) -> Release:
         """Return the release NAME."""
         return self._entry("releases", name, Release)
@@ -241,6 +261,11 @@ class Config:
     def package(self, name: str) -> PackageEntry:
         """Return the entry of the source package NAME."""
         return self._entry("packages", name, PackageEntry)
+
+    def limits(self, entry: PackageEntry) -> Limits:
+        """Return what the sandbox allows builds of a package: its own limits over those of `config.yaml`."""
+        own = entry.limits.model_dump(exclude_unset=True) if entry.limits else {}
+        return self.settings.limits.model_copy(update=own)
 
     def names(self, kind: Literal["targets", "releases", "packages"]) -> list[str]:
         """Return the names of all entries of a kind, sorted. Hidden files are an editor's own."""

@@ -84,6 +84,10 @@ def _configured(config: Config) -> Iterator[Finding]:
             yield Finding(f"upstream of {name}: {', '.join(source.suite for source in sources)}", True)
         except PkgciError as error:
             yield Finding(f"target {name}", False, str(error))
+    try:
+        yield Finding(f"{len(config.targets())} targets, one independent of each codename", True)
+    except PkgciError as error:
+        yield Finding("targets as a whole", False, str(error))
     named = config.names("targets")
     mend = f"make {ROOT / 'jobs' / 'targets.yaml'} name what {config.directory / 'targets'} has: {', '.join(named)}"
     yield Finding(f"targets of the jobs: {', '.join(jobs)}", jobs == named, mend)

@@ -45,7 +45,7 @@ def settings_refused(directory: Path, text: str | bytes) -> str:
 def test_the_embedded_default_is_whole():
     config = Config(EMBEDDED)
     assert config.settings.serve
-    assert [config.target(name).format for name in config.names("targets")] == ["deb", "rpm"]
+    assert [target.format for target in config.targets().values()] == ["deb", "rpm"]
     assert config.release_of("any/branch") == ("default", config.release("default"))
     assert config.package_of("any/project") is None
 
@@ -157,6 +157,19 @@ def test_an_unknown_target_lists_the_known(directory):
         (directory / "targets" / f"{name}.yaml").write_text(TARGET)
     message = refused(lambda: Config(directory).target("bookwurm-amd64"))
     assert message == f"unknown target 'bookwurm-amd64'; {directory}/targets has: bookworm-amd64, trixie-amd64"
+
+
+def test_exactly_one_target_of_a_codename_builds_what_is_architecture_independent(directory):
+    for name, independent in (("one", "true"), ("two", "false")):
+        (directory / "targets" / f"{name}.yaml").write_text(f"{TARGET}independent: {independent}\n")
+    assert list(Config(directory).targets()) == ["one", "two"]
+    (directory / "targets" / "two.yaml").write_text(TARGET)
+    rule = "`independent: true`; exactly one builds what is architecture-independent, and the source"
+    several = refused(Config(directory).targets)
+    assert several == f"{directory}/targets: codename bookworm: one and two with {rule}"
+    for name in ("one", "two"):
+        (directory / "targets" / f"{name}.yaml").write_text(f"{TARGET}independent: false\n")
+    assert refused(Config(directory).targets) == f"{directory}/targets: codename bookworm: no target with {rule}"
 
 
 @pytest.mark.parametrize("name", ["../config", "a/b", "", ".x", "-x", "A", "a\n"])

@@ -22,3 +22,10 @@ def test_targets_that_the_jobs_do_not_have_are_found(tmp_path: Path):
     found = findings["targets of the jobs: bookworm-amd64, debianrpm-amd64"]
     assert not found.good
     assert "bookworm-amd64" in found.line()
+
+
+def test_two_targets_that_both_build_what_is_architecture_independent_are_found(tmp_path: Path):
+    targets = trees.config(tmp_path).directory / "targets"
+    (targets / "bookworm-arm.yaml").write_text((targets / "bookworm-amd64.yaml").read_text())
+    lines = [finding.line() for finding in examine(Config(targets.parent))]
+    assert any("codename bookworm: bookworm-amd64 and bookworm-arm with `independent: true`" in line for line in lines)
