@@ -3,10 +3,12 @@
 The keys of released repositories are none of this module's business.
 """
 
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -26,6 +28,7 @@ Expire-Date: 0
 %commit
 """
 SECONDS = 120
+HOME = "pkgci-gpg-"
 
 
 class SigningKey:
@@ -94,7 +97,8 @@ def _home(private: Path) -> Iterator[tuple[list[str], list[str]]]:
     The home is short-lived and its path short: an agent's socket lies in it, whose path may not have more than 107
     bytes, and an agent that two users share would be ended by the first one.
     """
-    with tempfile.TemporaryDirectory(prefix="pkgci-gpg-", dir="/tmp") as home:
+    _sweep()
+    with tempfile.TemporaryDirectory(prefix=HOME, dir="/tmp") as home, locked(Path(home)):
         Path(home, private.name).symlink_to(private.absolute())
         try:
             # an agent started like this ends, if soon after, with the command for which it was started
@@ -102,3 +106,14 @@ def _home(private: Path) -> Iterator[tuple[list[str], list[str]]]:
             yield agent, ["gpg", "--homedir", home, "--batch", "--quiet", "--trust-model", "always"]
         finally:
             run(["gpgconf", "--homedir", home, "--kill", "gpg-agent"], check=False, timeout=SECONDS, quiet=True)
+
+
+def _sweep() -> None:
+    """Remove the homes that killed processes of this user left."""
+    for home in Path("/tmp").glob(f"{HOME}*"):
+        with suppress(OSError):
+            # one that was made this moment is not locked yet
+            if home.lstat().st_uid == os.getuid() and time.time() - home.lstat().st_mtime > SECONDS:
+                with locked(home, wait=False) as dead:
+                    if dead:
+                        shutil.rmtree(home)

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ from pkgci.change import Change, QueueItem
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError, PackageError, RequestError
 from pkgci.keys import SigningKey
+from pkgci.locks import locked
 from pkgci.publish import is_merged, publish
 from pkgci.store import Entry, Record, Store, describe
 
@@ -423,6 +425,17 @@ def git(tmp_path: Path) -> Git:
 @pytest.fixture
 def merged(git: Git, tmp_path: Path) -> Callable[[str], bool]:
     return lambda commit, branch="main": is_merged(f"file://{git.remote}", branch, commit, tmp_path / "cache.git")
+
+
+def test_a_signature_removes_the_homes_that_killed_processes_left_and_no_other(config):
+    homes = [Path(tempfile.mkdtemp(prefix="pkgci-gpg-", dir="/tmp")) for _ in range(3)]
+    for home in homes[:2]:
+        os.utime(home, (0, 0))
+    with locked(homes[0]):
+        SigningKey(config).detach_sign(b"data")
+    assert [home.exists() for home in homes] == [True, False, True]
+    homes[0].rmdir()
+    homes[2].rmdir()
 
 
 def test_a_commit_is_merged_once_the_remote_branch_has_it_as_a_fast_forward(git, merged):
