@@ -1,6 +1,6 @@
 # The two commands of a new user, and what developers and operators run beside them.
 
-.PHONY: demo test bench setup clean
+.PHONY: demo test soak bench setup clean
 
 demo: setup
 	@.venv/bin/python -m pkgci.demo
@@ -9,6 +9,11 @@ test:
 	@scripts/setup.sh test
 	@.venv/bin/pkgci prepare
 	@.venv/bin/tox
+
+# what the tests do a few times, a hundred times: hours
+soak:
+	@scripts/setup.sh test
+	@PKGCI_KILLS=100 .venv/bin/tox -e integration -- -s -n 0 -k random_kills
 
 bench: setup
 	@PYTHONPATH=tests .venv/bin/python tests/bench/bench_compile.py

@@ -28,6 +28,8 @@ Expire-Date: 0
 %commit
 """
 SECONDS = 120
+# short, whatever TMPDIR says: see _home
+HOMES = Path("/tmp")  # noqa: S108 - each home below it is made by mkdtemp(3)
 HOME = "pkgci-gpg-"
 
 
@@ -98,7 +100,7 @@ def _home(private: Path) -> Iterator[tuple[list[str], list[str]]]:
     bytes, and an agent that two users share would be ended by the first one.
     """
     _sweep()
-    with tempfile.TemporaryDirectory(prefix=HOME, dir="/tmp") as home, locked(Path(home)):
+    with tempfile.TemporaryDirectory(prefix=HOME, dir=HOMES) as home, locked(Path(home)):
         Path(home, private.name).symlink_to(private.absolute())
         try:
             # an agent started like this ends, if soon after, with the command for which it was started
@@ -110,7 +112,7 @@ def _home(private: Path) -> Iterator[tuple[list[str], list[str]]]:
 
 def _sweep() -> None:
     """Remove the homes that killed processes of this user left."""
-    for home in Path("/tmp").glob(f"{HOME}*"):
+    for home in HOMES.glob(f"{HOME}*"):
         with suppress(OSError):
             # one that was made this moment is not locked yet
             if home.lstat().st_uid == os.getuid() and time.time() - home.lstat().st_mtime > SECONDS:
