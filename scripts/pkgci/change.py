@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from pkgci.config import Config
+from pkgci.config import PROFILE, Config
 from pkgci.errors import RequestError
 
 # a project becomes a path of files, so its length has a limit; a branch has what people give theirs, without shell's characters
@@ -21,6 +21,10 @@ BRANCH = r"[A-Za-z0-9_][A-Za-z0-9._+,=@#-]*(/[A-Za-z0-9_][A-Za-z0-9._+,=@#-]*)*"
 REF = f"refs/{BRANCH}"
 OBJECT = r"[0-9a-f]{40}"
 ITEM = f"{PROJECT}:{BRANCH}:{REF}"
+STEPS = ("compile", "publish", "lint", "install", "systest")
+# what a step cannot run without
+NEEDS = {"publish": "compile", "lint": "compile", "install": "publish", "systest": "publish"}
+TESTS = ("lint", "install", "systest")
 
 RULES = {
     "ZUUL_PROJECT": PROJECT,
@@ -37,6 +41,11 @@ RULES = {
     "ZUUL_OLDREV": OBJECT,
     "ZUUL_NEWREV": OBJECT,
     "RUN_TESTS": r"true|false",
+    "ONLY": f"({'|'.join(STEPS)})(,({'|'.join(STEPS)}))*",
+    "BUILD_PROFILES": f"{PROFILE}(,{PROFILE}){{0,19}}",
+    "BUILD_MINUTES": r"[1-9][0-9]?|1[0-7][0-9]|180",
+    "REPRODUCIBLE": r"true|false",
+    "KEEP_ROOT": r"true|false",
     "BUILD_KEY": r"[0-9a-f]{64}",
     "REPOSITORIES": r"https?://[A-Za-z0-9/._~:%+\[\]-]+( https?://[A-Za-z0-9/._~:%+\[\]-]+)*",
     "SOURCE_TREE": OBJECT,
@@ -125,6 +134,20 @@ class Parameters:
     def run_tests(self) -> bool:
         """Whether lint, install and system test follow the publication."""
         return self.get("RUN_TESTS") != "false"
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The steps of a build, in their order: all, or those of ONLY with what they need; no tests if RUN_TESTS is false."""
+        wanted = set(self.get("ONLY").split(",") if self.get("ONLY") else STEPS)
+        for step in reversed(STEPS):
+            if step in wanted and step in NEEDS:
+                wanted.add(NEEDS[step])
+        return tuple(step for step in STEPS if step in wanted and (self.run_tests or step not in TESTS))
+
+    @property
+    def profiles(self) -> tuple[str, ...]:
+        """The build profiles of BUILD_PROFILES."""
+        return tuple(filter(None, self.get("BUILD_PROFILES").split(",")))
 
     def run_name(self, key: str) -> str:
         """Return the name of the run in a test repository's URL: project, change or build, and what makes it unique."""

@@ -43,7 +43,23 @@ def _compiles(pattern: str) -> str:
     return pattern
 
 
+def _absolute(path: str) -> str:
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    if not expanded.startswith("/") or "\0" in expanded:
+        raise ValueError(f"{path!r} is no absolute path")
+    return expanded
+
+
+def _ed25519(line: str) -> str:
+    # RFC 8709, 4: the same 19 bytes before the 32 of each key; a comment may follow
+    if not re.fullmatch(r"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}( [ -~]*)?", line):
+        raise ValueError("must be the line of the host's own /etc/ssh/ssh_host_ed25519_key.pub: `ssh-ed25519 AAAA...`")
+    return line
+
+
 RelativePath = Annotated[str, AfterValidator(_below)]
+AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+HostKey = Annotated[str, AfterValidator(_ed25519)]
 Pattern = Annotated[str, AfterValidator(_compiles)]
 
 
@@ -77,12 +93,22 @@ class Executors(Section):
         return getattr(self, label) if label in type(self).model_fields else None
 
 
+class BuildHost(Section):
+    """A machine on which `compile` runs what is not trusted, by ssh; see `pkgci build-host`."""
+
+    host: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.:-]*$", max_length=253)]
+    port: int = Field(22, ge=1, le=65535)
+    user: Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_-]*$")]
+    host_key: HostKey
+    identity: AbsolutePath = Field(description="the file of the private key, ed25519, that `user` lets in")
+
+
 class PathsSection(Section):
     """Where things are kept; by default the XDG places of the user."""
 
-    cache: str | None = None
-    state: str | None = None
-    data: str | None = None
+    cache: AbsolutePath | None = None
+    state: AbsolutePath | None = None
+    data: AbsolutePath | None = None
 
 
 class Settings(Section):
@@ -102,6 +128,7 @@ class Settings(Section):
     failed_root_days: int = Field(3, ge=1, description="roots of failed builds are kept so long for `pkgci shell`")
     failed_roots_mib: int = Field(8192, ge=1, description="all of them together; the oldest go first")
     limits: Limits = Limits()
+    build_hosts: dict[Name, BuildHost] = {}
     paths: PathsSection = PathsSection()
 
 
@@ -140,6 +167,7 @@ class Target(Section):
     tag: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]*$")] = Field(description="in versions, e.g. deb12")
     base: Literal["debian", "rpm"] = Field("debian", description="what its roots and machines are made of")
     base_codename: Name | None = Field(None, description="the base's own codename where it is not the target's")
+    build_host: Name | None = Field(None, description="one of `build_hosts`; without it compile builds where it runs")
     notice: str = Field("", description="what a person must know about packages of this target")
     upstream: Upstream
     root: RootSection = RootSection()
@@ -229,12 +257,7 @@ class Config:
     def _place(self, kind: str, variable: str, default: str) -> Path:
         configured = getattr(self.settings.paths, kind)
         if configured:
-            place = Path(os.path.expanduser(os.path.expandvars(configured)))
-            if not place.is_absolute():
-                raise RequestError(
-                    f"{self.directory / 'config.yaml'}: paths.{kind}: {configured!r} is no absolute path"
-                )
-            return place
+            return Path(configured)
         xdg = os.environ.get(variable, "")
         return (Path(xdg) if xdg.startswith("/") else Path.home() / default) / "pkgci"
 
@@ -266,6 +289,24 @@ class Config:
         """Return what the sandbox allows builds of a package: its own limits over those of `config.yaml`."""
         own = entry.limits.model_dump(exclude_unset=True) if entry.limits else {}
         return self.settings.limits.model_copy(update=own)
+
+    def build_host(self, target: str) -> str | None:
+        """Return the name of the build host of a target, which `settings.build_hosts` has; None when it has none.
+
+        Raises:
+            RequestError: there is no build host of that name.
+        """
+        name = self.target(target).build_host
+        if name is not None and name not in self.settings.build_hosts:
+            known = ", ".join(sorted(self.settings.build_hosts)) or "none"
+            place = self.place_of(f"targets/{target}.yaml", "build_host")
+            raise RequestError(f"{place}: no {name!r} in build_hosts of {self.directory / 'config.yaml'}: {known}")
+        return name
+
+    def place_of(self, file: str, *key: str) -> str:
+        """Return where a key stands in a file of this configuration, for an error: `FILE:LINE: KEY`."""
+        path = self.directory / file
+        return f"{path}:{_line(path.read_text(), key)}: {'.'.join(key)}"
 
     def names(self, kind: Literal["targets", "releases", "packages"]) -> list[str]:
         """Return the names of all entries of a kind, sorted. Hidden files are an editor's own."""

@@ -15,14 +15,15 @@ CHANGE = {
     *("ZUUL_PROJECT", "ZUUL_BRANCH", "ZUUL_CHANGE", "ZUUL_PATCHSET", "ZUUL_CHANGES", "ZUUL_PIPELINE", "ZUUL_UUID"),
     *("ZUUL_REF", "ZUUL_URL", "ZUUL_COMMIT", "ZUUL_REFNAME", "ZUUL_OLDREV", "ZUUL_NEWREV"),
 }
+COMPILE = {"BUILD_PROFILES", "BUILD_MINUTES", "REPRODUCIBLE", "KEEP_ROOT"}
 PARAMETERS = {
-    "build": STARTED_BY | CHANGE | {"RUN_TESTS", "REPOSITORIES"},
-    "compile": STARTED_BY | CHANGE | {"SOURCE_TREE", "PACKAGING_TREE", "REPOSITORIES", "RUN_TESTS"},
+    "build": STARTED_BY | CHANGE | COMPILE | {"RUN_TESTS", "REPOSITORIES", "ONLY"},
+    "compile": STARTED_BY | CHANGE | COMPILE | {"SOURCE_TREE", "PACKAGING_TREE", "REPOSITORIES", "RUN_TESTS"},
     "publish": STARTED_BY | CHANGE | {"BUILD_KEY"},
     "install": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY"},
 }
 LABELS = {"build": "control", "compile": "build", "publish": "repository", "install": "systest"}
-MINUTES = {"build": "240", "compile": "120", "publish": "30", "install": "60"}
+MINUTES = {"build": "900", "compile": "600", "publish": "30", "install": "60"}
 
 
 def step(job):
@@ -136,7 +137,8 @@ def test_every_parameter_is_described_and_only_run_tests_is_set_by_default(jobs)
     for xml in jobs.values():
         for parameter in xml.findall(path):
             assert parameter.findtext("description")
-            default = "true" if parameter.findtext("name") == "RUN_TESTS" else ""
+            booleans = {"RUN_TESTS": "true", "REPRODUCIBLE": "false", "KEEP_ROOT": "false"}
+            default = booleans.get(parameter.findtext("name"), "")
             assert parameter.findtext("defaultValue") == default
 
 

@@ -26,6 +26,11 @@ ACCEPTED = {
     "ZUUL_OLDREV": [ID, "0" * 40],
     "ZUUL_NEWREV": [ID],
     "RUN_TESTS": ["true", "false"],
+    "ONLY": ["lint", "compile,lint", "systest,install,publish"],
+    "BUILD_PROFILES": ["nocheck", "nodoc,pkg.hello.static", "x_y,stage1,c++"],
+    "BUILD_MINUTES": ["1", "90", "180"],
+    "REPRODUCIBLE": ["true", "false"],
+    "KEEP_ROOT": ["true", "false"],
     "BUILD_KEY": ["f" * 64],
     "REPOSITORIES": [f"{GOOD}a/repository.json", f"{GOOD}a/repository.json {GOOD}b/repository.json"],
     "SOURCE_TREE": [ID],
@@ -292,3 +297,39 @@ def test_a_run_without_a_number_is_named_by_its_build_and_never_twice_the_same()
     one, other = parameters.run_name("f" * 64), parameters.run_name("f" * 64)
     assert one.startswith("hello-ffffffff-")
     assert one != other
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [
+        ({}, "compile publish lint install systest"),
+        ({"RUN_TESTS": "false"}, "compile publish"),
+        ({"ONLY": "compile"}, "compile"),
+        ({"ONLY": "lint"}, "compile lint"),
+        ({"ONLY": "install"}, "compile publish install"),
+        ({"ONLY": "systest,lint"}, "compile publish lint systest"),
+        ({"ONLY": "lint", "RUN_TESTS": "false"}, "compile"),
+    ],
+)
+def test_the_steps_are_those_asked_for_and_what_they_need(given, steps):
+    assert " ".join(Parameters.read(given).steps) == steps
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ONLY", "compile,"),
+        ("ONLY", "compile lint"),
+        ("ONLY", "build"),
+        ("BUILD_PROFILES", "NoCheck"),
+        ("BUILD_PROFILES", "!nocheck"),
+        ("BUILD_PROFILES", "-P"),
+        ("BUILD_PROFILES", "a,,b"),
+        ("BUILD_PROFILES", ",".join(["a"] * 21)),
+        ("BUILD_MINUTES", "0"),
+        ("BUILD_MINUTES", "181"),
+        ("REPRODUCIBLE", "yes"),
+    ],
+)
+def test_what_a_build_may_be_asked_for_is_bounded(name, value):
+    assert refused(lambda: Parameters.read({name: value})).startswith(f"parameter {name}: ")

@@ -280,4 +280,13 @@ def test_places_may_be_configured_with_variables(directory, monkeypatch):
 def test_a_place_that_depends_on_where_one_stands_is_refused(directory, place):
     (directory / "config.yaml").write_text(f"paths: {{cache: {place}}}\n")
     message = refused(lambda: Config(directory).cache)
-    assert message == f"{directory}/config.yaml: paths.cache: {place!r} is no absolute path"
+    assert message == f"{directory}/config.yaml:1: paths.cache: Value error, {place!r} is no absolute path"
+
+
+def test_a_packages_limits_stand_over_those_of_the_configuration(directory):
+    (directory / "config.yaml").write_text("limits: {seconds: 100, disk_mib: 500}\n")
+    (directory / "packages" / "a.yaml").write_text("source: a\nlimits: {seconds: 200}\n")
+    (directory / "packages" / "b.yaml").write_text("source: b\n")
+    config = Config(directory)
+    assert config.limits(config.package("a")) == Limits(seconds=200, disk_mib=500)
+    assert config.limits(config.package("b")) == Limits(seconds=100, disk_mib=500)
