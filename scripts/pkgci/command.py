@@ -9,7 +9,9 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -102,3 +104,26 @@ def read(argv: Sequence[str | Path], *, env: Mapping[str, str | None], largest: 
     if process.returncode:
         raise InfrastructureError(f"{shlex.join(map(str, argv))[:200]}: status {process.returncode}")
     return said
+
+
+@contextmanager
+def streamed(argv: Sequence[str | Path], *, env: Mapping[str, str | None], input: bytes) -> Iterator[IO[bytes]]:
+    """Yield what a command says as a stream; the command is ended with the `with`.
+
+    Whoever reads the stream has to know where its end is: the command's status is not looked at.
+
+    Args:
+        argv: the command and its arguments.
+        env: as of `run`.
+        input: bytes for its standard input.
+    """
+    variables = {name: value for name, value in {**os.environ, **env}.items() if value is not None}
+    with tempfile.TemporaryFile() as asked:
+        asked.write(input)
+        asked.seek(0)
+        with subprocess.Popen(supervised(argv), stdin=asked, stdout=subprocess.PIPE, env=variables) as process:
+            assert process.stdout is not None
+            try:
+                yield process.stdout
+            finally:
+                process.kill()

@@ -63,16 +63,20 @@ class Files:
     def add(self, path: str, content: bytes | str, mode: int = 0o644) -> None:
         """Add a regular file with the absolute path `path` inside the root."""
         data = content.encode() if isinstance(content, str) else content
-        info = self._info(path, mode)
-        info.size = len(data)
-        self._tar.addfile(info, io.BytesIO(data))
+        self.add_stream(path, io.BytesIO(data), len(data), mode)
 
     def add_file(self, path: str, source: Path, mode: int = 0o644) -> None:
         """Add the host's regular file `source` under the absolute path `path`."""
-        info = self._info(path, mode)
         with source.open("rb") as stream:
-            info.size = os.fstat(stream.fileno()).st_size
-            self._tar.addfile(info, stream)
+            self.add_stream(path, stream, os.fstat(stream.fileno()).st_size, mode)
+
+    def add_stream(self, path: str, stream: IO[bytes], size: int, mode: int = 0o644) -> None:
+        """Add a regular file with the next `size` bytes of `stream`, which are never in memory as a whole."""
+        info = self._info(path, mode)
+        info.size = size
+        self._tar.addfile(info, stream)
+        # it remembers each file that it has written
+        self._tar.members.clear()
 
     def add_link(self, path: str, to: str) -> None:
         """Add a symbolic link; where it leads is resolved inside the sandbox only."""

@@ -6,7 +6,6 @@ same inputs give the same tree. What the files say is left to the sandbox.
 
 import bz2
 import hashlib
-import io
 import json
 import lzma
 import os
@@ -16,10 +15,13 @@ import uuid
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from io import BufferedReader, RawIOBase
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from pkgci.change import Change, local_changes
-from pkgci.command import read, run
+from pkgci.command import read, run, streamed
 from pkgci.config import Config, PackageEntry
 from pkgci.errors import InfrastructureError, PackageError, RequestError
 
@@ -46,9 +48,12 @@ ISOLATED = {
     "XDG_CONFIG_HOME": os.devnull,
 }
 
-# a tree is read as a whole; a few objects can name the same gigabytes over and over
+# a few objects can name the same gigabytes over and over
 LISTING_BYTES = 64 << 20
 TREE_BYTES = 2 << 30
+# what is looked at in each file, and what a file may have that is read as a whole
+HEAD_BYTES = 1 << 20
+CONTENT_BYTES = 16 << 20
 # refs/changes/KEY/change and, where the branch exists, refs/changes/KEY/base of a local change
 LOCAL_REFS = "refs/changes/"
 
@@ -109,11 +114,26 @@ class Sources:
 
 @dataclass(frozen=True)
 class Blob:
-    """A file of a tree: its path, and its git mode (`100644`, `100755`, `120000`)."""
+    """A file of a tree: its path, its git mode (`100644`, `100755`, `120000`) and its size.
+
+    `stream` gives the content once, until the next file is asked for.
+    """
 
     path: str
     mode: str
-    content: bytes
+    size: int
+    stream: IO[bytes]
+
+    @cached_property
+    def content(self) -> bytes:
+        """The whole content of a file that is small by nature.
+
+        Raises:
+            PackageError: it is not.
+        """
+        if self.size > CONTENT_BYTES:
+            raise PackageError(f"{_shown(self.path)} has more than {CONTENT_BYTES >> 20} MiB, too much for what it is")
+        return self.stream.read(self.size)
 
 
 def git(
@@ -335,16 +355,50 @@ def _shown(path: str) -> str:
 
 
 def blobs(tree: Tree, paths: Sequence[str] | None = None) -> Iterator[Blob]:
-    """Yield the files of a tree, or those of `paths`, with their content."""
+    """Yield the files of a tree, or those of `paths`, one after the other: no more than one is in memory.
+
+    Raises:
+        InfrastructureError: the repository lacks one.
+    """
     entries = _entries(tree)
     wanted = list(entries) if paths is None else [path for path in paths if path in entries]
-    asked = "".join(f"{entries[path][1]}\n" for path in wanted).encode()
-    answer = io.BytesIO(git(tree.repository, "cat-file", "--batch", input=asked).stdout)
-    for path in wanted:
-        header = answer.readline().split()
-        content = answer.read(int(header[2]))
-        answer.read(1)
-        yield Blob(path, entries[path][0], content)
+    # below the threshold git reads a file as a whole, too
+    command = ["git", "-C", tree.repository, "-c", f"core.bigFileThreshold={HEAD_BYTES}", "cat-file", "--batch"]
+    with streamed(command, env=GIT, input="".join(f"{entries[path][1]}\n" for path in wanted).encode()) as answer:
+        for path in wanted:
+            mode, identity = entries[path]
+            header = answer.readline().split()
+            if header[1:2] != [b"blob"]:
+                raise InfrastructureError(f"{tree.repository}: object {identity} is missing or damaged; remove that directory")
+            content = _Part(answer, int(header[2]))
+            yield Blob(path, mode, content.left, BufferedReader(content))
+            content.skip()
+            answer.read(1)
+
+
+class _Part(RawIOBase):
+    """The next `left` bytes of a stream."""
+
+    def __init__(self, stream: IO[bytes], left: int) -> None:
+        self._stream = stream
+        self.left = left
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        size = min(len(buffer), self.left)
+        data = self._stream.read(size)
+        if len(data) < size:
+            raise InfrastructureError(f"git ended {self.left - len(data)} bytes before the end of a file")
+        buffer[:size] = data
+        self.left -= size
+        return size
+
+    def skip(self) -> None:
+        """Read what is left."""
+        while self.left:
+            self.read(HEAD_BYTES)
 
 
 def refuse_unfit(config: Config, tree: Tree, entry: PackageEntry, package: str) -> None:
@@ -370,12 +424,14 @@ def refuse_unfit(config: Config, tree: Tree, entry: PackageEntry, package: str) 
 
 def _refused(blob: Blob, package: str) -> str | None:
     """Return why a file must not be in a source tree, or None."""
-    name, head = PurePosixPath(blob.path).name, blob.content[: 1 << 16]
+    name = PurePosixPath(blob.path).name
     if name == ".gitattributes":
         for line in blob.content.decode(errors="replace").splitlines():
             words = line.split()[1:] if not line.lstrip().startswith("#") else []
             if any(word == "export-subst" or word.startswith("filter=") for word in words):
                 return "sets export-subst or a filter: the same tree would give different bits; remove the attribute"
+    beginning = blob.content if name == ".gitattributes" else blob.stream.read(HEAD_BYTES)
+    head = beginning[: 1 << 16]
     if head.startswith(b"!<arch>\ndebian-binary"):
         return "is a Debian binary package; only source belongs in the tree (or `allow` the path as test data)"
     if head.startswith(b"\xed\xab\xee\xdb"):
@@ -388,15 +444,14 @@ def _refused(blob: Blob, package: str) -> str | None:
         return "is an orig tarball; git holds the unpacked source only"
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
         return "is a git LFS pointer; the tree must hold the file itself"
-    top = _first_member(blob.content).partition("/")[0].lower()
+    top = _first_member(beginning).partition("/")[0].lower()
     if re.fullmatch(rf"{re.escape(package.lower())}[-_]v?[0-9].*", top):
         return f"is a release tarball of {package} itself; git holds the unpacked source only"
     return None
 
 
-def _first_member(content: bytes) -> str:
-    """Return the first path in a (compressed) tar archive, empty when it is none. Reads its beginning, never more."""
-    head = content[: 1 << 20]
+def _first_member(head: bytes) -> str:
+    """Return the first path in a (compressed) tar archive by its beginning, empty when it is none."""
     try:
         if head.startswith(b"\x1f\x8b"):
             head = zlib.decompressobj(wbits=31).decompress(head, 1 << 16)

@@ -507,6 +507,23 @@ def test_empty_and_large_files_come_back_whole(remote):
     assert content(tree_of(remote, files)).items() >= files.items()
 
 
+def test_what_was_not_read_of_a_file_is_not_in_the_next_one(remote):
+    files = {"one": b"1" * (3 << 20), "two": b"2" * (3 << 20)}
+    tree = tree_of(remote, files)
+    assert [(blob.path, blob.stream.read(2)) for blob in source.blobs(tree, list(files))] == [
+        ("one", b"11"),
+        ("two", b"22"),
+    ]
+
+
+def test_an_object_that_the_repository_lacks_is_the_machines_fault(remote):
+    tree = tree_of(remote, {"lost": b"lost\n"})
+    lost = git(remote / "hello", "rev-parse", "HEAD:lost")
+    (remote / "hello" / ".git" / "objects" / lost[:2] / lost[2:]).unlink()
+    message = refused(InfrastructureError, lambda: content(tree))
+    assert message.endswith(f"object {lost} is missing or damaged; remove that directory")
+
+
 # what is refused in a tree
 
 
@@ -629,6 +646,12 @@ def test_test_data_passes_where_it_is_allowed_and_nowhere_else(config, remote):
 def test_a_tree_that_passed_is_looked_at_anew_with_other_rules(config, remote):
     checked(config, remote, {"a.deb": DEB}, allow=("a.deb",))
     assert refused(PackageError, lambda: checked(config, remote, {}))
+
+
+def test_a_file_that_must_be_read_as_a_whole_is_refused_where_it_is_too_large(config, remote):
+    tree = tree_of(remote, {".gitattributes": b"#" * (source.CONTENT_BYTES + 1)})
+    message = refused(PackageError, lambda: source.refuse_unfit(config, tree, PackageEntry(source="hello"), "hello"))
+    assert message == ".gitattributes has more than 16 MiB, too much for what it is"
 
 
 def test_a_submodule_is_refused(remote):

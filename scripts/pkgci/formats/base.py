@@ -149,7 +149,7 @@ def add_blob(files: Files, blob: Blob, at: str) -> None:
     if blob.mode == "120000":
         files.add_link(f"{at}/{blob.path}", os.fsdecode(blob.content))
     else:
-        files.add(f"{at}/{blob.path}", blob.content, 0o755 if blob.mode == "100755" else 0o644)
+        files.add_stream(f"{at}/{blob.path}", blob.stream, blob.size, 0o755 if blob.mode == "100755" else 0o644)
 
 
 def script(name: str) -> str:
