@@ -4,7 +4,6 @@ The machine runs the package's code as root, so nothing that it says is trusted:
 with a form of its own. What decides here is the absence of findings, so a package that forges them only harms itself.
 """
 
-import base64
 import logging
 import time
 import xml.etree.ElementTree as ET
@@ -14,17 +13,17 @@ from pathlib import Path
 from typing import get_args
 
 from pkgci import repository
-from pkgci.artifacts import Finding, Install, InstallOutcome, Repository, RepositoryPackage
+from pkgci.artifacts import Finding, Install, InstallOutcome, RepositoryPackage
 from pkgci.config import Config
-from pkgci.errors import InfrastructureError, PackageError, RequestError
+from pkgci.errors import InfrastructureError, PackageError
 from pkgci.server import serve
+from pkgci.text import printable
+from pkgci.vm import guest
 from pkgci.vm.machine import GuestError, Machine
-from pkgci.vm.proxy import Proxy, Rule
-from pkgci.vm.snapshot import Snapshot, ensure, upstream_rules
+from pkgci.vm.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
-GUEST = Path(__file__).parent
 INSTALL_SECONDS = 900
 TRY_SECONDS = 900
 REMOVE_SECONDS = 600
@@ -32,16 +31,6 @@ LOG_BYTES = 1 << 20
 FINDINGS_BYTES = 1 << 18
 FINDINGS = 50
 PHASES = get_args(Finding.model_fields["phase"].annotation)
-
-
-def prepare(config: Config, target_name: str) -> Snapshot:
-    """Return the snapshot of the machine that packages of the target are installed in; make it where needed.
-
-    Raises:
-        RequestError: the target is unknown, or its base is not supported.
-        InfrastructureError: it cannot be made.
-    """
-    return ensure(config, target_name, f"set -- baseline\n{_script(config, target_name)}")
 
 
 def install(config: Config, target_name: str, repositories: Sequence[str], build_key: str, artifacts: Path) -> Install:
@@ -87,22 +76,12 @@ def _run(
     """Test each package in a machine of its own, and keep what the machine said."""
     target = config.target(target_name)
     records = repository.read(config, target_name, repositories)
-    tested = [
-        package
-        for record in records
-        for package in record.packages
-        if package.kind == "binary" and build_key in ("", package.key)
-    ]
-    if not tested:
-        raise RequestError(
-            f"nothing to install: no binary package of build {build_key or '(any)'} in {len(records)} repositories"
-        )
-    snapshot = prepare(config, target_name)
+    tested = repository.under_test(records, build_key)
+    snapshot = guest.plain(config, target_name)
     log.info("snapshot %s of %s", snapshot.id, f"{snapshot.manifest.created:%Y-%m-%d %H:%M}")
-    upstream = upstream_rules(config, target_name) if target.format == "deb" else ()
-    proxy = Proxy((*(Rule(record.url) for record in records), *upstream), config.cache / "proxy")
-    settings = _deb_settings(records, tested) if target.format == "deb" else _rpm_settings(records)
-    script = _script(config, target_name)
+    proxy = guest.proxy(config, target_name, records)
+    settings = guest.settings(target, records, tested)
+    script = guest.script(target)
     outcomes = []
     for package in tested:
         started = time.monotonic()
@@ -129,50 +108,6 @@ def _run(
             log.info("  %s", _line(finding))
         outcomes.append(outcome)
     return snapshot, outcomes
-
-
-def _script(config: Config, target_name: str) -> str:
-    """Return the guest's script."""
-    name = f"install-{config.target(target_name).format}.sh"
-    return (GUEST / name).read_text() + (GUEST / "install-guest.sh").read_text()
-
-
-def _deb_settings(records: Sequence[Repository], tested: Sequence[RepositoryPackage]) -> dict[str, bytes]:
-    """Return the guest's files for apt: sources with their keys, and preferences (apt_preferences(5)).
-
-    Above 1000 a version is taken though a higher one is installed or at the upstream: what is tested before all.
-    """
-    files, sources, preferences = {}, [], []
-    for number, record in enumerate(records):
-        # binary: apt takes seconds to read an armoured key in an emulated machine
-        key = f"/etc/apt/pkgci-{number}.gpg"
-        files[key] = _dearmoured(record.signing_key)
-        fields = {"Types": "deb", "URIs": record.url, "Suites": record.codename, "Components": record.component}
-        sources.append("".join(f"{name}: {value}\n" for name, value in {**fields, "Signed-By": key}.items()))
-    for package in [package for record in records for package in record.packages]:
-        priority = 1002 if package in tested else 1001
-        preferences.append(f"Package: {package.name}\nPin: version {package.version}\nPin-Priority: {priority}\n")
-    files["/etc/apt/pkgci.d/pkgci.sources"] = "\n".join(sources).encode()
-    files["/etc/apt/preferences.d/pkgci"] = "\n".join(preferences).encode()
-    return files
-
-
-def _dearmoured(key: str) -> bytes:
-    """Return the binary form of an ASCII-armoured key (RFC 9580, 6.2)."""
-    lines = key.split("\n\n", 1)[1].splitlines()
-    return base64.b64decode("".join(line for line in lines if not line.startswith(("=", "-"))))
-
-
-def _rpm_settings(records: Sequence[Repository]) -> dict[str, bytes]:
-    """Return the guest's files for dnf. The signed index vouches for the packages by their checksums."""
-    files = {}
-    for number, record in enumerate(records):
-        name, key = f"pkgci-{number}", f"/etc/pki/rpm-gpg/pkgci-{number}.asc"
-        files[key] = record.signing_key.encode()
-        lines = [f"[{name}]", f"name={name}", f"baseurl={record.url}", "enabled=1"]
-        lines += ["gpgcheck=0", "repo_gpgcheck=1", f"gpgkey=file://{key}"]
-        files[f"/etc/yum.repos.d/{name}.repo"] = "\n".join([*lines, ""]).encode()
-    return files
 
 
 def _tolerated(config: Config, package: RepositoryPackage) -> tuple[str, ...]:
@@ -223,8 +158,8 @@ def _parse(package: str, phase: str, text: str) -> list[Finding]:
             Finding(
                 package=package,
                 phase=said if known else phase,
-                file=_printable(file) or None if known else None,
-                message=_printable(message if known else line) or "no reason was given",
+                file=printable(file) or None if known else None,
+                message=printable(message if known else line) or "no reason was given",
             )
         )
     return findings
@@ -232,10 +167,6 @@ def _parse(package: str, phase: str, text: str) -> list[Finding]:
 
 def _is_tolerated(finding: Finding, patterns: Sequence[str]) -> bool:
     return finding.phase == "leftover" and any(fnmatchcase(finding.file or "", pattern) for pattern in patterns)
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else "?" for char in text).strip()[:1000]
 
 
 def _log_of(machine: Machine) -> bytes:

@@ -1,11 +1,11 @@
-"""Makes ahead, once per machine, what the jobs of some targets need: build roots and machine snapshots."""
+"""Makes ahead, once per machine, what the jobs of some targets need: roots and machine snapshots."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from pkgci import install
 from pkgci.config import Config
-from pkgci.roots import build_root
+from pkgci.roots import build_root, lint_root
+from pkgci.vm import guest
 
 
 def prepare(config: Config, targets: Sequence[str]) -> None:
@@ -15,7 +15,8 @@ def prepare(config: Config, targets: Sequence[str]) -> None:
         PkgciError: one of them cannot be made; the others are finished.
     """
     work: list[Callable[[], object]] = [lambda name=name: build_root(config, name) for name in targets]
-    work += [lambda name=name: install.prepare(config, name) for name in targets]
+    work += [lambda name=name: guest.plain(config, name) for name in targets]
+    work += [lambda name=name: lint_root(config, name) for name in targets]
     with ThreadPoolExecutor(max_workers=2) as pool:
         for done in [pool.submit(one) for one in work]:
             done.result()

@@ -92,6 +92,21 @@ def read(config: Config, target_name: str, urls: Sequence[str]) -> tuple[Reposit
     return tuple(found)
 
 
+def under_test(records: Sequence[Repository], build_key: str) -> list[RepositoryPackage]:
+    """Return the packages to install from repositories: those of kind `binary` of a build; of all, if `build_key` is empty.
+
+    Raises:
+        RequestError: there are none.
+    """
+    packages = [package for record in records for package in record.packages]
+    tested = [package for package in packages if package.kind == "binary" and build_key in ("", package.key)]
+    if not tested:
+        raise RequestError(
+            f"nothing to install: no binary package of build {build_key or '(any)'} in {len(records)} repositories"
+        )
+    return tested
+
+
 def expired(config: Config, now: datetime) -> Iterator[Path]:
     """Yield the directories of test repositories that expired before `now`, or that a killed run left unfinished."""
     for directory in sorted((config.data / "repositories" / "test").glob("*/*")):

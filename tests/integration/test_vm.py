@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pkgci import install
 from pkgci.config import EMBEDDED, Config
 from pkgci.errors import InfrastructureError, RequestError
+from pkgci.vm import guest
 from pkgci.vm import snapshot as snapshots
 from pkgci.vm.image import image_key
 from pkgci.vm.machine import GuestError, Machine
@@ -32,7 +32,7 @@ def config() -> Config:
 @pytest.fixture(scope="session")
 def snapshot(config: Config) -> Snapshot:
     """This machine's snapshot: the one that the jobs use."""
-    return install.prepare(config, TARGET)
+    return guest.plain(config, TARGET)
 
 
 @pytest.fixture

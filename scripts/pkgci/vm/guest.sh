@@ -1,17 +1,22 @@
 # shellcheck shell=sh
-# The guest's part of the install test: what both formats share. Run as root in a restored machine, after install-deb.sh or
-# install-rpm.sh, which define what differs:
+# The guest's part of install and system tests: what both formats share. Run as root in a restored machine, after
+# guest-deb.sh or guest-rpm.sh, which define what differs:
 #
 #   lists               load the upstream's package lists, before the machine is frozen
 #   present NAME        succeed if any version of the package is installed
 #   fetch               load the lists of the test repositories
-#   add NAME VERSION ARCHITECTURE    install exactly that; report findings of phase install
+#   spec NAME VERSION ARCHITECTURE   print what names exactly that package to `add` and `solvable`
+#   add SPEC...         install exactly those
+#   unsolvable          succeed if `add` failed since they cannot be together, or lack what they need
+#   solvable SPEC...    succeed if they can be installed together; only ask
+#   why                 print the reason for which the last of these failed, as the tool says it
 #   version NAME        print the installed version
 #   files NAME          print the package's files, one a line
 #   drop NAME           remove the package, with its configuration and what came with it; report findings of phase remove
 #   state               print the installed packages
 #
 # usage: sh -euc SCRIPT sh baseline | install NAME VERSION ARCHITECTURE | try NAME | remove NAME
+#        | together [NAME VERSION ARCHITECTURE]...
 # stdout: findings, one a line, `PHASE<TAB>FILE<TAB>MESSAGE`; all that a person may want to read goes to $log.
 # Status 75: the test repositories cannot be read, which is not the package's fault.
 # The package under test can do as it likes here: whoever reads this output trusts none of it.
@@ -104,9 +109,60 @@ baseline() {
 install() { # NAME VERSION ARCHITECTURE
     fetch || exit 75
     present "$1" && touch $work/present
-    add "$1" "$2" "$3"
+    add "$(spec "$@")" || failed
+    exactly "$@"
+}
+
+failed() {
+    finding install '' "$(why)"
+    exit 0
+}
+
+exactly() { # NAME VERSION ARCHITECTURE
     found=$(version "$1")
-    [ "$found" = "$2" ] || finding version '' "version ${found:-none} is installed instead of $2"
+    [ "$found" = "$2" ] || finding version '' "version ${found:-none} is installed instead of $1 $2"
+}
+
+# All packages of a system test. Those that exclude each other cannot be there at once: the first ones are taken, and a
+# finding of phase `apart` names each other one, which is installable by itself.
+together() { # [NAME VERSION ARCHITECTURE]...
+    fetch || exit 75
+    : >$work/together
+    specs=
+    while [ $# -gt 0 ]; do
+        echo "$1 $2 $3" >>$work/together
+        specs="$specs $(spec "$1" "$2" "$3")"
+        shift 3
+    done
+    # shellcheck disable=SC2086  # names and versions have no spaces
+    if ! add $specs; then
+        if unsolvable; then
+            some $specs
+            add $specs || failed
+        else
+            failed
+        fi
+    fi
+    while read -r name version architecture; do
+        case " $specs " in
+            *" $(spec "$name" "$version" "$architecture") "*) exactly "$name" "$version" "$architecture" ;;
+            *) finding apart "$name" 'left out, since it excludes others of the packages under test' ;;
+        esac
+    done <$work/together
+}
+
+# Set `specs` to those of SPEC... that can be installed together, and to one that cannot be installed at all.
+some() { # SPEC...
+    specs=
+    for one; do
+        # shellcheck disable=SC2086
+        if solvable $specs "$one"; then
+            specs="$specs $one"
+        elif ! solvable "$one"; then
+            specs=$one
+            return
+        fi
+    done
 }
 
 try() { # NAME

@@ -1,5 +1,5 @@
-# shellcheck shell=sh disable=SC2154  # log and work are set by install-guest.sh
-# The guest's part of the install test for RPM; see install-guest.sh. The test repositories are in /etc/yum.repos.d.
+# shellcheck shell=sh disable=SC2154  # log and work are set by guest.sh
+# The guest's part of install and system tests for RPM; see guest.sh. The test repositories are in /etc/yum.repos.d.
 
 lists() {
     : # the upstream of a target on Debian's own tools has none for dnf
@@ -27,13 +27,24 @@ fetch() {
     : # the installation does it: starting dnf once more takes seconds
 }
 
-add() { # NAME VERSION ARCHITECTURE
-    if ! apply dnf -y install "$1-$2.$3"; then
-        ! tail -n "+$begin" "$log" | grep -q 'Failed to download metadata' || exit 75
-        finding install '' "$(why)"
-        exit 0
+spec() { # NAME VERSION ARCHITECTURE
+    echo "$1-$2.$3"
+}
+
+add() { # SPEC...
+    if ! apply dnf -y install "$@"; then
+        ! said 'Failed to download metadata' || exit 75
+        return 1
     fi
     scriptlets install
+}
+
+solvable() { # SPEC...
+    apply dnf -y install --downloadonly "$@" >/dev/null
+}
+
+unsolvable() {
+    said '^ Problem'
 }
 
 drop() { # NAME
@@ -46,12 +57,16 @@ drop() { # NAME
 
 # A scriptlet after the fact that fails is a warning to rpm; to whoever installs the package it is not.
 scriptlets() { # PHASE
-    ! tail -n "+$begin" "$log" | grep -q 'scriptlet failed' || finding "$1" '' "$(why)"
+    ! said 'scriptlet failed' || finding "$1" '' "$(why)"
 }
 
 # a scriptlet's failure, or what dnf could not solve, or anything
 why() {
     reason "$begin" 'scriptlet failed' '(nothing provides|conflicts with) ' '^No match for argument' '^ +- ' '^Error'
+}
+
+said() { # PATTERN
+    tail -n "+$begin" "$log" | grep -q -E "$1"
 }
 
 apply() { # COMMAND...

@@ -1,12 +1,11 @@
-# shellcheck shell=sh disable=SC2154  # log and work are set by install-guest.sh
-# The guest's part of the install test for DEB; see install-guest.sh. The test repositories' sources are in /etc/apt/pkgci.d,
-# their preferences in /etc/apt/preferences.d/pkgci.
+# shellcheck shell=sh disable=SC2154  # log and work are set by guest.sh
+# The guest's part of install and system tests for DEB; see guest.sh. The test repositories' sources are in
+# /etc/apt/sources.list.d and, alone, in /etc/apt/pkgci.d, their preferences in /etc/apt/preferences.d/pkgci.
 export DEBIAN_FRONTEND=noninteractive
 # The test repositories alone: what needs nothing else is installed without reading the upstream's lists, which are large.
 # A cache for these few would replace the one of all.
 few='-o Dir::Etc::sourcelist=/dev/null -o Dir::Etc::sourceparts=/etc/apt/pkgci.d
     -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache='
-all='-o Dir::Etc::sourceparts=/etc/apt/pkgci.d'
 
 lists() {
     apt-get -q update --error-on=any
@@ -34,27 +33,39 @@ fetch() {
     apt-get -q update --error-on=any -o APT::Get::List-Cleanup=false $few
 }
 
-add() { # NAME VERSION ARCHITECTURE
+spec() { # NAME VERSION ARCHITECTURE
+    echo "$1=$2"
+}
+
+add() { # SPEC...
     sources=$few
-    attempt "$1=$2" && return
-    if said 'unmet dependencies|no installation candidate|Unable to (locate|correct|satisfy)'; then
+    attempt install "$@" && return
+    if unsolvable; then
         echo 'The test repositories do not have all that it needs: the upstream is asked, too.'
-        sources=$all
-        attempt "$1=$2" && return
+        sources=
+        attempt install "$@" && return
     fi
     if said ' 404 '; then
         echo 'The upstream has moved since the snapshot was made: its lists are loaded again, and the installation repeated.'
         apt-get -q update --error-on=any
-        attempt "$1=$2" && return
+        attempt install "$@" && return
     fi
-    finding install '' "$(why)"
-    exit 0
+    return 1
 }
 
-attempt() { # NAME=VERSION
+solvable() { # SPEC...
+    sources=
+    attempt --simulate install "$@" >/dev/null
+}
+
+unsolvable() {
+    said 'unmet dependencies|no installation candidate|Unable to (locate|correct|satisfy)'
+}
+
+attempt() { # APT-ARGUMENT...
     begin=$(($(wc -l <"$log") + 1))
     # shellcheck disable=SC2086
-    apt-get -q -y $sources -o Dpkg::Use-Pty=false -o DPkg::Options::=--force-confnew --allow-downgrades install "$1" 3>&-
+    apt-get -q -y $sources -o Dpkg::Use-Pty=false -o DPkg::Options::=--force-confnew --allow-downgrades "$@" 3>&-
 }
 
 said() { # PATTERN

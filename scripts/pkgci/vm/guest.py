@@ -1,0 +1,91 @@
+"""What install and system tests do with a guest: the plain machine that packages are tried in, and its package sources.
+
+The shell that runs in the guest is `guest.sh`, with `guest-deb.sh` or `guest-rpm.sh` for what differs.
+"""
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+
+from pkgci.artifacts import Repository, RepositoryPackage
+from pkgci.config import Config, Target
+from pkgci.vm.proxy import Proxy, Rule
+from pkgci.vm.snapshot import Snapshot, ensure, upstream_rules
+
+HERE = Path(__file__).parent
+
+
+def plain(config: Config, target_name: str) -> Snapshot:
+    """Return the snapshot of the plain machine of a target; make it where needed.
+
+    Raises:
+        RequestError: the target is unknown, or its base is not supported.
+        InfrastructureError: it cannot be made.
+    """
+    return ensure(config, target_name, f"set -- baseline\n{script(config.target(target_name))}")
+
+
+def script(target: Target) -> str:
+    """Return the guest's script; `guest.sh` says how it is called."""
+    return (HERE / f"guest-{target.format}.sh").read_text() + (HERE / "guest.sh").read_text()
+
+
+def proxy(config: Config, target_name: str, records: Sequence[Repository]) -> Proxy:
+    """Return what a guest may reach: the repositories, and for DEB the upstream."""
+    deb = config.target(target_name).format == "deb"
+    upstream = upstream_rules(config, target_name) if deb else ()
+    return Proxy((*(Rule(record.url) for record in records), *upstream), config.cache / "proxy")
+
+
+def settings(target: Target, records: Sequence[Repository], tested: Sequence[RepositoryPackage]) -> dict[str, bytes]:
+    """Return the files that make the guest's package manager prefer the repositories, and `tested` in them, to all else.
+
+    Args:
+        target: the target.
+        records: the repositories.
+        tested: the packages under test.
+    """
+    return _deb_settings(records, tested) if target.format == "deb" else _rpm_settings(records, tested)
+
+
+def _deb_settings(records: Sequence[Repository], tested: Sequence[RepositoryPackage]) -> dict[str, bytes]:
+    """Return the guest's files for apt: sources with their keys, and preferences (apt_preferences(5)).
+
+    Above 1000 a version is taken though a higher one is installed or at the upstream: what is tested before all.
+    """
+    files, sources, preferences = {}, [], []
+    for number, record in enumerate(records):
+        # binary: apt takes seconds to read an armoured key in an emulated machine
+        key = f"/etc/apt/pkgci-{number}.gpg"
+        files[key] = _dearmoured(record.signing_key)
+        fields = {"Types": "deb", "URIs": record.url, "Suites": record.codename, "Components": record.component}
+        sources.append("".join(f"{name}: {value}\n" for name, value in {**fields, "Signed-By": key}.items()))
+    for package in [package for record in records for package in record.packages]:
+        priority = 1002 if package in tested else 1001
+        preferences.append(f"Package: {package.name}\nPin: version {package.version}\nPin-Priority: {priority}\n")
+    for directory in ("pkgci.d", "sources.list.d"):
+        files[f"/etc/apt/{directory}/pkgci.sources"] = "\n".join(sources).encode()
+    files["/etc/apt/preferences.d/pkgci"] = "\n".join(preferences).encode()
+    return files
+
+
+def _dearmoured(key: str) -> bytes:
+    """Return the binary form of an ASCII-armoured key (RFC 9580, 6.2)."""
+    lines = key.split("\n\n", 1)[1].splitlines()
+    return base64.b64decode("".join(line for line in lines if not line.startswith(("=", "-"))))
+
+
+def _rpm_settings(records: Sequence[Repository], tested: Sequence[RepositoryPackage]) -> dict[str, bytes]:
+    """Return the guest's files for dnf. The signed index vouches for the packages by their checksums.
+
+    The lowest priority is taken first, whatever the versions (dnf.conf(5)).
+    """
+    files = {}
+    for number, record in enumerate(records):
+        name, key = f"pkgci-{number}", f"/etc/pki/rpm-gpg/pkgci-{number}.asc"
+        priority = 1 if any(package in tested for package in record.packages) else 2
+        files[key] = record.signing_key.encode()
+        lines = [f"[{name}]", f"name={name}", f"baseurl={record.url}", "enabled=1", f"priority={priority}"]
+        lines += ["gpgcheck=0", "repo_gpgcheck=1", f"gpgkey=file://{key}"]
+        files[f"/etc/yum.repos.d/{name}.repo"] = "\n".join([*lines, ""]).encode()
+    return files
