@@ -11,15 +11,18 @@ import fcntl
 import io
 import logging
 import os
+import pty
 import pwd
 import select
 import signal
 import subprocess
 import tarfile
 import tempfile
+import termios
 import time
+import tty
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -37,6 +40,8 @@ IDS = 65536
 # keyctl(2): join a new, empty session keyring; the one of whoever runs this would come along otherwise
 NEW_KEYRING = ["perl", "-e", "syscall(250, 1, 0); exec @ARGV or exit 127;", "--"]
 TREE_DOES_NOT_FIT = 97
+TIMED_OUT = 124
+PACK_SECONDS = 300
 LOG_BYTES = 100 << 20
 OUT_FILES = 10_000
 # not this process's own: a user's has no /usr/sbin, where pivot_root is
@@ -147,6 +152,7 @@ def execute(
     log_to: IO[bytes],
     arguments: tuple[str, ...] = (),
     network: bool = False,
+    keep: Path | None = None,
 ) -> Outcome:
     """Run `script` as root of a fresh sandbox.
 
@@ -159,6 +165,8 @@ def execute(
         log_to: takes stdout and stderr.
         arguments: the script's arguments.
         network: share the host's network. Only for trusted tools that fetch; never for code of a change.
+        keep: where to make a packed tar of the root when the script fails or reaches its time limit, for `interactive`;
+            nothing is there afterwards when it is larger than the disk, or cannot be written.
 
     Returns:
         The status of the script and the files that came back.
@@ -169,7 +177,15 @@ def execute(
     """
     with tempfile.TemporaryFile() as archive:
         stdin = files.finished(script)
-        status = contained(base, stdin, archive, limits=limits, log_to=log_to, arguments=arguments, network=network)
+        given = {"limits": limits, "log_to": log_to, "arguments": arguments, "network": network}
+        if keep is None:
+            status = contained(base, stdin, archive, **given)
+        else:
+            start = time.monotonic()
+            with _packed(keep, limits.disk_mib << 20) as stream:
+                status = contained(base, stdin, archive, keep=stream, **given)
+            if status == TIMED_OUT and time.monotonic() - start >= limits.seconds:
+                raise _too_long(limits.seconds)
         return Outcome(status, tuple(unpack(archive, output, limits.disk_mib << 20)))
 
 
@@ -182,6 +198,7 @@ def contained(
     log_to: IO[bytes],
     arguments: tuple[str, ...] = (),
     network: bool = False,
+    keep: IO[bytes] | None = None,
 ) -> int:
     """Do what `execute` does between two streams: what goes into the root, and what comes back, still hostile.
 
@@ -193,28 +210,22 @@ def contained(
         log_to: as of `execute`.
         arguments: as of `execute`.
         network: as of `execute`.
+        keep: takes a tar of the root when the script fails.
 
     Returns:
-        The status of the script.
+        The status of the script; `TIMED_OUT` with `keep` when it reached its time limit.
 
     Raises:
         PackageError: the limit of time or log was reached, or `files` cannot be unpacked.
         InfrastructureError: the sandbox cannot be made.
     """
-    variables = {"LC_ALL": "C.UTF-8", "HOME": "/root", "PATH": PATH}
     with base.open("rb") as root, _memory_limit(limits) as confined:
-        command = [
-            *confined,
-            *namespaces(network),
-            "-i",
-            *(f"{name}={value}" for name, value in variables.items()),
-            *("prlimit", f"--nproc={limits.processes}", "--core=0", f"--data={limits.memory_mib << 20}"),
-            # no file can claim to be larger than the disk; this holds for the archive of /out too
-            f"--fsize={limits.disk_mib << 20}",
-            *("sh", "-c", SCRIPT, "sandbox.sh", str(limits.disk_mib), "yes" if network else "no"),
-            *("sh", "-eu", "/pkgci-script", *arguments),
-        ]
-        status = _wait(command, files, root, archive, log_to, limits.seconds)
+        mode, seconds = (
+            ("run", limits.seconds) if keep is None else (str(limits.seconds), limits.seconds + PACK_SECONDS)
+        )
+        command = [*confined, *_command(limits, network, mode, arguments)]
+        streams = [root, archive, *filter(None, [keep])]
+        status = _wait(command, files, streams, log_to, seconds)
         archive.seek(0)
         if not archive.read(1):
             if status == TREE_DOES_NOT_FIT:
@@ -228,18 +239,32 @@ def contained(
         return status
 
 
-def _wait(
-    command: list[str | Path], stdin: IO[bytes], root: IO[bytes], archive: IO[bytes], log_to: IO[bytes], seconds: int
-) -> int:
-    """Run the sandbox's command with the base on descriptor 3 and the result on 4, and no other; return its status."""
-    # moved out of the way of 3 and 4 first, and closed: a build that had them could write its own result
-    passed = [fcntl.fcntl(stream.fileno(), fcntl.F_DUPFD, 10) for stream in (root, archive)]
-    wrapper = ["bash", "-c", 'in=$1 out=$2; shift 2; exec 3<&"$in" 4>&"$out" {in}<&- {out}>&-; exec "$@"', "sandbox"]
+def _command(limits: Limits, network: bool, mode: str, arguments: Sequence[str]) -> list[str]:
+    """Return the command that runs `/pkgci-script` in a sandbox; `mode` is that of sandbox.sh."""
+    variables = {"LC_ALL": "C.UTF-8", "HOME": "/root", "PATH": PATH}
+    return [
+        *namespaces(network),
+        "-i",
+        *(f"{name}={value}" for name, value in variables.items()),
+        *("prlimit", f"--nproc={limits.processes}", "--core=0", f"--data={limits.memory_mib << 20}"),
+        # no file can claim to be larger than the disk; this holds for the archive of /out too
+        f"--fsize={limits.disk_mib << 20}",
+        *("sh", "-c", SCRIPT, "sandbox.sh", str(limits.disk_mib), "yes" if network else "no", mode),
+        *("sh", "-eu", "/pkgci-script", *arguments),
+    ]
+
+
+def _start(command: list[str], stdin: IO[bytes], streams: Sequence[IO[bytes]], stdout: int) -> subprocess.Popen[bytes]:
+    """Start the sandbox's command with `streams` on the descriptors from 3 on, and no other."""
+    # moved out of the way of 3, 4 and 5 first, and closed: a build that had them could write its own result
+    passed = [fcntl.fcntl(stream.fileno(), fcntl.F_DUPFD, 10) for stream in streams]
+    moves = " ".join(f"{number}<&{here} {here}<&-" for number, here in enumerate(passed, 3))
+    wrapper = ["bash", "-c", f'exec {moves}; exec "$@"', "sandbox"]
     try:
-        process = subprocess.Popen(
-            supervised([*NEW_KEYRING, *wrapper, *map(str, passed), *map(str, command)]),
+        return subprocess.Popen(
+            supervised([*NEW_KEYRING, *wrapper, *command]),
             stdin=stdin,
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=subprocess.STDOUT,
             pass_fds=passed,
             start_new_session=True,
@@ -247,6 +272,15 @@ def _wait(
     finally:
         for descriptor in passed:
             os.close(descriptor)
+
+
+def _too_long(seconds: int) -> PackageError:
+    return PackageError(f"no end after {seconds} s, its time limit; killed")
+
+
+def _wait(command: list[str], stdin: IO[bytes], streams: Sequence[IO[bytes]], log_to: IO[bytes], seconds: int) -> int:
+    """Run the sandbox's command with the base on descriptor 3 and the result on 4; return its status."""
+    process = _start(command, stdin, streams, subprocess.PIPE)
     assert process.stdout is not None
     deadline, left = time.monotonic() + seconds, LOG_BYTES
     try:
@@ -254,7 +288,7 @@ def _wait(
             while True:
                 readable, _, _ = select.select([said], [], [], max(0.0, deadline - time.monotonic()))
                 if not readable:
-                    raise PackageError(f"no end after {seconds} s, its time limit; killed")
+                    raise _too_long(seconds)
                 block = os.read(said.fileno(), 1 << 16)
                 if not block:
                     break
@@ -269,6 +303,94 @@ def _wait(
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+@contextmanager
+def _packed(place: Path, largest: int) -> Iterator[IO[bytes]]:
+    """Yield a stream whose content is packed into the file `place`, of `largest` bytes at most.
+
+    It is there afterwards if all of it was written and what is done meanwhile succeeds.
+    """
+    command = ["prlimit", f"--fsize={largest}", "zstd", "-q", "-1", "-o", str(place)]
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as source:
+        packing = subprocess.Popen(supervised(command), stdin=source, stderr=subprocess.DEVNULL)
+    whole = False
+    try:
+        with os.fdopen(writing, "wb") as stream:
+            yield stream
+        whole = True
+    finally:
+        if not whole:
+            packing.kill()
+        if packing.wait() or not whole:
+            place.unlink(missing_ok=True)
+
+
+def interactive(packed: Path, script: str, *, limits: Limits, arguments: tuple[str, ...] = ()) -> int:
+    """Run `script` on this process's terminal, in a sandbox with a root that `execute` kept.
+
+    It has a terminal of its own, between which and this one only bytes go: nothing in it reaches this one's settings or
+    its queue of input.
+
+    Args:
+        packed: what `execute` made by `keep`.
+        script: as of `execute`.
+        limits: processes, disk and memory; there is none of time.
+        arguments: the script's arguments.
+
+    Returns:
+        The status of the script, or of what failed before it.
+    """
+    files = Files().finished(script)
+    ours, theirs = pty.openpty()
+    with (
+        subprocess.Popen(supervised(["zstd", "-dcq", packed]), stdout=subprocess.PIPE) as unpacking,
+        open(os.devnull, "wb") as nowhere,
+        _memory_limit(limits) as confined,
+    ):
+        assert unpacking.stdout is not None
+        command = [*confined, *_command(limits, False, "shell", arguments)]
+        process = _start(command, files, [unpacking.stdout, nowhere], theirs)
+        os.close(theirs)
+        unpacking.stdout.close()
+        try:
+            _relay(ours)
+            return process.wait()
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            os.close(ours)
+
+
+def _relay(terminal: int) -> None:
+    """Copy between this process's terminal, raw meanwhile, and another one's controlling side, until that one is closed."""
+
+    def resize(*_: object) -> None:
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8)))
+
+    settings = termios.tcgetattr(0)
+    before = signal.signal(signal.SIGWINCH, resize)
+    resize()
+    try:
+        tty.setraw(0)
+        sources = [0, terminal]
+        while True:
+            for source in select.select(sources, [], [])[0]:
+                try:
+                    block = os.read(source, 1 << 16)
+                except OSError:
+                    block = b""  # what Linux says when nobody has the other side open
+                if not block and source == terminal:
+                    return
+                if not block:
+                    sources.remove(0)
+                while block:
+                    block = block[os.write(terminal if source == 0 else 1, block) :]
+    finally:
+        signal.signal(signal.SIGWINCH, before)
+        termios.tcsetattr(0, termios.TCSADRAIN, settings)
 
 
 @contextmanager

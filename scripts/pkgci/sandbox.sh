@@ -1,12 +1,14 @@
 #!/bin/sh
 # The inside of pkgci/sandbox.py: makes the throw-away root and runs one script in it.
 #
-# usage: sandbox.sh DISK_MIB NETWORK(yes|no) SCRIPT [ARGUMENT...]
+# usage: sandbox.sh DISK_MIB NETWORK(yes|no) MODE SCRIPT [ARGUMENT...]
+# MODE: run; shell: on the terminal that is stdout; a number: a script that fails, or has not ended after that many
+# seconds (then the status is 124), leaves a tar of the whole root on fd 5.
 # stdin: a tar of files for the root; fd 3: the base tar; fd 4: takes a tar of /out at the end.
 # It is process 1 of its own pid namespace and root of its own user namespace: when it ends, all that it started ends.
 set -eu
-disk=$1 network=$2
-shift 2
+disk=$1 network=$2 mode=$3
+shift 3
 root=/tmp
 
 mount --make-rprivate /
@@ -55,6 +57,16 @@ umount -l /.host
 rmdir /.host
 
 status=0
-"$@" </dev/null 4>&- || status=$?
+case $mode in
+run) "$@" </dev/null 4>&- || status=$? ;;
+shell) setsid -cw "$@" <&1 4>&- || status=$? ;;
+*)
+    timeout -k 5 "$mode" "$@" </dev/null 4>&- 5>&- || status=$?
+    # what it started would change the root while it is packed
+    kill -KILL -1 2>/dev/null || true
+    # nobody may be there to take it; what the script ended with counts
+    [ "$status" = 0 ] || tar -C / --one-file-system --numeric-owner -cSf - . >&5 2>/dev/null || true
+    ;;
+esac
 tar -C /out --numeric-owner -cSf - . >&4
 exit "$status"
