@@ -59,6 +59,23 @@ class ChangeSummary(Part):
     subject: str = ""
 
 
+class Run(Record):
+    """`run.json`: what a build of the job `build` is about, and the parameters to repeat it with.
+
+    A change that cannot be fetched or merged has neither subject nor trees. `number` is None outside of an engine.
+    """
+
+    job: str
+    number: int | None
+    target: str
+    notice: str = ""
+    change: ChangeSummary
+    package: str = ""
+    source_tree: str = ""
+    packaging_tree: str = ""
+    parameters: dict[str, str]
+
+
 class File(Part):
     """A file of a build, by its name, size in bytes and sha256 (hex)."""
 
@@ -95,6 +112,78 @@ class Build(Record):
     packages: tuple[Package, ...]
     files: tuple[File, ...]
     seconds: dict[str, float]
+
+
+class PackagedFile(Part):
+    """A file of a binary package: its absolute path, mode as of `ls -l`, size in bytes, and where a link leads."""
+
+    path: str = Field(max_length=4096)
+    mode: str = Field(max_length=10)
+    size: int = Field(ge=0)
+    target: str | None = Field(None, max_length=4096)
+
+
+class PackageContents(Part):
+    """What is in the binary package of the file name `file`; `installed` is its size in bytes once it is.
+
+    `relations` are its dependency fields by name, `scripts` its maintainer scripts or scriptlets. Of huge packages
+    `more_files` says how many files are not listed.
+    """
+
+    name: str
+    version: str
+    architecture: str
+    file: str
+    installed: int = Field(ge=0)
+    relations: dict[str, tuple[str, ...]]
+    scripts: dict[str, str]
+    files: tuple[PackagedFile, ...]
+    more_files: int = Field(0, ge=0)
+
+
+class Contents(Record):
+    """`contents.json`: what is in the binary packages of a build, as the format's own tools read it in the sandbox."""
+
+    packages: tuple[PackageContents, ...]
+
+
+class FileDifference(Part):
+    """A file that is in one of two packages only (the other is None), or differs in mode, size or where it leads."""
+
+    former: PackagedFile | None
+    now: PackagedFile | None
+
+
+class RelationDifference(Part):
+    """What a dependency field has lost and gained."""
+
+    field: str
+    removed: tuple[str, ...]
+    added: tuple[str, ...]
+
+
+class Difference(Part):
+    """What a package changes against the former version of the same name in a repository.
+
+    `scripts` are unified diffs by the script's name. `notice` says what could not be compared.
+    """
+
+    name: str
+    architecture: str
+    version: str
+    former_version: str
+    repository: str
+    installed: int = Field(0, description="bytes more than before")
+    files: tuple[FileDifference, ...] = ()
+    relations: tuple[RelationDifference, ...] = ()
+    scripts: dict[str, str] = Field(default_factory=dict)
+    notice: str = ""
+
+
+class Former(Record):
+    """`former.json`: what a build changes against the former versions of its packages in REPOSITORIES."""
+
+    packages: tuple[Difference, ...]
 
 
 class RepositoryPackage(Package):
@@ -147,9 +236,13 @@ class Install(Record):
 
 
 class LintFinding(Part):
-    """What a lint tool says of a package: its tag, which file of the package it is about (if any), and its words."""
+    """What a lint tool says of a package: its tag, which file of the package it is about (if any), and its words.
+
+    With `source`, `package` is the source package's name.
+    """
 
     package: str
+    source: bool = False
     severity: Literal["error", "warning", "info"]
     tag: str
     message: str
@@ -159,7 +252,8 @@ class LintFinding(Part):
 class Lint(Record):
     """`lint.json`: what the format's lint tool says of the source and binary packages of a build.
 
-    `fails` is the least severity that fails the job; what the packages' own overrides silence is only counted.
+    `fails` is the least severity that fails the job; what the packages' own overrides silence is only counted. Findings
+    are in the order of their severity; of very many the last are `omitted`.
     """
 
     target: str
@@ -169,6 +263,7 @@ class Lint(Record):
     tool: str = Field(description="name and version")
     fails: Literal["error", "warning", "info", "never"]
     findings: tuple[LintFinding, ...]
+    omitted: int = 0
     overridden: int = 0
 
 
@@ -197,12 +292,15 @@ class Systest(Record):
 
 
 class Child(Part):
-    """A build that a job started, and how it ended."""
+    """A build that a job started, and how it ended; `directory` below the artifacts has what it left, and its log."""
 
     job: str
     number: int
+    directory: str
+    parameters: dict[str, str] = Field(description="without those of one run only: PARENT and CORRELATION")
     result: Literal["SUCCESS", "FAILURE", "ABORTED"]
-    seconds: float
+    started: datetime
+    seconds: float = Field(description="until its end, waiting in a queue included")
 
 
 class Result(Record):

@@ -6,7 +6,7 @@ It fetches and merges with git and runs no code of the change. What follows a fa
 from types import ModuleType
 
 from pkgci import source
-from pkgci.artifacts import Build, Repository
+from pkgci.artifacts import ARTIFACTS, Build, ChangeSummary, Repository, Run
 from pkgci.change import Change, Parameters
 from pkgci.config import Config, Target
 from pkgci.formats import FORMATS
@@ -32,11 +32,13 @@ def build(context: StepContext, target_name: str, parameters: Parameters) -> str
     target = config.target(target_name)
     change = parameters.change(config)
     parameters.repositories(config)
+    _describe(context, target_name, parameters, change)
     sources = source.fetch(config, change)
     nothing = _nothing_to_build(config, change, sources, target_name, target)
     if nothing:
         return f"nothing to build: {nothing}"
     assert sources is not None
+    _describe(context, target_name, parameters, change, sources)
     for tree in {sources.source, sources.packaging}:
         source.refuse_unfit(config, tree, sources.entry, sources.package)
 
@@ -55,6 +57,30 @@ def build(context: StepContext, target_name: str, parameters: Parameters) -> str
         context.run_together([(f"install-{target_name}", testing)])
     names = ", ".join(sorted(package.name for package in made.packages if package.kind == "binary"))
     return f"{made.package} {made.version}: {names}: {repository.url}"
+
+
+def _describe(
+    context: StepContext, target_name: str, parameters: Parameters, change: Change, sources: Sources | None = None
+) -> None:
+    """Write `run.json`, for whoever reads the artifacts however the build ends: once before there are sources, once after."""
+    digest, subject = (sources.digest, sources.source.subject) if sources else ("", "")
+    Run(
+        job=context.own.job if context.own else f"build-{target_name}",
+        number=context.own.number if context.own else None,
+        target=target_name,
+        notice=context.config.target(target_name).notice,
+        change=ChangeSummary(
+            id=change.id(digest),
+            project=change.project,
+            branch=change.branch,
+            pipeline=change.pipeline,
+            subject=subject,
+        ),
+        package=sources.package if sources else "",
+        source_tree=sources.source.id if sources else "",
+        packaging_tree=sources.packaging.id if sources else "",
+        parameters={name: value for name, value in parameters.values.items() if name not in ("PARENT", "CORRELATION")},
+    ).write(ARTIFACTS / "run.json")
 
 
 def _nothing_to_build(

@@ -57,20 +57,21 @@ def _console_log() -> None:
     logging.getLogger("pkgci").setLevel(logging.INFO)
 
 
-def _step(name: str, body: Callable) -> None:
+def _step(name: str, body: Callable, report: Callable | None = None) -> None:
     from pkgci import step
 
-    sys.exit(step.run(name, body))
+    sys.exit(step.run(name, body, report=report))
 
 
 @main.command()
 @click.argument("target")
 def build(target: str) -> None:
     """Job: take a change from its sources to a test repository and its tests."""
+    from pkgci import report
     from pkgci.build import build as job
     from pkgci.change import Parameters
 
-    _step("build", lambda context: job(context, target, Parameters.read(os.environ)))
+    _step("build", lambda context: job(context, target, Parameters.read(os.environ)), report.write)
 
 
 @main.command("compile")
@@ -103,6 +104,23 @@ def publish(target: str) -> None:
         return f"{len(made.packages)} packages at {made.url}"
 
     _step("publish", body)
+
+
+@main.command()
+@click.argument("target")
+def lint(target: str) -> None:
+    """Job: lint the source and binary packages of a build."""
+    from pkgci.artifacts import ARTIFACTS
+    from pkgci.change import Parameters
+    from pkgci.lint import lint as job
+    from pkgci.lint import summary
+
+    def body(context) -> str:
+        parameters = Parameters.read(os.environ)
+        change, key = parameters.change(context.config), parameters.required("BUILD_KEY")
+        return summary(job(context.config, target, change, key, ARTIFACTS))
+
+    _step("lint", body)
 
 
 @main.command()
@@ -175,6 +193,14 @@ def doctor() -> None:
     for finding in findings:
         click.echo(finding.line())
     sys.exit(int(Exit.PASSED if all(finding.good for finding in findings) else Exit.INFRASTRUCTURE))
+
+
+@main.command("build-host")
+def build_host() -> None:
+    """Answer an agent that came by ssh: the forced command of a build host's account, not for persons."""
+    from pkgci.buildhost import serve as answer
+
+    answer(Config(), sys.stdin.fileno(), sys.stdout.fileno())
 
 
 @main.command()

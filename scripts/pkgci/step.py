@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +42,15 @@ FAULTS = {
 ERRORS = {"package": PackageError, "request": RequestError, "aborted": Aborted}
 
 
+@dataclass(frozen=True)
+class _Running:
+    """A child that runs: its parameters, when it was started, and the same by a clock that never jumps."""
+
+    parameters: dict[str, str]
+    at: datetime
+    since: float
+
+
 class StepContext:
     """What a step is given: the configuration, the engine, and its children.
 
@@ -50,7 +60,7 @@ class StepContext:
 
     def __init__(self, engine: Engine | None = None) -> None:
         self.children: list[Child] = []
-        self._running: dict[BuildRef, float] = {}
+        self._running: dict[BuildRef, _Running] = {}
         self._directories: dict[BuildRef, Path] = {}
         if engine is not None:
             self.engine = engine
@@ -87,7 +97,7 @@ class StepContext:
         """
         started_by = {"PARENT": str(self.own or ""), "CORRELATION": uuid.uuid4().hex}
         ref = self.engine.start(job, {**parameters, **started_by})
-        self._running[ref] = time.monotonic()
+        self._running[ref] = _Running(dict(parameters), datetime.now(UTC), time.monotonic())
         another = any(other.job == job for other in self._directories)
         self._directories[ref] = ARTIFACTS / (f"{job}-{ref.number}" if another else job)
         log.info("started %s", ref)
@@ -109,10 +119,20 @@ class StepContext:
         outcome = self.engine.wait(ref, timeout)
         if outcome is None:
             return None
-        seconds = round(time.monotonic() - self._running.pop(ref), 1)
-        self.children.append(Child(job=ref.job, number=ref.number, result=outcome, seconds=seconds))
+        directory, started = self.directory(ref), self._running.pop(ref)
+        seconds = round(time.monotonic() - started.since, 1)
+        self.children.append(
+            Child(
+                job=ref.job,
+                number=ref.number,
+                directory=directory.name,
+                parameters=started.parameters,
+                result=outcome,
+                started=started.at,
+                seconds=seconds,
+            )
+        )
         log.info("%s: %s after %.1f s", ref, outcome, seconds)
-        directory = self.directory(ref)
         try:
             with TemporaryDirectory(dir=ARTIFACTS.parent) as scratch:
                 self.engine.artifacts(ref, Path(scratch))
@@ -175,7 +195,12 @@ def _failure(ref: BuildRef, directory: Path) -> PkgciError:
     return ERRORS.get(result.fault, InfrastructureError)(f"{ref}: {result.reason}")
 
 
-def run(step: str, main: Callable[[StepContext], str], engine: Engine | None = None) -> int:
+def run(
+    step: str,
+    main: Callable[[StepContext], str],
+    engine: Engine | None = None,
+    report: Callable[[Path], object] | None = None,
+) -> int:
     """Run a step in the current directory, to its exit code.
 
     `artifacts/` is emptied first. SIGTERM, SIGINT, and the end of the build that started this one (parameter `PARENT`),
@@ -185,6 +210,7 @@ def run(step: str, main: Callable[[StepContext], str], engine: Engine | None = N
         step: the step's name, for `result.json`.
         main: the step; returns the reason for its success in one line.
         engine: as of `StepContext`.
+        report: called with the artifacts once `result.json` is there; when it fails, that is logged and changes nothing.
 
     Returns:
         The exit code; see `errors.Exit`.
@@ -226,6 +252,13 @@ def run(step: str, main: Callable[[StepContext], str], engine: Engine | None = N
         except OSError as error:
             log.error("cannot write %s: %s", ARTIFACTS / "result.json", error)
             code = code or Exit.INFRASTRUCTURE
+        if report is not None and emptied:
+            try:
+                report(ARTIFACTS)
+            except (PkgciError, OSError) as error:
+                log.error("cannot write the report: %s", error)
+            except Exception:
+                log.exception("cannot write the report: a bug in pkgci")
         log.info("%s %s (fault: %s): %s", step, result.result, result.fault, result.reason)
     return int(code)
 

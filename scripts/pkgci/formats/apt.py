@@ -24,6 +24,7 @@ from pkgci.errors import InfrastructureError, PackageError
 from pkgci.keys import SigningKey
 from pkgci.store import Entry
 
+CLIENT = "pkgci.sources"
 STANZAS = "index.packages"
 COMPONENT = "main"
 BYTES = 4 << 20
@@ -92,11 +93,14 @@ def write_index(
 
 
 def write_client(root: Path, url: str, target: Target, key: SigningKey) -> None:
-    """Write `pkgci.sources`, with which apt uses the repository at `url`; see sources.list(5), DEB822-style."""
-    signed_by = "".join(f" {line or '.'}\n" for line in key.export_public().splitlines())
-    (root / "pkgci.sources").write_text(
-        f"Types: deb deb-src\nURIs: {url}\nSuites: {target.codename}\nComponents: {COMPONENT}\nSigned-By:\n{signed_by}"
-    )
+    """Write the file `CLIENT`, with which apt uses the repository at `url`."""
+    (root / CLIENT).write_text(client(url, target.codename, key.export_public()))
+
+
+def client(url: str, codename: str, public_key: str) -> str:
+    """Return the text of `CLIENT`; see sources.list(5), DEB822-style."""
+    signed_by = "".join(f" {line or '.'}\n" for line in public_key.splitlines())
+    return f"Types: deb deb-src\nURIs: {url}\nSuites: {codename}\nComponents: {COMPONENT}\nSigned-By:\n{signed_by}"
 
 
 def _release(target: Target, label: str, listed: Sequence[str]) -> bytes:

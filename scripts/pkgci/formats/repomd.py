@@ -17,6 +17,9 @@ from pkgci.keys import SigningKey
 from pkgci.store import Entry
 
 
+CLIENT = "pkgci.repo"
+
+
 def pool(entry: Entry) -> list[str]:
     """Return the files of a build that a repository offers: binary packages and the source package."""
     return [file.name for file in entry.record.files if file.name.endswith(".rpm")]
@@ -66,10 +69,15 @@ def write_index(
 
 
 def write_client(root: Path, url: str, target: Target, key: SigningKey) -> None:
-    """Write `key.asc` and `pkgci.repo`, with which dnf uses the repository at `url`; see dnf.conf(5)."""
+    """Write `key.asc` and the file `CLIENT`, with which dnf uses the repository at `url`."""
     (root / "key.asc").write_text(key.export_public())
+    (root / CLIENT).write_text(client(url))
+
+
+def client(url: str) -> str:
+    """Return the text of `CLIENT`; see dnf.conf(5)."""
     name = "-".join(url.rstrip("/").split("/")[-2:])
-    (root / "pkgci.repo").write_text(
+    return (
         f"[pkgci-{name}]\nname=pkgci test repository {name}\nbaseurl={url}\nenabled=1\nmetadata_expire=0\n"
         # the signed index vouches for each package by its checksum
         f"repo_gpgcheck=1\ngpgcheck=0\ngpgkey={url}key.asc\n"

@@ -1,0 +1,599 @@
+"""What a run of `build` says to people, from its artifacts alone: the one source of the page and of `check`'s summary.
+
+Everything here is bounded: of a long list the first is shown, and how much more there is. What a text may do to a page
+or a terminal is not decided here.
+"""
+
+import re
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Generic, TypeVar
+from urllib.parse import quote
+
+from pkgci.artifacts import (
+    Build,
+    Child,
+    Contents,
+    Difference,
+    FileDifference,
+    Finding,
+    Former,
+    Install,
+    InstallOutcome,
+    Lint,
+    LintFinding,
+    Package,
+    PackageContents,
+    PackagedFile,
+    Record,
+    Repository,
+    Result,
+    Run,
+    ScenarioOutcome,
+    Systest,
+)
+from pkgci.errors import InfrastructureError
+from pkgci.formats import apt, repomd
+
+PAGE = "index.html"
+# of each list on the page
+PACKAGES, FILES, FINDINGS, RELATIONS, TEXT_LINES, LINKS = 60, 200, 100, 60, 120, 200
+FILES_IN_ALL = 3000
+# an excerpt: lines before and after the one that says why
+BEFORE, AFTER = 9, 3
+LINE = 300
+LOG_BYTES = 1 << 20
+COMPARED = 300  # what `last_words` takes of a line
+VERDICTS = {"SUCCESS": "Passed", "FAILURE": "Failed", "ABORTED": "Aborted"}
+BLAME = {
+    "none": "",
+    "package": "The package is at fault.",
+    "request": "The request is wrong: a parameter, or the configuration.",
+    "infrastructure": "The machines are at fault, not the change: the same may pass when it is tried again.",
+    "aborted": "It was stopped before its end; this says nothing about the change.",
+    "bug": "This is a bug in pkgci; the change is not at fault.",
+}
+SEVERITIES = ("error", "warning", "info")
+TIME_STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ?")
+# ECMA-48 control sequences, and what terminals take as commands of the operating system
+ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(\x07|\x1b\\)|\x1b[@-_]")
+# what a step and its engine say at the end of every log
+EPILOGUE = re.compile(
+    r"\w+ (SUCCESS|FAILURE|ABORTED) \(fault: |Finished: |Build step '|Archiving artifacts|Recording test"
+)
+
+Item = TypeVar("Item")
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+@dataclass(frozen=True)
+class Cut(Generic[Item]):
+    """The first of a list, and how many more there are."""
+
+    items: tuple[Item, ...] = ()
+    more: int = 0
+
+    @classmethod
+    def of(cls, items: Iterable[Item], most: int) -> "Cut[Item]":
+        """Cut a list after `most` items."""
+        kept = tuple(items)
+        return cls(kept[:most], max(0, len(kept) - most))
+
+    def __len__(self) -> int:
+        return len(self.items) + self.more
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self.items)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a log; `marked` is the one that says why."""
+
+    number: int
+    text: str
+    marked: bool
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """The lines of a job's log around the one that says why it failed. Links are relative to the artifacts."""
+
+    job: str
+    log: str
+    link: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of the run. `start`, `waited` and `ran` are percents of the run's time, for a bar."""
+
+    child: Child
+    step: str
+    state: str
+    link: str | None
+    reason: str
+    waiting: float
+    start: float
+    waited: float
+    ran: float
+    parts: tuple[tuple[str, float], ...]
+
+    @property
+    def rerun(self) -> str:
+        """The command that repeats it where it ran."""
+        return f"pkgci jobs run {self.child.job} --rerun {self.child.number}"
+
+    @property
+    def command(self) -> str:
+        """The command that repeats it with all parameters spelled out."""
+        return command(self.child.job, self.child.parameters)
+
+
+@dataclass(frozen=True)
+class PackageView:
+    """A binary package: its size in bytes if known, what is in it, and what changed against its former version."""
+
+    package: Package
+    size: int | None
+    contents: PackageContents | None
+    files: Cut[PackagedFile]
+    relations: tuple[tuple[str, Cut[str]], ...]
+    scripts: tuple[tuple[str, Cut[str]], ...]
+    difference: "DifferenceView | None"
+
+    @property
+    def anchor(self) -> str:
+        """The id of its part of the page."""
+        return f"package-{self.package.name}-{self.package.architecture}"
+
+
+@dataclass(frozen=True)
+class DifferenceView:
+    """What a package changes against its former version."""
+
+    difference: Difference
+    files: Cut[FileDifference]
+    scripts: tuple[tuple[str, Cut[str]], ...]
+
+    @property
+    def summary(self) -> str:
+        """It in a few words."""
+        if self.difference.notice:
+            return self.difference.notice
+        files = self.difference.files
+        counts = (
+            (sum(one.former is None for one in files), "file added", "files added"),
+            (sum(one.now is None for one in files), "file removed", "files removed"),
+            (sum(None not in (one.former, one.now) for one in files), "file changed", "files changed"),
+            (len(self.difference.relations), "dependency field changed", "dependency fields changed"),
+            (len(self.difference.scripts), "maintainer script changed", "maintainer scripts changed"),
+        )
+        said = [_count(*count) for count in counts if count[0]]
+        return ", ".join(said) or "the same files, dependencies and scripts"
+
+
+@dataclass(frozen=True)
+class LintView:
+    """What lint found, the worst first."""
+
+    record: Lint
+    findings: Cut[LintFinding]
+    counts: tuple[tuple[str, int], ...]
+
+    @property
+    def tone(self) -> str:
+        """How bad the worst is: `failed` where it fails the job."""
+        worst = [name for name, _ in self.counts][:1]
+        bad = worst and self.record.fails in SEVERITIES[SEVERITIES.index(worst[0]) :]
+        return "failed" if bad else "aborted" if worst and worst[0] != "info" else "passed"
+
+    @property
+    def summary(self) -> str:
+        """It in a few words."""
+        found = [_count(number, severity, severity if severity == "info" else "") for severity, number in self.counts]
+        silenced = f"; {self.record.overridden} overridden" if self.record.overridden else ""
+        return (", ".join(found) or "nothing found") + silenced
+
+
+@dataclass(frozen=True)
+class Tested:
+    """One package of the install test."""
+
+    outcome: InstallOutcome
+    link: str | None
+    findings: Cut[Finding]
+
+
+@dataclass(frozen=True)
+class InstallView:
+    """How the install test ended."""
+
+    record: Install
+    packages: Cut[Tested]
+
+    @property
+    def tone(self) -> str:
+        """Whether it `passed` or `failed`."""
+        return "passed" if all(outcome.passed for outcome in self.record.packages) else "failed"
+
+    @property
+    def summary(self) -> str:
+        """It in a few words."""
+        failed = sum(not outcome.passed for outcome in self.record.packages)
+        total = _count(len(self.record.packages), "package")
+        return f"{failed} of {total} failed" if failed else f"{total} passed"
+
+
+@dataclass(frozen=True)
+class SystestView:
+    """How the system test ended, what failed first."""
+
+    record: Systest
+    outcomes: Cut[tuple[ScenarioOutcome, str | None]]
+
+    @property
+    def tone(self) -> str:
+        """Whether it `passed` or `failed`."""
+        return "failed" if any(outcome.result == "failed" for outcome in self.record.outcomes) else "passed"
+
+    @property
+    def summary(self) -> str:
+        """It in a few words."""
+        results = [outcome.result for outcome in self.record.outcomes]
+        counts = [(word, results.count(word)) for word in ("passed", "failed", "skipped")]
+        return ", ".join(f"{number} {word}" for word, number in counts if number) or "no test"
+
+
+@dataclass(frozen=True)
+class Use:
+    """How to use the test repository: the client's file, as it lies in the repository, and what a user types."""
+
+    record: Repository
+    client_name: str
+    client: Cut[str]
+    commands: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Link:
+    """A file of the run: its URL relative to the artifacts, its path below them, its size in bytes."""
+
+    url: str
+    path: str
+    size: int
+
+
+@dataclass(frozen=True)
+class View:
+    """A run. What was not reached, or cannot be read, is None or empty."""
+
+    result: Result
+    run: Run | None
+    build: Build | None
+    excerpts: tuple[Excerpt, ...]
+    jobs: tuple[Job, ...]
+    packages: Cut[PackageView]
+    lint: LintView | None
+    install: InstallView | None
+    systest: SystestView | None
+    use: Use | None
+    links: Cut[Link]
+    problems: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """One word or two."""
+        if self.result.result == "SUCCESS" and self.result.reason.startswith("nothing to build"):
+            return "Nothing to build"
+        return VERDICTS[self.result.result]
+
+    @property
+    def blame(self) -> str:
+        """Who has to act, in a sentence."""
+        return BLAME[self.result.fault]
+
+    @property
+    def subject(self) -> str:
+        """What was built for what, as far as it is known."""
+        return f"{self.run.package or self.run.change.project} for {self.run.target}" if self.run else ""
+
+    @property
+    def outcome(self) -> str:
+        """Why it did not pass, or what did, in one line."""
+        if self.result.result != "SUCCESS" or not self.build:
+            return self.result.reason
+        said = [
+            _count(len(self.packages), "package") + (" built" if self.build.origin == "built" else " from the store")
+        ]
+        for what, part in (("lint", self.lint), ("install test", self.install), ("system test", self.systest)):
+            said += [f"{what}: {part.summary}"] if part else []
+        return "; ".join(said)
+
+    @property
+    def ended(self) -> datetime:
+        """When the run ended."""
+        return self.result.started + timedelta(seconds=self.result.seconds)
+
+    @property
+    def commands(self) -> tuple[str, str] | None:
+        """The commands that repeat the whole run: where it ran, and with all parameters spelled out."""
+        if self.run is None:
+            return None
+        rerun = f"pkgci jobs run {self.run.job} --rerun {self.run.number}" if self.run.number is not None else ""
+        return rerun, command(self.run.job, self.run.parameters)
+
+
+def command(job: str, parameters: Mapping[str, str]) -> str:
+    """Return the shell command that runs a job by hand."""
+    words = ["pkgci", "jobs", "run", job, *(f"{name}={value}" for name, value in parameters.items() if value)]
+    return " ".join(shlex.quote(word) for word in words)
+
+
+def read(artifacts: Path) -> View:
+    """Make the view of a run from its artifacts.
+
+    Args:
+        artifacts: what a build of the job `build` left, with `result.json`.
+
+    Raises:
+        InfrastructureError: there is no `result.json`.
+    """
+    result = Result.read(artifacts / "result.json")
+    problems: list[str] = []
+
+    def record(model: type[AnyRecord], path: Path) -> AnyRecord | None:
+        if not path.is_file():
+            return None
+        try:
+            return model.read(path)
+        except InfrastructureError:
+            problems.append(f"{path.relative_to(artifacts)} cannot be read")
+            return None
+
+    run = record(Run, artifacts / "run.json")
+    children = sorted(result.children, key=lambda child: child.started)
+    directories = [artifacts / child.directory for child in children]
+
+    def left(model: type[AnyRecord], name: str) -> tuple[AnyRecord, Path] | tuple[None, None]:
+        found = [(made, place) for place in directories if (made := record(model, place / name))]
+        return found[-1] if found else (None, None)
+
+    build, _ = left(Build, "build.json")
+    repository, _ = left(Repository, "repository.json")
+    contents, _ = left(Contents, "contents.json")
+    former, _ = left(Former, "former.json")
+    lint, _ = left(Lint, "lint.json")
+    install, installed_in = left(Install, "install.json")
+    systest, tested_in = left(Systest, "systest.json")
+    jobs = []
+    for child, directory in zip(children, directories, strict=True):
+        own = record(Result, directory / "result.json")
+        parts = build.seconds if build and (directory / "build.json").is_file() else {}
+        jobs.append(_job(artifacts, result, run, child, own, parts))
+    return View(
+        result=result,
+        run=run,
+        build=build,
+        excerpts=tuple(_excerpts(artifacts, result, jobs, install, systest)),
+        jobs=tuple(jobs),
+        packages=_packages(build, contents, former),
+        lint=_lint(lint) if lint else None,
+        install=_install(artifacts, install, installed_in) if install and installed_in else None,
+        systest=_systest(artifacts, systest, tested_in) if systest and tested_in else None,
+        use=_use(repository) if repository else None,
+        links=_links(artifacts),
+        problems=tuple(problems),
+    )
+
+
+def _count(number: int, one: str, several: str = "") -> str:
+    """Return `1 file`, `2 files`, and so on."""
+    return f"{number} {one if number == 1 else several or f'{one}s'}"
+
+
+def _link(artifacts: Path, path: Path) -> str | None:
+    """Return the relative URL of a file below the artifacts, None when there is none."""
+    below = path.relative_to(artifacts)
+    return quote(below.as_posix()) if ".." not in below.parts and path.is_file() and not path.is_symlink() else None
+
+
+def _job(
+    artifacts: Path, result: Result, run: Run | None, child: Child, own: Result | None, parts: Mapping[str, float]
+) -> Job:
+    def percent(seconds: float) -> float:
+        return round(min(100.0, max(0.0, 100 * seconds / result.seconds)) if result.seconds else 0.0, 2)
+
+    start = (child.started - result.started).total_seconds()
+    waited = min(child.seconds, max(0.0, (own.started - child.started).total_seconds())) if own else 0.0
+    return Job(
+        child=child,
+        step=child.job.removesuffix(f"-{run.target}") if run else child.job,
+        state=VERDICTS[child.result].lower(),
+        link=_link(artifacts, artifacts / child.directory / "console.log"),
+        reason=own.reason if own else "it left no result",
+        waiting=waited,
+        start=percent(start),
+        waited=percent(waited),
+        ran=percent(child.seconds - waited),
+        parts=tuple(parts.items()),
+    )
+
+
+def _excerpts(
+    artifacts: Path, result: Result, jobs: Sequence[Job], install: Install | None, systest: Systest | None
+) -> Iterator[Excerpt]:
+    """Yield what the logs of those jobs say that made the run fail, or that were stopped with it."""
+    failed = [job for job in jobs if job.child.result == "FAILURE"] or [
+        job for job in jobs if job.child.result == "ABORTED"
+    ]
+    if result.result == "SUCCESS":
+        return
+    for job in failed:
+        directory = artifacts / job.child.directory
+        yield from _excerpt(artifacts, job, directory / "console.log", job.reason)
+        if job.step == "install" and install:
+            for outcome in [outcome for outcome in install.packages if not outcome.passed][:2]:
+                said = " ".join(finding.message for finding in outcome.findings)
+                yield from _excerpt(artifacts, job, directory / "logs" / f"{outcome.package}.log", said)
+        if job.step == "systest" and systest:
+            for test in [test for test in systest.outcomes if test.result == "failed" and test.log][:2]:
+                yield from _excerpt(artifacts, job, directory / str(test.log), test.message)
+
+
+def _excerpt(artifacts: Path, job: Job, path: Path, reason: str) -> Iterator[Excerpt]:
+    """Yield the part of a log that shows the reason, or its end; nothing when there is no such log."""
+    link = _link(artifacts, path)
+    if link is None:
+        return
+    first, lines = _tail(path)
+    while lines and (not lines[-1].strip() or EPILOGUE.match(lines[-1])):
+        lines.pop()
+    squeezed = " ".join(reason.split())
+    hits = []
+    for index, line in enumerate(lines):
+        compared = " ".join("".join(char if char.isprintable() else " " for char in line).strip()[:COMPARED].split())
+        if len(compared) > 5 and compared in squeezed:
+            hits.append((len(compared), index))
+    marked = max(hits)[1] if hits else None
+    at = len(lines) - 1 if marked is None else marked
+    shown = range(max(0, at - BEFORE), min(len(lines), at + AFTER + 1))
+    if shown:
+        yield Excerpt(
+            job=job.child.job,
+            log=path.name,
+            link=link,
+            lines=tuple(Line(first + index, _short(lines[index]), index == marked) for index in shown),
+        )
+
+
+def _tail(path: Path) -> tuple[int, list[str]]:
+    """Return the number of the first line of a log's last `LOG_BYTES`, and the lines without time stamps and colours."""
+    with path.open("rb") as stream:
+        skipped, left = 0, path.stat().st_size - LOG_BYTES
+        while left > 0 and (block := stream.read(min(left, 1 << 20))):
+            skipped += block.count(b"\n")
+            left -= len(block)
+        text = stream.read(LOG_BYTES).decode(errors="replace")
+    lines = []
+    for line in text.removesuffix("\n").split("\n"):
+        plain = ESCAPE.sub("", line.rstrip("\r"))
+        # as a terminal shows it that goes back to the line's beginning
+        lines.append(TIME_STAMP.sub("", plain.rpartition("\r")[2], count=1).expandtabs())
+    return skipped + 1, lines
+
+
+def _short(line: str) -> str:
+    return line if len(line) <= LINE else f"{line[:LINE]} … ({len(line) - LINE} more characters)"
+
+
+def _packages(build: Build | None, contents: Contents | None, former: Former | None) -> Cut[PackageView]:
+    if build is None:
+        return Cut()
+    sizes = {file.name: file.size for file in build.files}
+    known = {one.file: one for one in contents.packages} if contents else {}
+    differences = {(one.name, one.architecture): one for one in former.packages} if former else {}
+    packages = sorted(build.packages, key=lambda package: (package.kind, package.name, package.architecture))
+    views, left = [], FILES_IN_ALL
+    for package in packages[:PACKAGES]:
+        inside = known.get(package.file)
+        files = Cut.of(_leaves(inside.files) if inside else (), min(FILES, left))
+        left -= len(files.items)
+        difference = differences.get((package.name, package.architecture))
+        views.append(
+            PackageView(
+                package=package,
+                size=sizes.get(package.file),
+                contents=inside,
+                files=Cut(files.items, files.more + (inside.more_files if inside else 0)),
+                relations=_each(inside.relations if inside else {}, RELATIONS, list),
+                scripts=_each(inside.scripts if inside else {}, TEXT_LINES, _lines),
+                difference=difference
+                and DifferenceView(
+                    difference, Cut.of(difference.files, FILES), _each(difference.scripts, TEXT_LINES, _lines)
+                ),
+            )
+        )
+    return Cut(tuple(views), len(packages) - len(views))
+
+
+def _each(
+    named: Mapping[str, object], most: int, items: Callable[[object], Sequence[str]]
+) -> tuple[tuple[str, Cut[str]], ...]:
+    return tuple((name, Cut.of(items(value), most)) for name, value in named.items())
+
+
+def _lines(text: object) -> list[str]:
+    return [_short(line.expandtabs()) for line in str(text).removesuffix("\n").split("\n")]
+
+
+def _leaves(files: Sequence[PackagedFile]) -> list[PackagedFile]:
+    """Return all but the directories that hold something."""
+    parents = {file.path.rstrip("/").rpartition("/")[0] for file in files}
+    return [file for file in files if not (file.mode.startswith("d") and file.path.rstrip("/") in parents)]
+
+
+def _lint(record: Lint) -> LintView:
+    findings = sorted(record.findings, key=lambda one: (SEVERITIES.index(one.severity), one.package, one.tag))
+    counts = [(severity, sum(one.severity == severity for one in findings)) for severity in SEVERITIES]
+    shown = Cut.of(findings, FINDINGS)
+    shown = Cut(shown.items, shown.more + record.omitted)
+    return LintView(record, shown, tuple((name, number) for name, number in counts if number))
+
+
+def _install(artifacts: Path, record: Install, directory: Path) -> InstallView:
+    tested = [
+        Tested(
+            outcome,
+            _link(artifacts, directory / "logs" / f"{outcome.package}.log"),
+            Cut.of(outcome.findings, FINDINGS),
+        )
+        for outcome in sorted(record.packages, key=lambda outcome: outcome.passed)
+    ]
+    return InstallView(record, Cut.of(tested, PACKAGES))
+
+
+def _systest(artifacts: Path, record: Systest, directory: Path) -> SystestView:
+    order = ("failed", "passed", "skipped")
+    outcomes = sorted(record.outcomes, key=lambda outcome: order.index(outcome.result))
+    linked = [(one, _link(artifacts, directory / one.log) if one.log else None) for one in outcomes]
+    return SystestView(record, Cut.of(linked, FINDINGS))
+
+
+def _use(record: Repository) -> Use:
+    names = sorted({package.name for package in record.packages if package.kind == "binary"})
+    if record.format == "deb":
+        wanted = [f"{one.name}={one.version}" for one in record.packages if one.kind == "binary"]
+        return Use(
+            record,
+            apt.CLIENT,
+            Cut.of(_lines(apt.client(record.url, record.codename, record.signing_key)), TEXT_LINES),
+            (
+                f"sudo curl -fsSo /etc/apt/sources.list.d/{apt.CLIENT} {record.url}{apt.CLIENT}",
+                "sudo apt-get update",
+                f"sudo apt-get install {' '.join(wanted[:10])}",
+            ),
+        )
+    return Use(
+        record,
+        repomd.CLIENT,
+        Cut.of(_lines(repomd.client(record.url)), TEXT_LINES),
+        (
+            f"sudo curl -fsSo /etc/yum.repos.d/{repomd.CLIENT} {record.url}{repomd.CLIENT}",
+            f"sudo dnf install {' '.join(names[:10])}",
+        ),
+    )
+
+
+def _links(artifacts: Path) -> Cut[Link]:
+    """Return all files of the run."""
+    found = []
+    for path in sorted(artifacts.rglob("*")):
+        url = _link(artifacts, path)
+        if url and path.name != PAGE:
+            found.append(Link(url, path.relative_to(artifacts).as_posix(), path.stat().st_size))
+    return Cut.of(found, LINKS)
