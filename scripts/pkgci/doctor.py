@@ -14,7 +14,7 @@ import yaml
 from pkgci.command import run
 from pkgci.config import ROOT, Config
 from pkgci.errors import PkgciError
-from pkgci.sandbox import namespaces, sub_ids
+from pkgci.sandbox import memory_control, namespaces, sub_ids
 from pkgci.server import serve
 from pkgci.upstream import apt_sources
 
@@ -33,6 +33,11 @@ TOOLS = {
     "ssh": "openssh-client",
 }
 FREE_GIB = 10
+MEMORY = {
+    "cgroup": "as a whole, by a cgroup",
+    "systemd": "as a whole, by a scope of systemd",
+    "process": "for each process by itself only: neither a cgroup nor a user's systemd is at hand",
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ def examine(config: Config) -> Iterator[Finding]:
         done = run([*namespaces(network=False), "true"], check=False, quiet=True)
         allow = "sudo sysctl kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0"
         yield Finding("user namespaces", done.returncode == 0, allow)
+    yield Finding(f"memory of a build is limited {MEMORY[memory_control()]}", True)
     for kind, place in (("cache", config.cache), ("state", config.state), ("data", config.data)):
         setting = f"set paths.{kind} in {config.directory / 'config.yaml'}"
         there = _existing(place)

@@ -25,10 +25,11 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Literal
 
-from pkgci.command import supervised
+from pkgci.command import run, supervised
 from pkgci.config import Limits
 from pkgci.errors import InfrastructureError, PackageError
 
@@ -40,6 +41,9 @@ IDS = 65536
 # keyctl(2): join a new, empty session keyring; the one of whoever runs this would come along otherwise
 NEW_KEYRING = ["perl", "-e", "syscall(250, 1, 0); exec @ARGV or exit 127;", "--"]
 TREE_DOES_NOT_FIT = 97
+# how the sandbox ends when its limit of memory is reached: the kernel sends SIGKILL to it, or systemd SIGTERM to its scope
+KILLED = {status for one in (signal.SIGKILL, signal.SIGTERM) for status in (-one, 128 + one)}
+SCOPE_SECONDS = 10
 TIMED_OUT = 124
 PACK_SECONDS = 300
 LOG_BYTES = 100 << 20
@@ -230,7 +234,7 @@ def contained(
         if not archive.read(1):
             if status == TREE_DOES_NOT_FIT:
                 raise PackageError("its files cannot be unpacked in the sandbox; see the log above")
-            if status in (-signal.SIGKILL, 128 + signal.SIGKILL):
+            if status in KILLED:
                 raise PackageError(f"killed, most likely at its memory limit of {limits.memory_mib} MiB")
             raise InfrastructureError(
                 f"the sandbox ended with status {status} before or beside its script; see the log above"
@@ -393,19 +397,31 @@ def _relay(terminal: int) -> None:
         termios.tcsetattr(0, termios.TCSADRAIN, settings)
 
 
-@contextmanager
-def _memory_limit(limits: Limits) -> Iterator[list[str]]:
-    """Yield a command prefix that puts a process under a memory limit for all its descendants together.
+def memory_control() -> Literal["cgroup", "systemd", "process"]:
+    """Return what limits the memory of a sandbox on this machine.
 
-    That takes a cgroup of our own; where this user may make none, the prefix is empty and the limit of each process
-    (RLIMIT_DATA) is the only one. The tmpfs of the root counts as memory, so the disk limit is added.
+    All its processes together are limited by a cgroup that this user may make, or by one that systemd makes for it;
+    otherwise the limit of each process (RLIMIT_DATA) is the only one.
     """
     group = _cgroup()
     if group is None:
-        yield []
+        return "systemd" if _scope_works() else "process"
+    group.rmdir()
+    return "cgroup"
+
+
+@contextmanager
+def _memory_limit(limits: Limits) -> Iterator[list[str]]:
+    """Yield a command prefix that puts a process under a memory limit for all its descendants together, where that can be.
+
+    The tmpfs of the root counts as memory, so the disk limit is added.
+    """
+    limit = (limits.memory_mib + limits.disk_mib) << 20
+    group = _cgroup()
+    if group is None:
+        yield _scope(limit) if _scope_works() else []
         return
     try:
-        limit = (limits.memory_mib + limits.disk_mib) << 20
         for name in ("memory.max", "memory.limit_in_bytes"):
             if (group / name).exists():
                 (group / name).write_text(str(limit))
@@ -418,6 +434,23 @@ def _memory_limit(limits: Limits) -> Iterator[list[str]]:
                 break
             except OSError:
                 time.sleep(0.05)
+
+
+def _scope(limit: int) -> list[str]:
+    """Return the command prefix for a scope of the systemd of this user, or of the system for root; see systemd-run(1)."""
+    scope = ["systemd-run", "--scope", "--quiet", "--collect", f"--property=MemoryMax={limit}"]
+    scope += ["--property=MemorySwapMax=0", *(["--user"] if os.getuid() else []), "--"]
+    # a job has no session, the user's systemd may run all the same
+    runtime = os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")
+    return ["env", f"XDG_RUNTIME_DIR={runtime}", *scope]
+
+
+@cache
+def _scope_works() -> bool:
+    try:
+        return run([*_scope(1 << 30), "true"], check=False, quiet=True, timeout=SCOPE_SECONDS).returncode == 0
+    except InfrastructureError:
+        return False
 
 
 def _cgroup() -> Path | None:
