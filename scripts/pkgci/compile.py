@@ -23,7 +23,7 @@ from pkgci.formats.base import Dependencies, Metadata, Request
 from pkgci.roots import build_root
 from pkgci.server import serve
 from pkgci.source import Sources
-from pkgci.store import Entry, Record, Store, describe
+from pkgci.store import Entry, Material, Record, Store, describe
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +92,11 @@ def compile(config: Config, target_name: str, parameters: Parameters, artifacts:
                         version=version,
                         target=target_name,
                         format=target.format,
+                        trees=(sources.source.id, sources.packaging.id),
+                        root=request.root.id,
+                        dependencies=tuple(
+                            Material(name=one.file, sha256=one.sha256) for one in dependencies.install
+                        ),
                         packages=built.packages,
                         files=tuple(describe(path) for path in built.files),
                     )

@@ -1,0 +1,73 @@
+"""What both formats' released repositories do, by the same verbs, and what they are given."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from pkgci.released.index import Stanza
+from pkgci.released.key import ReleaseKey
+from pkgci.store import Entry
+
+
+@dataclass(frozen=True)
+class Place:
+    """A repository, and the generation that is being made.
+
+    `root` is what readers see, at `url`. `time` is the generation's own; `stamp` that of its pointer files, in seconds.
+    """
+
+    root: Path
+    url: str
+    codename: str
+    architectures: tuple[str, ...]
+    label: str
+    key: ReleaseKey
+    signed: Path
+    number: int
+    time: datetime
+    stamp: int
+
+
+@dataclass(frozen=True)
+class Written:
+    """A metadata file by its name (as of `Stanza.list`), compression, sha256 and size."""
+
+    list: str
+    compression: str
+    digest: str
+    size: int
+
+
+class Form(Protocol):
+    """The verbs of a format. `links` are symbolic links below the repository's root, which lead through `current`; `shared`
+    are the directories with metadata files of all generations."""
+
+    compressions: Sequence[str]
+    shared: Sequence[str]
+    links: Mapping[str, str]
+
+    def lists(self, place: Place) -> list[str]:
+        """Return the names of the metadata files."""
+
+    def prepare(self, entry: Entry, place: Place) -> dict[str, Path]:
+        """Return the files of a build that are linked into the pool, by name."""
+
+    def stanzas(self, entry: Entry, directory: str, place: Place) -> tuple[list[Stanza], list[str]]:
+        """Return what the index says of a build in the pool's `directory`, and the paths of its packages' files."""
+
+    def frame(self, name: str, count: int) -> tuple[bytes, bytes]:
+        """Return what stands before and after the stanzas of a metadata file of `count` packages."""
+
+    def path(self, written: Written) -> str:
+        """Return where a metadata file is below the repository's root, for all generations."""
+
+    def examine(self, name: str, chunks: Sequence[bytes]) -> None:
+        """Let the format's own tool parse the chunks of a metadata file that are new. Raises InfrastructureError."""
+
+    def finish(self, new: Path, place: Place, files: Sequence[Written]) -> list[Path]:
+        """Write what a generation has of its own below `new`, signed; verify it; return its pointer files."""
+
+    def clients(self, place: Place) -> dict[str, str]:
+        """Return what users need, by the names of files at the repository's root."""

@@ -1,0 +1,116 @@
+"""What is refused at a publication, before anything is changed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pkgci.errors import InfrastructureError, PackageError, RequestError
+from pkgci.formats import FORMATS
+from pkgci.formats.base import WORD
+from pkgci.released.records import Origin, Publication
+from pkgci.store import Entry, Store
+
+if TYPE_CHECKING:
+    from pkgci.released.repository import Repository
+
+
+class OlderError(PackageError):
+    """The repository has a higher version already: of a change that merged later, and was published before."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a publication changes: builds that come, with where they are merged, and keys of those that go."""
+
+    added: tuple[tuple[Entry, Origin], ...]
+    removed: tuple[str, ...]
+
+
+def built(repository: "Repository", store: Store, publication: Publication) -> Entry:
+    """Return a build from the store, each file of which is as in its record.
+
+    Raises:
+        RequestError: the store has not built it, or it is not for this repository.
+        PackageError: a name in its record cannot be one of a package.
+        InfrastructureError: its files are damaged.
+    """
+    key, origin = publication.key, publication.origin
+    entry = store.lookup(key)
+    if entry is None:
+        if store.place(key).exists():
+            raise InfrastructureError(f"build {key[:12]} is damaged in the store; build it again")
+        raise RequestError(f"build {key[:12]} is not in the store: only what it built is released; build it again")
+    record = entry.record
+    about = f"{record.package} {record.version}"
+    if record.target not in repository.targets:
+        raise RequestError(f"{about} is built for {record.target}, which {repository.name} does not have")
+    claimed = repository.config.release_of(origin.branch)
+    if claimed is None or claimed[0] != repository.release:
+        raise RequestError(f"{about} is from branch {origin.branch}, which release {repository.release} does not claim")
+    trees = {commit.tree for commit in origin.commits}
+    if not record.trees or trees != set(record.trees):
+        raise RequestError(
+            f"{about} is built from the trees {' and '.join(sorted(set(record.trees))) or 'of an unknown commit'}, not "
+            f"from what is merged into {origin.branch}: {' and '.join(sorted(trees))}; build it again"
+        )
+    words = [record.package, record.version]
+    words += [word for one in record.packages for word in (one.name, one.version, one.architecture)]
+    if not all(map(WORD.fullmatch, words)):
+        raise PackageError(f"{ascii(record.package)[:80]}: a name or version in its record cannot be one of a package")
+    return entry
+
+
+def changes(repository: "Repository", entries: Sequence[tuple[Entry, Origin]]) -> Changes:
+    """Return what a publication of builds changes in an opened repository; those that are there already do not.
+
+    Raises:
+        RequestError: a source package is on hold, or comes twice.
+        PackageError: (OlderError) a version is lower than the released one; or another content has the same version.
+    """
+    held = repository.holds()
+    added, removed = [], []
+    seen: set[tuple[str, str]] = set()
+    for entry, origin in entries:
+        record = entry.record
+        if (record.package, record.target) in seen:
+            raise RequestError(f"{record.package} for {record.target} comes twice in one publication")
+        seen.add((record.package, record.target))
+        former = repository.index.live(record.package, record.target)
+        there = {(one.file.rpartition("/")[2], one.sha256) for key, *_ in former for one in repository.index.packages_of(key)}
+        if there == {(one.file, one.sha256) for one in record.packages}:
+            continue
+        hold = held.get(record.package)
+        if hold:
+            raise RequestError(
+                f"{record.package} is on hold since generation {hold.generation} of {repository.name}: {hold.reason}; "
+                f"`pkgci repo unhold {repository.name} {record.package}` ends it"
+            )
+        _compare(repository, entry)
+        added.append((entry, origin))
+        removed += [key for key, *_ in former]
+    return Changes(tuple(added), tuple(removed))
+
+
+def _compare(repository: "Repository", entry: Entry) -> None:
+    """Compare versions and contents of a build with what is and was released."""
+    record, index = entry.record, repository.index
+    newer = FORMATS[repository.format].newer
+    for _, _, target, version in index.live(record.package):
+        if newer(version, record.version):
+            raise OlderError(
+                f"{record.package} {record.version} is lower than {version}, which {repository.name} has for {target}"
+            )
+    for package in record.packages:
+        about = f"{package.name} {package.version} ({package.architecture})"
+        for known in index.packages(package.name, package.architecture, live=True):
+            if newer(known.version, package.version):
+                raise OlderError(
+                    f"{about} of {record.package} is lower than {known.version}, which {repository.name} has from "
+                    f"{known.source}"
+                )
+        for known in index.packages(package.name, package.architecture, live=False):
+            if known.version == package.version and known.sha256 != package.sha256:
+                raise PackageError(
+                    f"{about} of {record.package} has another content than the one of that version which "
+                    f"{repository.name} has or had from {known.source}; raise the version"
+                )

@@ -1,0 +1,98 @@
+"""The metadata of a generation of a DEB repository: `dists/CODENAME/`, with `by-hash` shared by all generations."""
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pkgci.command import run
+from pkgci.errors import InfrastructureError
+from pkgci.formats import apt
+from pkgci.released.base import Place, Written
+from pkgci.released.index import Stanza
+from pkgci.store import Entry
+
+COMPRESSIONS = ("plain", "gz", "zst")
+BY_HASH = "by-hash/SHA256"
+SOURCES = f"{apt.COMPONENT}/source/Sources"
+
+
+class Deb:
+    """The verbs of `base.Form` for DEB."""
+
+    compressions = COMPRESSIONS
+    shared = (BY_HASH,)
+    links: Mapping[str, str] = {"dists": "current/dists"}
+
+    def lists(self, place: Place) -> list[str]:
+        """Return the metadata files' names below `dists/CODENAME/`."""
+        return [*(_packages(one) for one in place.architectures), SOURCES]
+
+    def prepare(self, entry: Entry, place: Place) -> dict[str, Path]:
+        """Return the files of a build that are linked into the pool, by name: all of them, as the store has them."""
+        return {file.name: entry.directory / file.name for file in entry.record.files}
+
+    def stanzas(self, entry: Entry, directory: str, place: Place) -> tuple[list[Stanza], list[str]]:
+        """Return what the index says of a build in the pool's `directory`, and the paths of its packages' files."""
+        paths = {name: f"{directory}/{name}" for name in apt.pool(entry)}
+        found = []
+        for stanza in apt.binaries(entry, paths):
+            own = str(stanza["Architecture"])
+            text = f"{stanza.dump()}\n".encode()
+            for architecture in place.architectures if own == "all" else [own]:
+                found.append(Stanza(_packages(architecture), str(stanza["Filename"]), text))
+        for stanza in apt.sources(entry, paths):
+            found.append(Stanza(SOURCES, str(stanza["Package"]), f"{stanza.dump()}\n".encode()))
+        return found, []
+
+    def frame(self, name: str, count: int) -> tuple[bytes, bytes]:
+        """Return what stands before and after the stanzas of a metadata file: nothing."""
+        return b"", b""
+
+    def path(self, written: Written) -> str:
+        """Return where a metadata file is below the repository's root, for all generations."""
+        return f"{BY_HASH}/{written.digest}"
+
+    def examine(self, name: str, chunks: Sequence[bytes]) -> None:
+        """Let apt parse the chunks that are new."""
+        if name == SOURCES:
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            status = Path(scratch, "status")
+            status.write_bytes(b"".join(chunks))
+            options = {"Dir::State::status": status, "Dir::State::lists": scratch, "Dir::Etc": scratch}
+            options |= {"Dir::Cache::pkgcache": "", "Dir::Cache::srcpkgcache": ""}
+            words = [word for option, value in options.items() for word in ("-o", f"{option}={value}")]
+            run(["apt-cache", *words, "stats"], env={"APT_CONFIG": "/dev/null"}, quiet=True)
+
+    def finish(self, new: Path, place: Place, files: Sequence[Written]) -> list[Path]:
+        """Write `dists/CODENAME/` of a generation below the directory `new`, signed; verify and return its pointer files."""
+        distribution = new / "dists" / place.codename
+        listed = []
+        for written in files:
+            suffix = "" if written.compression == "plain" else f".{written.compression}"
+            path = distribution / f"{written.list}{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if suffix:
+                os.link(place.root / self.path(written), path)
+            elif not (path.parent / "by-hash").is_symlink():
+                # generations/N/dists/CODENAME/main/KIND/ up to the root
+                (path.parent / "by-hash").symlink_to("../../../../../../by-hash")
+            listed.append(f" {written.digest} {written.size} {written.list}{suffix}")
+        text = apt.release(place.codename, place.architectures, place.label, place.time, listed)
+        pointers = [distribution / name for name in ("Release", "Release.gpg", "InRelease")]
+        signed, detached = place.key.sign_both(text)
+        for path, content in zip(pointers, (text, detached, signed), strict=True):
+            path.write_bytes(content)
+        if place.key.verify(pointers[2]) != text:
+            raise InfrastructureError(f"{pointers[2]}: what is signed is not the Release file")
+        place.key.verify(pointers[1], pointers[0])
+        return pointers
+
+    def clients(self, place: Place) -> dict[str, str]:
+        """Return what users need, by the names of files at the repository's root."""
+        return {apt.CLIENT: apt.client(place.url, place.codename, place.key.public)}
+
+
+def _packages(architecture: str) -> str:
+    return f"{apt.COMPONENT}/binary-{architecture}/Packages"

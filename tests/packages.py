@@ -1,0 +1,134 @@
+"""Tiny packages that are valid, made without the formats' tools, so that there can be thousands of them; and builds of them in a store."""
+
+import gzip
+import hashlib
+import io
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pkgci.artifacts import Package
+from pkgci.config import Config
+from pkgci.store import Entry, Record, Store, describe
+
+TREE = "7" * 40
+
+
+def deb(
+    directory: Path,
+    name: str,
+    version: str,
+    *,
+    architecture: str = "all",
+    source: str = "",
+    files: Mapping[str, bytes] | None = None,
+    fields: Mapping[str, str] | None = None,
+) -> Path:
+    """Write a binary package into `directory`; see deb(5). `files` are by their absolute paths."""
+    about = {
+        "Package": name,
+        **({"Source": source} if source else {}),
+        "Version": version,
+        "Architecture": architecture,
+        "Maintainer": "A Person <person@example.org>",
+        "Section": "misc",
+        "Priority": "optional",
+        **(fields or {}),
+        "Description": f"what {name} is\n It is a package for tests.",
+    }
+    control = "".join(f"{field}: {value}\n" for field, value in about.items()).encode()
+    content = files if files is not None else {f"/usr/share/{name}/text": version.encode()}
+    members = {
+        "debian-binary": b"2.0\n",
+        "control.tar.gz": _tar({"/control": control}),
+        "data.tar.gz": _tar(content),
+    }
+    written = b"!<arch>\n"
+    for member, data in members.items():
+        written += f"{member:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(data):<10}`\n".encode() + data + b"\n" * (len(data) % 2)
+    path = directory / f"{name}_{version.partition(':')[2] or version}_{architecture}.deb"
+    path.write_bytes(written)
+    stanza = control.decode().rstrip() + f"\nFilename: ./{path.name}\n"
+    path.with_suffix(".stanza").write_text(stanza)
+    return path
+
+
+def _tar(files: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        made: set[str] = set()
+        for path, content in files.items():
+            parents = path.strip("/").split("/")[:-1]
+            for depth in range(len(parents) + 1):
+                parent = "./" + "/".join(parents[:depth])
+                if parent not in made:
+                    made.add(parent)
+                    directory = tarfile.TarInfo(parent)
+                    directory.type, directory.mode = tarfile.DIRTYPE, 0o755
+                    tar.addfile(directory)
+            member = tarfile.TarInfo(f".{path}")
+            member.size, member.mode = len(content), 0o644
+            tar.addfile(member, io.BytesIO(content))
+    return gzip.compress(buffer.getvalue(), 6, mtime=0)
+
+
+def dsc(directory: Path, source: str, version: str) -> list[Path]:
+    """Write a native source package into `directory`; return its files."""
+    plain = version.partition(":")[2] or version
+    tarball = directory / f"{source}_{plain}.tar.gz"
+    tarball.write_bytes(_tar({f"/{source}/debian/rules": b"#!/usr/bin/make -f\n"}))
+    digest = hashlib.sha256(tarball.read_bytes()).hexdigest()
+    path = directory / f"{source}_{plain}.dsc"
+    path.write_text(
+        f"Format: 3.0 (native)\nSource: {source}\nBinary: {source}\nArchitecture: all\nVersion: {version}\n"
+        "Maintainer: A Person <person@example.org>\n"
+        f"Checksums-Sha256:\n {digest} {tarball.stat().st_size} {tarball.name}\n"
+        f"Files:\n {'0' * 32} {tarball.stat().st_size} {tarball.name}\n"
+    )
+    return [tarball, path]
+
+
+def deliver_debs(
+    config: Config, place: Path, source: str, version: str, debs: Sequence[Path], *, key: str = "", target: str = "bookworm-amd64"
+) -> Entry:
+    """Put a build of binary packages that `deb` made into the store, with a source package."""
+    place.mkdir(parents=True, exist_ok=True)
+    stanzas = place / "index.packages"
+    stanzas.write_text("\n".join(path.with_suffix(".stanza").read_text() for path in debs))
+    files = [*debs, *dsc(place, source, version), stanzas]
+    packages = []
+    for path in debs:
+        said = dict(line.split(": ", 1) for line in path.with_suffix(".stanza").read_text().splitlines() if line[0] != " ")
+        packages.append(
+            Package(
+                name=said["Package"],
+                version=said["Version"],
+                architecture=said["Architecture"],
+                file=path.name,
+                sha256=describe(path).sha256,
+            )
+        )
+    return deliver(config, source, version, target, packages, files, key=key)
+
+
+def deliver(
+    config: Config, source: str, version: str, target: str, packages: Sequence[Package], files: Sequence[Path], *, key: str = ""
+) -> Entry:
+    """Put a build into the store, from the trees TREE."""
+    described = [describe(path) for path in files]
+    made_from = [source, version, target, *sorted(file.sha256 for file in described)]
+    key = key or hashlib.sha256("\n".join(made_from).encode()).hexdigest()
+    record = Record(
+        key=key,
+        algorithm=1,
+        package=source,
+        version=version,
+        target=target,
+        format=config.target(target).format,
+        trees=(TREE, TREE),
+        packages=tuple(packages),
+        files=tuple(described),
+    )
+    store = Store(config)
+    with store.claim(key, wait=0) as lease:
+        return lease if isinstance(lease, Entry) else store.deliver(lease, record, files)
