@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import subprocess
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -132,3 +133,41 @@ def deliver(
     store = Store(config)
     with store.claim(key, wait=0) as lease:
         return lease if isinstance(lease, Entry) else store.deliver(lease, record, files)
+
+
+SPEC = """Name: {name}
+Version: {version}
+Release: {release}
+Summary: What {name} is
+License: MIT
+BuildArch: noarch
+{more}
+%description
+It is a package for tests.
+%install
+mkdir -p %{{buildroot}}/usr/share/{name}
+echo {version} > %{{buildroot}}/usr/share/{name}/text
+%files
+/usr/share/{name}
+"""
+
+
+def rpmbuilt(directory: Path, name: str, version: str, release: str = "1", more: str = "") -> list[Path]:
+    """Build an RPM package and its source package by rpmbuild itself; return them."""
+    spec = directory / f"{name}.spec"
+    spec.write_text(SPEC.format(name=name, version=version, release=release, more=more))
+    words = ["rpmbuild", "-ba", "--nodeps", "-D", f"_topdir {directory}", "-D", f"_dbpath {directory}/db", str(spec)]
+    subprocess.run(words, check=True, capture_output=True)
+    return sorted(directory.glob("*RPMS/**/*.rpm"))
+
+
+def deliver_rpms(
+    config: Config, source: str, version: str, rpms: Sequence[Path], *, target: str = "debianrpm-amd64"
+) -> Entry:
+    """Put a build of RPM packages into the store; they are of the source's name and version."""
+    made = [
+        Package(name=source, version=version, architecture="noarch", file=path.name, sha256=describe(path).sha256)
+        for path in rpms
+        if not path.name.endswith(".src.rpm")
+    ]
+    return deliver(config, source, version, target, made, rpms)

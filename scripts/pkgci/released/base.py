@@ -1,6 +1,6 @@
 """What both formats' released repositories do, by the same verbs, and what they are given."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -40,6 +40,15 @@ class Written:
     size: int
 
 
+@dataclass(frozen=True)
+class Offered:
+    """A file that a generation's index offers: its path below the root, size in bytes and sha256."""
+
+    path: str
+    size: int
+    sha256: str
+
+
 class Form(Protocol):
     """The verbs of a format. `links` are symbolic links below the repository's root, which lead through `current`; `shared`
     are the directories with metadata files of all generations."""
@@ -71,3 +80,13 @@ class Form(Protocol):
 
     def clients(self, place: Place) -> dict[str, str]:
         """Return what users need, by the names of files at the repository's root."""
+
+    def read(self, generation: Path, key: ReleaseKey) -> Iterator[Offered]:
+        """Yield what a generation in its directory offers, from what its signature vouches for, down to the packages.
+
+        Raises:
+            InfrastructureError: a signature, a checksum or a metadata file is not what it must be.
+        """
+
+    def examine_package(self, path: Path, key: ReleaseKey) -> None:
+        """Check a package file in the pool by the format's own tool. Raises InfrastructureError."""

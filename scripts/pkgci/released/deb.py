@@ -1,15 +1,21 @@
 """The metadata of a generation of a DEB repository: `dists/CODENAME/`, with `by-hash` shared by all generations."""
 
+import gzip
+import hashlib
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+import zstandard
+from debian.deb822 import Deb822, Release
 
 from pkgci.command import run
 from pkgci.errors import InfrastructureError
 from pkgci.formats import apt
-from pkgci.released.base import Place, Written
+from pkgci.released.base import Offered, Place, Written
 from pkgci.released.index import Stanza
+from pkgci.released.key import ReleaseKey
 from pkgci.store import Entry
 
 COMPRESSIONS = ("plain", "gz", "zst")
@@ -92,6 +98,50 @@ class Deb:
     def clients(self, place: Place) -> dict[str, str]:
         """Return what users need, by the names of files at the repository's root."""
         return {apt.CLIENT: apt.client(place.url, place.codename, place.key.public)}
+
+    def read(self, generation: Path, key: ReleaseKey) -> Iterator[Offered]:
+        """Yield what a generation in its directory offers; as `base.Form`."""
+        for distribution in (generation / "dists").iterdir():
+            text = key.verify(distribution / "InRelease")
+            if text != (distribution / "Release").read_bytes():
+                raise InfrastructureError(f"{distribution}: Release and InRelease differ")
+            key.verify(distribution / "Release.gpg", distribution / "Release")
+            listed = {str(one["name"]): one for one in Release(text)["SHA256"]}
+            for name, one in listed.items():
+                if not name.endswith(".gz"):
+                    continue
+                path = distribution / name
+                for place in (path, path.parent / BY_HASH / str(one["sha256"])):
+                    _check(place, int(one["size"]), str(one["sha256"]))
+                plain = gzip.decompress(path.read_bytes())
+                about = listed[name.removesuffix(".gz")]
+                zst = listed[f"{name.removesuffix('.gz')}.zst"]
+                _check(path.with_suffix(".zst"), int(zst["size"]), str(zst["sha256"]))
+                with zstandard.open(path.with_suffix(".zst")) as stream:
+                    if stream.read() != plain:
+                        raise InfrastructureError(f"{path}: it is not the same as {path.stem}.zst")
+                if (len(plain), hashlib.sha256(plain).hexdigest()) != (int(about["size"]), about["sha256"]):
+                    raise InfrastructureError(f"{path}: its content is not what the Release file says")
+                yield from _offered(name, plain)
+
+    def examine_package(self, path: Path, key: ReleaseKey) -> None:
+        """Check a package file; its checksum is in the signed index, so there is no more to it than that."""
+
+
+def _check(path: Path, size: int, digest: str) -> None:
+    with path.open("rb") as stream:
+        if path.stat().st_size != size or hashlib.file_digest(stream, "sha256").hexdigest() != digest:
+            raise InfrastructureError(f"{path} is not what the Release file says")
+
+
+def _offered(name: str, plain: bytes) -> Iterator[Offered]:
+    for stanza in Deb822.iter_paragraphs(plain, use_apt_pkg=False):
+        if name.startswith(SOURCES):
+            for line in str(stanza["Checksums-Sha256"]).strip().splitlines():
+                digest, size, file = line.split()
+                yield Offered(f"{stanza['Directory']}/{file}", int(size), digest)
+        else:
+            yield Offered(str(stanza["Filename"]), int(stanza["Size"]), str(stanza["SHA256"]))
 
 
 def _packages(architecture: str) -> str:
