@@ -350,7 +350,7 @@ class Repository:
         for name, path in files.items():
             os.link(path, new / name)
         os.link(entry.directory / RECORD, new / RECORD)
-        described = [describe(path) for path in files.values()]
+        described = [describe(new / name) for name in files]
         statement = provenance(entry, described, origin, self.config.settings.url, self.release, describe_owner())
         statement.write(new / PROVENANCE)
         fsync_all([new / PROVENANCE, new])
