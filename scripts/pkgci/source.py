@@ -369,8 +369,11 @@ def blobs(tree: Tree, paths: Sequence[str] | None = None) -> Iterator[Blob]:
             mode, identity = entries[path]
             header = answer.readline().split()
             if header[1:2] != [b"blob"]:
-                raise InfrastructureError(f"{tree.repository}: object {identity} is missing or damaged; remove that directory")
-            content, size = _Part(answer, int(header[2])), int(header[2])
+                raise InfrastructureError(
+                    f"{tree.repository}: object {identity} is missing or damaged; remove that directory"
+                )
+            size = int(header[2])
+            content = _Part(answer, size)
             # what may be read as a whole is still there when nobody holds this generator any more
             stream = BytesIO(content.readall()) if size <= CONTENT_BYTES else BufferedReader(content)
             yield Blob(path, mode, size, stream)
