@@ -15,8 +15,8 @@ from types import ModuleType
 
 from pkgci import repository, source
 from pkgci.artifacts import Build, ChangeSummary, File
-from pkgci.change import Change, Parameters
-from pkgci.config import EMBEDDED, ROOT, Config, Release
+from pkgci.change import Change, Parameters, release_of
+from pkgci.config import ROOT, Config
 from pkgci.errors import InfrastructureError, PackageError, RequestError
 from pkgci.formats import FORMATS
 from pkgci.formats.base import Dependencies, Metadata, Request
@@ -62,7 +62,7 @@ def compile(config: Config, target_name: str, parameters: Parameters, artifacts:
             config=config,
             target_name=target_name,
             target=target,
-            release=release_of(config, change, sources),
+            release=release_of(config, change),
             sources=sources,
             root=_timed(seconds, "root", lambda: build_root(config, target_name)),
             repositories=repository.read(config, target_name, parameters.repositories(config)),
@@ -119,20 +119,6 @@ def compile(config: Config, target_name: str, parameters: Parameters, artifacts:
     )
     build.write(artifacts / "build.json")
     return build
-
-
-def release_of(config: Config, change: Change, sources: Sources) -> Release:
-    """Return the release that claims the change's branch; a local tree without one is checked under the embedded default.
-
-    Raises:
-        RequestError: no release claims the branch.
-    """
-    found = config.release_of(change.branch)
-    if found:
-        return found[1]
-    if sources.local:
-        return Config(EMBEDDED).release("default")
-    raise RequestError(f"no release claims branch {change.branch}; `build` would have said so")
 
 
 def _fetch(config: Config, change: Change, parameters: Parameters) -> Sources:

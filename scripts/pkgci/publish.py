@@ -44,11 +44,7 @@ def publish(config: Config, target_name: str, change: Change, build_key: str, ru
             f"{change.number or change.commit[:12]} is merged into {change.branch} of {change.project}, "
             "and released repositories are not configured"
         )
-    entry = Store(config).lookup(build_key)
-    if entry is None:
-        raise RequestError(f"build {build_key[:12]} is not in the store; run compile-{target_name} again")
-    if entry.record.target != target_name:
-        raise RequestError(f"build {build_key[:12]} is for {entry.record.target}, not for {target_name}")
+    entry = Store(config).required(build_key, target_name)
     expires = datetime.now(UTC) + timedelta(days=config.settings.test_repository_days)
     published = repository.write(config, target_name, run, [entry], expires)
     published.write(artifacts / repository.RECORD)

@@ -129,6 +129,23 @@ class Store:
                 return None
         return Entry(directory, record)
 
+    def required(self, key: str, target: str) -> Entry:
+        """Return the entry of a job that cannot do without it.
+
+        Args:
+            key: the entry's key.
+            target: the target that it must be for.
+
+        Raises:
+            RequestError: there is none, or it is for another target.
+        """
+        entry = self.lookup(key)
+        if entry is None:
+            raise RequestError(f"build {key[:12]} is not in the store; run compile-{target} again")
+        if entry.record.target != target:
+            raise RequestError(f"build {key[:12]} is for {entry.record.target}, not for {target}")
+        return entry
+
     @contextmanager
     def claim(self, key: str, *, wait: float, on_wait: Callable[[str], None] = log.info) -> Iterator[Lease | Entry]:
         """Get the entry, or the right to make it; exactly one process has that right, until its `with` ends.

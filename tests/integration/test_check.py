@@ -156,7 +156,9 @@ def test_two_trees_of_one_name_do_not_meet(tmp_path: Path):
         source.fetch(configuration, Parameters.read(change.parameters).change(configuration)) for change in changes
     ]
     assert [
-        re.findall(rb"\(\S+\)", next(source.blobs(sources.previous, ["debian/changelog"])).content) for sources in found
+        re.findall(rb"\(\S+\)", blob.content)
+        for sources in found
+        for blob in source.blobs(sources.previous, ["debian/changelog"])
     ] == [[b"(1.0-1)"], [b"(5.0-1)"]]
 
 

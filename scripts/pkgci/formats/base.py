@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +22,7 @@ from typing import Annotated, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from pkgci import web
-from pkgci.artifacts import Package, Repository
+from pkgci.artifacts import LintFinding, Package, Repository
 from pkgci.config import Config, Limits, Release, Target
 from pkgci.errors import InfrastructureError, PackageError, PkgciError
 from pkgci.roots import Root
@@ -33,6 +34,9 @@ log = logging.getLogger(__name__)
 
 PACKAGE_BYTES = 2 << 30
 METADATA_BYTES = 1 << 20
+LINT_BYTES = 32 << 20
+# how a tool of any language says that it has no more memory or disk
+EXHAUSTED = "out of memory|memoryerror|cannot allocate memory|no space left"
 # what may go into an argument, a file name or a line of a configuration: neither an option nor a second line
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+~^:_-]*", re.ASCII)
 
@@ -72,19 +76,25 @@ class Dependencies(Data):
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is to be built, and with what."""
+class Place:
+    """Where a format's scripts run: in a sandbox of the target, over which root, within which limits, with its log where."""
 
     config: Config
     target_name: str
     target: Target
+    root: Root
+    limits: Limits
+    log_path: Path
+
+
+@dataclass(frozen=True)
+class Request(Place):
+    """What is to be built, with what, and where."""
+
     release: Release
     sources: Sources
-    root: Root
     repositories: tuple[Repository, ...]
-    limits: Limits
     final: bool
-    log_path: Path
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,15 @@ class Built:
 
     files: tuple[Path, ...]
     packages: tuple[Package, ...]
+
+
+@dataclass(frozen=True)
+class Linted:
+    """What a lint tool, by its name and version, found, and how many findings the package's own overrides silenced."""
+
+    tool: str
+    findings: tuple[LintFinding, ...]
+    overridden: int
 
 
 class Format(Protocol):
@@ -119,6 +138,9 @@ class Format(Protocol):
         self, request: Request, metadata: Metadata, version: str, dependencies: Dependencies, output: Path
     ) -> Built:
         """Build source and binary packages into `output`. Raises PackageError when the build fails."""
+
+    def lint(self, place: Place, source: str, packages: Sequence[Package], directory: Path) -> Linted:
+        """Return what the format's lint tool says of a build's files in `directory`."""
 
 
 def suffix(request: Request) -> str:
@@ -158,7 +180,7 @@ def script(name: str) -> str:
 
 
 def sandboxed(
-    request: Request,
+    place: Place,
     script_name: str,
     *arguments: str,
     files: Files,
@@ -166,10 +188,10 @@ def sandboxed(
     failure: Callable[[int, str], PkgciError],
     network: bool = False,
 ) -> tuple[Path, ...]:
-    """Run one of the scripts beside this module in a sandbox over the request's root, its output going to the log.
+    """Run one of the scripts beside this module in a sandbox, its output going to the log.
 
     Args:
-        request: what is built; gives root, limits and log.
+        place: where.
         script_name: the script's file name.
         arguments: its arguments.
         files: what is added to the root.
@@ -180,21 +202,21 @@ def sandboxed(
     Returns:
         The files that came back, sorted.
     """
-    request.log_path.parent.mkdir(parents=True, exist_ok=True)
-    with request.log_path.open("ab") as stream, Tail(request.log_path, sys.stdout.buffer):
+    place.log_path.parent.mkdir(parents=True, exist_ok=True)
+    with place.log_path.open("ab") as stream, Tail(place.log_path, sys.stdout.buffer):
         start = stream.tell()
         outcome = execute(
-            request.root.path,
+            place.root.path,
             script(script_name),
             arguments=arguments,
             files=files,
             output=output,
-            limits=request.limits,
+            limits=place.limits,
             log_to=stream,
             network=network,
         )
     if outcome.status:
-        raise failure(outcome.status, last_words(request.log_path, start, f"status {outcome.status}"))
+        raise failure(outcome.status, last_words(place.log_path, start, f"status {outcome.status}"))
     return tuple(sorted(outcome.files))
 
 
@@ -202,6 +224,26 @@ def build_failure(name: str, source_package: str) -> Callable[[int, str], PkgciE
     """Return what makes the error of a build script, by the statuses that both formats' scripts end with."""
     what = {11: "its build dependencies do not install", 12: f"the {source_package} cannot be made"}
     return lambda status, said: PackageError(f"{name}: {what.get(status, 'the build failed')}: {said}")
+
+
+def lint_output(place: Place, script_name: str, files: Files) -> dict[str, bytes]:
+    """Run a lint script, and return what it left, by the names of its files.
+
+    Raises:
+        PackageError: the package made the tool reach a limit.
+        InfrastructureError: the tool failed otherwise, or is missing.
+    """
+
+    def failure(status: int, said: str) -> PkgciError:
+        if status == 128 + signal.SIGKILL or re.search(EXHAUSTED, said, re.IGNORECASE):
+            return PackageError(f"lint reached a limit of memory or disk: {said}")
+        return InfrastructureError(f"the lint tool failed with status {status}: {said}")
+
+    with tempfile.TemporaryDirectory() as output:
+        made = sandboxed(place, script_name, files=files, output=Path(output), failure=failure)
+        if sum(path.stat().st_size for path in made) > LINT_BYTES:
+            raise PackageError(f"lint says more than {LINT_BYTES >> 20} MiB of it")
+        return {path.name: path.read_bytes().strip() for path in made}
 
 
 Model = TypeVar("Model", bound=BaseModel)

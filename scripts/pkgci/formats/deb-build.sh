@@ -4,7 +4,8 @@
 # in: /build/tree, /deps/*.deb; out: /out/*.dsc, tarballs, *.deb, *.changes, *.buildinfo, index.packages
 # Ends with 11 when the build dependencies do not install, 12 when there is no source package, 13 when the build fails.
 set -eu
-name=$1 version=$2 codename=$3 part=$4 SOURCE_DATE_EPOCH=$5 message=$6
+# a second after the package's own entry of the changelog, to which one is added: their dates have to grow
+name=$1 version=$2 codename=$3 part=$4 SOURCE_DATE_EPOCH=$(($5 + 1)) message=$6
 shift 6
 export SOURCE_DATE_EPOCH DEBIAN_FRONTEND=noninteractive
 
@@ -22,15 +23,19 @@ fi
 
 echo "== source package $name $version"
 cd /build
+# a file without a history of its own is as old as the change
+find tree -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 chown -R builder:builder /build
 cat >/build/source.sh <<'SOURCE'
 set -eu
 name=$1 version=$2 codename=$3 message=$4
 cd /build/tree
 rm -rf .pc
+# in the name of who wrote the entry before: the change adds nothing to it
+by=$(dpkg-parsechangelog -S Maintainer)
 {
     printf '%s (%s) %s; urgency=medium\n\n  * %s\n\n' "$name" "$version" "$codename" "$message"
-    printf ' -- pkgci <pkgci@localhost>  %s\n\n' "$(LC_ALL=C date -u -R -d "@$SOURCE_DATE_EPOCH")"
+    printf ' -- %s  %s\n\n' "$by" "$(LC_ALL=C date -u -R -d "@$SOURCE_DATE_EPOCH")"
     cat debian/changelog
 } >../changelog
 mv ../changelog debian/changelog

@@ -6,6 +6,7 @@ Sources: Debian Policy 5 (control files), dpkg-source(1) for `3.0 (quilt)`, repr
 import re
 import shlex
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from debian import deb822
@@ -13,8 +14,8 @@ from debian import deb822
 from pkgci.artifacts import Package
 from pkgci.command import run
 from pkgci.errors import InfrastructureError, PackageError, PkgciError
-from pkgci.formats import base
-from pkgci.formats.base import Built, Dependencies, Dependency, Metadata, Request
+from pkgci.formats import base, lintian
+from pkgci.formats.base import Built, Dependencies, Dependency, Linted, Metadata, Place, Request
 from pkgci.sandbox import Files
 from pkgci.source import Tree, blobs, names
 from pkgci.upstream import apt_configuration, apt_sources, index_digest
@@ -172,6 +173,21 @@ def build(request: Request, metadata: Metadata, version: str, dependencies: Depe
     )
     files_made = base.made_files(made, output, r"[^/]+\.(deb|dsc|changes|buildinfo|tar\.[a-z0-9]+)|index\.packages")
     return Built(files_made, _packages(output, metadata))
+
+
+def lint(place: Place, source: str, packages: Sequence[Package], directory: Path) -> Linted:
+    """Return what lintian says of the files of a build.
+
+    Raises:
+        PackageError: a limit was reached.
+        InfrastructureError: lintian failed.
+    """
+    files = Files()
+    for path in sorted(directory.iterdir()):
+        if re.search(r"\.(dsc|deb|tar\.[a-z0-9]+)$", path.name):
+            files.add_file(f"/in/{path.name}", path)
+    said = base.lint_output(place, "deb-lint.sh", files)
+    return lintian.read(said["findings"], said["tool"].decode(), source, {one.file: one.name for one in packages})
 
 
 def _packages(output: Path, metadata: Metadata) -> tuple[Package, ...]:

@@ -2,7 +2,7 @@
 # In the sandbox, without network: makes the SRPM from /build/tree and rebuilds it as an unprivileged user.
 # usage: rpm-build.sh SPEC NAME VERSION DIST EPOCH
 # in: /build/tree (what Source0 is made of), /build/packaging/rpm (spec, other sources, patches), /deps/*.rpm
-# out: /out/*.rpm, packages (NAME VERSION ARCH FILE a line)
+# out: /out/*.rpm, SPEC's .rpmlintrc where it has one beside it, packages (NAME VERSION ARCH FILE a line)
 # Ends with 11 when the build dependencies do not install, 12 when there is no SRPM, 13 when the build fails.
 set -eu
 spec=${1##*/} name=$2 version=$3 dist=$4 SOURCE_DATE_EPOCH=$5
@@ -78,6 +78,8 @@ as_builder sh -eu -c 'rm -rf /build/rpm/SPECS /build/rpm/SOURCES
 # nothing that the build started touches the results any more
 as_builder sh -c 'kill -KILL -1' || true
 
+filters=/build/packaging/rpm/${spec%.spec}.rpmlintrc
+[ ! -f "$filters" ] || cp "$filters" /out/
 find /build/rpm/SRPMS /build/rpm/RPMS -name '*.rpm' -exec cp {} /out/ \;
 cd /out
 for file in ./*.rpm; do

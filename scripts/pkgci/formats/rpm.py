@@ -6,13 +6,14 @@ Sources: rpm's documentation of spec files and of reproducible builds (`%use_sou
 import hashlib
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from pkgci.artifacts import Package
 from pkgci.command import run
 from pkgci.errors import InfrastructureError, PackageError, PkgciError
-from pkgci.formats import base
-from pkgci.formats.base import Built, Dependencies, Dependency, Metadata, Request
+from pkgci.formats import base, rpmlint
+from pkgci.formats.base import Built, Dependencies, Dependency, Linted, Metadata, Place, Request
 from pkgci.sandbox import Files
 from pkgci.source import Tree, blobs, names
 from pkgci.upstream import index_digest
@@ -46,7 +47,7 @@ def inspect(request: Request, packaging: Tree) -> Metadata:
     """
     spec = _spec(packaging, request.sources.package)
     assert spec is not None
-    text = next(blobs(packaging, [spec])).content
+    (text,) = (blob.content for blob in blobs(packaging, [spec]))
     if b"%autorelease" in text or b"%{autorelease" in text or b"%{?autorelease" in text:
         raise PackageError(f"{packaging.project}: {spec} uses %autorelease: the same tree would give different bits")
 
@@ -172,7 +173,26 @@ def build(request: Request, metadata: Metadata, version: str, dependencies: Depe
         failure=base.build_failure(metadata.name, "SRPM"),
     )
     packages = _packages(output, metadata)
-    return Built(base.made_files(made, output, r"[^/]+\.rpm"), packages)
+    return Built(base.made_files(made, output, r"[^/]+\.(rpm|rpmlintrc)"), packages)
+
+
+def lint(place: Place, source: str, packages: Sequence[Package], directory: Path) -> Linted:
+    """Return what rpmlint says of the packages of a build, with the package's own filters if it brought some.
+
+    Raises:
+        PackageError: a limit was reached.
+        InfrastructureError: rpmlint failed.
+    """
+    files = Files()
+    configurations = ["rpmlint.toml", *(["rpmlint-debian.toml"] if place.target.base == "debian" else [])]
+    for name in configurations:
+        files.add(f"/in/config/{name}", base.script(name))
+    for path in sorted(directory.glob("*.rpm")):
+        files.add_file(f"/in/packages/{path.name}", path)
+    for path in directory.glob("*.rpmlintrc"):
+        files.add_file("/in/rpmlintrc", path)
+    said = base.lint_output(place, "rpm-lint.sh", files)
+    return rpmlint.read(said["findings"], said.get("unfiltered"), said["tool"].decode(), source)
 
 
 def _packages(output: Path, metadata: Metadata) -> tuple[Package, ...]:
