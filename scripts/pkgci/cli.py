@@ -83,7 +83,7 @@ def compile_(target: str) -> None:
     from pkgci.compile import compile as job
 
     def body(context) -> str:
-        made = job(context.config, target, Parameters.read(os.environ), ARTIFACTS)
+        made = job(context.config, target, Parameters.read(os.environ), ARTIFACTS, context.own)
         return f"{made.package} {made.version}: {len(made.packages)} packages ({made.origin})"
 
     _step("compile", body)

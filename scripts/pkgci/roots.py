@@ -28,6 +28,19 @@ log = logging.getLogger(__name__)
 HOST_PROVIDES = Path(__file__).with_name("host-provides.sh")
 RPM_MACROS = Path(__file__).with_name("formats") / "debianrpm.macros"
 LINT = ("lintian", "rpm", "rpmlint")
+# diffoscope, and what it reads the formats' packages and what is in them with
+COMPARE = (
+    "binutils",
+    "bzip2",
+    "cpio",
+    "diffoscope-minimal",
+    "file",
+    "python3-rpm",
+    "rpm2cpio",
+    "xxd",
+    "xz-utils",
+    "zstd",
+)
 INCLUDE = {
     "deb": ("debhelper", "fakeroot"),
     "rpm": ("rpm", "dnf", "bzip2", "cpio", "debugedit", "elfutils", "file", "unzip", "zstd"),
@@ -62,6 +75,19 @@ def lint_root(config: Config, name: str) -> Root:
     return _prepared(config, name, _lint_command)
 
 
+def comparison_root(config: Config, name: str) -> Root:
+    """Return the root with diffoscope, for packages of the target `name`; it is of another target if that has no such tool.
+
+    Raises:
+        RequestError: no target has a Debian base.
+        InfrastructureError: mmdebstrap failed.
+    """
+    names = [one for one in (name, *config.names("targets")) if config.target(one).base == "debian"]
+    if not names:
+        raise RequestError("no target has a Debian base, where diffoscope comes from")
+    return _prepared(config, names[0], _comparison_command)
+
+
 def _prepared(config: Config, name: str, command_of: Callable[[Target], list[str]]) -> Root:
     target = config.target(name)
     if target.base != "debian":
@@ -94,6 +120,11 @@ def _build_command(target: Target) -> list[str]:
 def _lint_command(target: Target) -> list[str]:
     """Return the mmdebstrap command for the root with the lint tools, likewise."""
     return [*_command("minbase", *LINT), "--dpkgopt=force-unsafe-io", target.base_codename or target.codename]
+
+
+def _comparison_command(target: Target) -> list[str]:
+    """Return the mmdebstrap command for the root with diffoscope, likewise."""
+    return [*_command("minbase", *COMPARE), "--dpkgopt=force-unsafe-io", target.base_codename or target.codename]
 
 
 def _command(variant: str, *packages: str) -> list[str]:

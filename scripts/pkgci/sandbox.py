@@ -313,7 +313,7 @@ def _wait(command: list[str], stdin: IO[bytes], streams: Sequence[IO[bytes]], lo
 def _packed(place: Path, largest: int) -> Iterator[IO[bytes]]:
     """Yield a stream whose content is packed into the file `place`, of `largest` bytes at most.
 
-    It is there afterwards if all of it was written and what is done meanwhile succeeds.
+    It is there afterwards if anything was written, all of it, and what is done meanwhile succeeds.
     """
     command = ["prlimit", f"--fsize={largest}", "zstd", "-q", "-1", "-o", str(place)]
     reading, writing = os.pipe()
@@ -327,7 +327,8 @@ def _packed(place: Path, largest: int) -> Iterator[IO[bytes]]:
     finally:
         if not whole:
             packing.kill()
-        if packing.wait() or not whole:
+        # of a script that succeeds there is nothing, and that is packed in a few bytes
+        if packing.wait() or not whole or place.stat().st_size < 1000:
             place.unlink(missing_ok=True)
 
 

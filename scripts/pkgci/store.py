@@ -46,7 +46,10 @@ class File(artifacts.File):
 
 
 class Record(artifacts.Record):
-    """`entry.json`: what an entry is and holds. `algorithm` is the version of the rules by which its key is made."""
+    """`entry.json`: what an entry is and holds. `algorithm` is the version of the rules by which its key is made.
+
+    What is `partial` was built with other profiles than the package's own, and is never released.
+    """
 
     key: Key
     algorithm: int
@@ -54,6 +57,7 @@ class Record(artifacts.Record):
     version: str
     target: str
     format: Literal["deb", "rpm"]
+    partial: bool = False
     packages: tuple[artifacts.Package, ...]
     files: tuple[File, ...]
 

@@ -89,12 +89,24 @@ class Place:
 
 @dataclass(frozen=True)
 class Request(Place):
-    """What is to be built, with what, and where."""
+    """What is to be built, with what, and where.
+
+    `profiles` are the package's own and those asked for; with the latter the result is `partial`: not what is released.
+    `keep` takes the root of a build that fails. `vary` changes what must not matter to the result.
+    """
 
     release: Release
     sources: Sources
     repositories: tuple[Repository, ...]
     final: bool
+    profiles: tuple[str, ...]
+    partial: bool
+    keep: Path | None = None
+    vary: bool = False
+
+    def options(self) -> tuple[str, str]:
+        """Return the arguments of both formats' build scripts that say how to build."""
+        return ",".join(self.profiles), "yes" if self.vary else "no"
 
 
 @dataclass(frozen=True)
@@ -146,11 +158,11 @@ class Format(Protocol):
 def suffix(request: Request) -> str:
     """Return what a version gets after its base: vendor, release ordinal, non-merge commits, rebuild; a check's its tree.
 
-    It only grows along a branch, and a check's sorts below the same change merged (`~`).
+    It only grows along a branch, and a check's sorts below the same change merged (`~`), a partial one's below that.
     """
     release, sources = request.release, request.sources
     rebuild = f".{sources.entry.rebuild}" if sources.entry.rebuild else ""
-    tree = "" if request.final else f"~t{sources.digest[:8]}"
+    tree = "" if request.final else f"~t{sources.digest[:8]}{'~partial' if request.partial else ''}"
     return f"{release.vendor}{release.ordinal}.{sources.count}{rebuild}{tree}"
 
 
@@ -187,6 +199,7 @@ def sandboxed(
     output: Path,
     failure: Callable[[int, str], PkgciError],
     network: bool = False,
+    keep: Path | None = None,
 ) -> tuple[Path, ...]:
     """Run one of the scripts beside this module in a sandbox, its output going to the log.
 
@@ -198,6 +211,7 @@ def sandboxed(
         output: takes what the script leaves in `/out`.
         failure: makes the error of a script that fails, from its status and the line of its output that says why.
         network: as of `sandbox.execute`.
+        keep: as of `sandbox.execute`.
 
     Returns:
         The files that came back, sorted.
@@ -214,6 +228,7 @@ def sandboxed(
             limits=place.limits,
             log_to=stream,
             network=network,
+            keep=keep,
         )
     if outcome.status:
         raise failure(outcome.status, last_words(place.log_path, start, f"status {outcome.status}"))

@@ -1,12 +1,12 @@
 #!/bin/sh
 # In the sandbox, without network: makes the source package from /build/tree and builds it as an unprivileged user.
-# usage: deb-build.sh NAME VERSION CODENAME any|all EPOCH MESSAGE [PACKAGE-TO-REMOVE...]
+# usage: deb-build.sh NAME VERSION CODENAME any|all EPOCH MESSAGE PROFILE,... VARY(yes|no) [PACKAGE-TO-REMOVE...]
 # in: /build/tree, /deps/*.deb; out: /out/*.dsc, tarballs, *.deb, *.changes, *.buildinfo, index.packages
 # Ends with 11 when the build dependencies do not install, 12 when there is no source package, 13 when the build fails.
 set -eu
 # a second after the package's own entry of the changelog, to which one is added: their dates have to grow
-name=$1 version=$2 codename=$3 part=$4 SOURCE_DATE_EPOCH=$(($5 + 1)) message=$6
-shift 6
+name=$1 version=$2 codename=$3 part=$4 SOURCE_DATE_EPOCH=$(($5 + 1)) message=$6 profiles=$7 vary=$8
+shift 8
 export SOURCE_DATE_EPOCH DEBIAN_FRONTEND=noninteractive
 
 as_builder() {
@@ -14,11 +14,21 @@ as_builder() {
         env HOME=/build USER=builder LOGNAME=builder "$@"
 }
 
+# what runs next, for `pkgci shell`: where, by which command, with which variables
+calling() {
+    mkdir -p /pkgci
+    printf '%s\n' "$1" >/pkgci/directory
+    printf '%s\n' "$2" >/pkgci/command
+    export -p >/pkgci/environment
+}
+
 echo "== installing the build dependencies"
 if [ -d /deps ]; then
+    calling / "apt-get install /deps/*.deb  # as root: pkgci shell --root"
     for package do set -- "$@" "$package-"; shift; done
     apt-get -q -y --allow-downgrades -o APT::Sandbox::User=root -o Acquire::Languages=none -o APT::Install-Recommends=false \
         -o DPkg::Options::=--force-unsafe-io install /deps/*.deb "$@" || exit 11
+    rm -rf /deps
 fi
 
 echo "== source package $name $version"
@@ -68,13 +78,31 @@ cd /build
 dpkg-source --format="$format" -b tree
 dpkg-source -x "${name}_${version#*:}.dsc" "$name-$upstream"
 SOURCE
+calling /build "sh -eux /build/source.sh '$name' '$version' '$codename' '$message'"
 as_builder sh -eu /build/source.sh "$name" "$version" "$codename" "$message" || exit 12
 
 echo "== build"
 upstream=${version#*:}
 cd "/build/$name-${upstream%-*}"
 case $part in all) part=-b ;; any) part=-B ;; esac
-as_builder env DEB_BUILD_OPTIONS="parallel=$(nproc)" dpkg-buildpackage -us -uc "$part" -rfakeroot || exit 13
+processors=$(nproc)
+# another day, another umask, another number of processors must not matter
+if [ "$vary" = yes ]; then
+    umask 002
+    [ "$(date -u +%H)" -lt 12 ] && TZ=VARIED+12 || TZ=VARIED-12
+    export TZ
+    processors=$((processors + 1))
+fi
+DEB_BUILD_OPTIONS="parallel=$processors"
+# Debian Policy 4.9.1: these profiles go together with the options of the same names
+case ",$profiles," in *,nocheck,*) DEB_BUILD_OPTIONS="$DEB_BUILD_OPTIONS nocheck" ;; esac
+case ",$profiles," in *,nodoc,*) DEB_BUILD_OPTIONS="$DEB_BUILD_OPTIONS nodoc" ;; esac
+DEB_BUILD_PROFILES=$(echo "$profiles" | tr , ' ')
+export DEB_BUILD_OPTIONS DEB_BUILD_PROFILES
+build="dpkg-buildpackage -us -uc $part -rfakeroot"
+calling "$PWD" "$build"
+# shellcheck disable=SC2086
+as_builder $build || exit 13
 # nothing that the build started touches the results any more
 as_builder sh -c 'kill -KILL -1' || true
 

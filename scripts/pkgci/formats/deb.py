@@ -104,7 +104,15 @@ def resolve(request: Request, metadata: Metadata) -> Dependencies:
                 at_fault = PackageError if (output / "plan").exists() else InfrastructureError
                 return at_fault(f"{metadata.name}: build dependencies cannot be resolved: {said}")
 
-            base.sandboxed(request, "deb-resolve.sh", files=files, output=output, failure=failure, network=True)
+            base.sandboxed(
+                request,
+                "deb-resolve.sh",
+                ",".join(request.profiles),
+                files=files,
+                output=output,
+                failure=failure,
+                network=True,
+            )
             _keep_lists(output / "lists", lists)
             found = []
             for line in (output / "uris").read_text().splitlines():
@@ -115,7 +123,7 @@ def resolve(request: Request, metadata: Metadata) -> Dependencies:
                 remove=tuple(sorted(re.sub(":.*", "", name) for name in (output / "remove").read_text().split())),
             )
 
-    made_from = [digest, _control(request, metadata)]
+    made_from = [digest, _control(request, metadata), request.profiles]
     return base.cached(request, "dependencies", made_from, Dependencies, make)
 
 
@@ -166,10 +174,16 @@ def build(request: Request, metadata: Metadata, version: str, dependencies: Depe
         request,
         "deb-build.sh",
         *(metadata.name, version, request.target.codename, "all" if request.target.independent else "any"),
-        *(str(base.date(request, metadata)), f"Built from tree {sources.digest}.", *dependencies.remove),
+        *(
+            str(base.date(request, metadata)),
+            f"Built from tree {sources.digest}.",
+            *request.options(),
+            *dependencies.remove,
+        ),
         files=files,
         output=output,
         failure=base.build_failure(metadata.name, "source package"),
+        keep=request.keep,
     )
     files_made = base.made_files(made, output, r"[^/]+\.(deb|dsc|changes|buildinfo|tar\.[a-z0-9]+)|index\.packages")
     return Built(files_made, _packages(output, metadata))

@@ -55,6 +55,7 @@ def inspect(request: Request, packaging: Tree) -> Metadata:
         files = Files()
         for blob in blobs(packaging, _packaging(packaging)):
             base.add_blob(files, blob, "/in")
+        files.add("/build/.rpmmacros", _conditions(request))
         with tempfile.TemporaryDirectory() as output:
             base.sandboxed(
                 request,
@@ -66,7 +67,22 @@ def inspect(request: Request, packaging: Tree) -> Metadata:
             )
             return base.parsed(Path(output, "metadata.json"), f"{packaging.project}: {spec}")
 
-    return base.cached(request, "metadata", [packaging.id, spec], Metadata, make)
+    return base.cached(request, "metadata", [packaging.id, spec, request.profiles], Metadata, make)
+
+
+def _conditions(request: Request) -> str:
+    """Return the macros that rpmbuild's `--with` and `--without` would define for the request's profiles.
+
+    A profile NAME is `--with NAME`, and noNAME is `--without NAME` too, so that Debian's `nodoc` turns off the condition
+    `doc` of a spec. What cannot be in the name of a condition becomes `_`.
+    """
+    lines = []
+    for profile in request.profiles:
+        name = re.sub(r"\W", "_", profile, flags=re.ASCII)
+        lines.append(f"%_with_{name} --with-{name}\n")
+        if len(name) > 2 and name.startswith("no"):
+            lines.append(f"%_without_{name[2:]} --without-{name[2:]}\n")
+    return "".join(lines)
 
 
 def dist(request: Request) -> str:
@@ -157,6 +173,7 @@ def build(request: Request, metadata: Metadata, version: str, dependencies: Depe
     spec = _spec(sources.packaging, sources.package)
     assert spec is not None
     own = [] if sources.pair else ["rpm", *(["debian"] if "debian/control" in names(sources.source) else [])]
+    files.add("/build/.rpmmacros", _conditions(request))
     files.add_directory("/build/tree")
     base.add_tree(files, sources.source, "/build/tree", without=own)
     for blob in blobs(sources.packaging, _packaging(sources.packaging)):
@@ -167,10 +184,11 @@ def build(request: Request, metadata: Metadata, version: str, dependencies: Depe
     made = base.sandboxed(
         request,
         "rpm-build.sh",
-        *(spec, metadata.name, upstream, dist(request), str(base.date(request, metadata))),
+        *(spec, metadata.name, upstream, dist(request), str(base.date(request, metadata)), *request.options()),
         files=files,
         output=output,
         failure=base.build_failure(metadata.name, "SRPM"),
+        keep=request.keep,
     )
     packages = _packages(output, metadata)
     return Built(base.made_files(made, output, r"[^/]+\.(rpm|rpmlintrc)"), packages)
