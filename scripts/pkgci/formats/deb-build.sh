@@ -1,7 +1,8 @@
 #!/bin/sh
 # In the sandbox, without network: makes the source package from /build/tree and builds it as an unprivileged user.
 # usage: deb-build.sh NAME VERSION CODENAME any|all EPOCH MESSAGE PROFILE,... VARY(yes|no) [PACKAGE-TO-REMOVE...]
-# in: /build/tree, /deps/*.deb; out: /out/*.dsc, tarballs, *.deb, *.changes, *.buildinfo, index.packages
+# in: /build/tree, /deps/*.deb, /pkgci-contents (deb-contents.sh)
+# out: /out/*.dsc, tarballs, *.deb, *.changes, *.buildinfo, index.packages, contents/
 # Ends with 11 when the build dependencies do not install, 12 when there is no source package, 13 when the build fails.
 set -eu
 # a second after the package's own entry of the changelog, to which one is added: their dates have to grow
@@ -111,3 +112,4 @@ find . -maxdepth 1 -type f \( -name '*.deb' -o -name '*.dsc' -o -name '*.tar.*' 
     -o -name '*.buildinfo' \) -exec cp {} /out/ \;
 cd /out
 dpkg-scanpackages -m . >index.packages
+sh -eu /pkgci-contents /out || echo "what is in the packages cannot be read"

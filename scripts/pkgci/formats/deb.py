@@ -14,7 +14,7 @@ from debian import deb822
 from pkgci.artifacts import Package
 from pkgci.command import run
 from pkgci.errors import InfrastructureError, PackageError, PkgciError
-from pkgci.formats import base, lintian
+from pkgci.formats import base, contents, lintian
 from pkgci.formats.base import Built, Dependencies, Dependency, Linted, Metadata, Place, Request
 from pkgci.sandbox import Files
 from pkgci.source import Tree, blobs, names
@@ -170,6 +170,7 @@ def build(request: Request, metadata: Metadata, version: str, dependencies: Depe
         base.add_tree(files, sources.source, "/build/tree")
     for dependency, path in zip(dependencies.install, base.download(request.config, dependencies), strict=True):
         files.add_file(f"/deps/{dependency.file.replace('%3a', ':')}", path)
+    files.add("/pkgci-contents", base.script("deb-contents.sh"))
     made = base.sandboxed(
         request,
         "deb-build.sh",
@@ -186,7 +187,8 @@ def build(request: Request, metadata: Metadata, version: str, dependencies: Depe
         keep=request.keep,
     )
     files_made = base.made_files(made, output, r"[^/]+\.(deb|dsc|changes|buildinfo|tar\.[a-z0-9]+)|index\.packages")
-    return Built(files_made, _packages(output, metadata))
+    packages = _packages(output, metadata)
+    return Built((*files_made, contents.write("deb", output, packages)), packages)
 
 
 def lint(place: Place, source: str, packages: Sequence[Package], directory: Path) -> Linted:

@@ -16,7 +16,6 @@ from pkgci.errors import InfrastructureError, PackageError
 from pkgci.keys import SigningKey
 from pkgci.store import Entry
 
-
 CLIENT = "pkgci.repo"
 
 

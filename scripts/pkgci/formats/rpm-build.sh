@@ -2,8 +2,8 @@
 # In the sandbox, without network: makes the SRPM from /build/tree and rebuilds it as an unprivileged user.
 # usage: rpm-build.sh SPEC NAME VERSION DIST EPOCH PROFILE,... VARY(yes|no)
 # in: /build/tree (what Source0 is made of), /build/packaging/rpm (spec, other sources, patches), /deps/*.rpm,
-#   /build/.rpmmacros with the conditions of the profiles
-# out: /out/*.rpm, SPEC's .rpmlintrc where it has one beside it, packages (NAME VERSION ARCH FILE a line)
+#   /build/.rpmmacros with the conditions of the profiles, /pkgci-contents (rpm-contents.sh)
+# out: /out/*.rpm, SPEC's .rpmlintrc where it has one beside it, packages (NAME VERSION ARCH FILE a line), contents/
 # Ends with 11 when the build dependencies do not install, 12 when there is no SRPM, 13 when the build fails.
 set -eu
 spec=${1##*/} name=$2 version=$3 dist=$4 SOURCE_DATE_EPOCH=$5 profiles=$6 vary=$7
@@ -113,3 +113,4 @@ for file in ./*.rpm; do
     rpm -qp --nosignature --qf '%{NAME} %|EPOCH?{%{EPOCH}:}|%{VERSION}-%{RELEASE} %{ARCH} ' "$file"
     echo "${file#./}"
 done >packages
+sh -eu /pkgci-contents /out || echo "what is in the packages cannot be read"

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from pkgci.artifacts import Package
 from pkgci.command import run
 from pkgci.errors import InfrastructureError, PackageError, PkgciError
-from pkgci.formats import base, rpmlint
+from pkgci.formats import base, contents, rpmlint
 from pkgci.formats.base import Built, Dependencies, Dependency, Linted, Metadata, Place, Request
 from pkgci.sandbox import Files
 from pkgci.source import Tree, blobs, names
@@ -181,6 +181,7 @@ def build(request: Request, metadata: Metadata, version: str, dependencies: Depe
     for dependency, path in zip(dependencies.install, base.download(request.config, dependencies), strict=True):
         files.add_file(f"/deps/{dependency.file}", path)
     upstream = metadata.version.rpartition(":")[2].rpartition("-")[0]
+    files.add("/pkgci-contents", base.script("rpm-contents.sh"))
     made = base.sandboxed(
         request,
         "rpm-build.sh",
@@ -191,7 +192,8 @@ def build(request: Request, metadata: Metadata, version: str, dependencies: Depe
         keep=request.keep,
     )
     packages = _packages(output, metadata)
-    return Built(base.made_files(made, output, r"[^/]+\.(rpm|rpmlintrc)"), packages)
+    files_made = base.made_files(made, output, r"[^/]+\.(rpm|rpmlintrc)")
+    return Built((*files_made, contents.write("rpm", output, packages)), packages)
 
 
 def lint(place: Place, source: str, packages: Sequence[Package], directory: Path) -> Linted:
