@@ -25,6 +25,8 @@ STEPS = ("compile", "publish", "lint", "install", "systest")
 # what a step cannot run without
 NEEDS = {"publish": "compile", "lint": "compile", "install": "publish", "systest": "publish"}
 TESTS = ("lint", "install", "systest")
+# how to build: what `build` hands on to `compile`, as the macro compile-parameters of jobs/ has them
+COMPILE = ("BUILD_PROFILES", "BUILD_MINUTES", "REPRODUCIBLE", "KEEP_ROOT")
 
 RULES = {
     "ZUUL_PROJECT": PROJECT,

@@ -31,6 +31,7 @@ TOOLS = {
     "rpm": "rpm",
     "socat": "socat",
     "ssh": "openssh-client",
+    "zstd": "zstd",
 }
 FREE_GIB = 10
 MEMORY = {

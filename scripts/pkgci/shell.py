@@ -4,6 +4,7 @@ It runs in the sandbox as the build did: without network, as the same user, unde
 done there changes nothing of what is kept.
 """
 
+import sys
 from pathlib import Path
 
 import click
@@ -30,10 +31,12 @@ def shell(config: Config, engine: Engine, wanted: str, as_root: bool) -> None:
         as_root: as the root of the sandbox, instead of the user that builds.
 
     Raises:
-        RequestError: nothing is kept of such a build.
+        RequestError: nothing is kept of such a build, or this is no terminal.
         InfrastructureError: the sandbox cannot be made.
     """
     directory, build = find(config, engine, wanted)
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise RequestError("a shell needs a terminal: run `pkgci shell` from one")
     click.echo(f"{build}: {build.reason}")
     click.echo(f"A copy of its root for {build.target}, without network; leave it with Ctrl-D or `exit`.")
     limits = build.limits.model_copy(update={"disk_mib": build.limits.disk_mib + MORE_DISK_MIB})

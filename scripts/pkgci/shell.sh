@@ -5,12 +5,14 @@
 set -u
 # shellcheck source=/dev/null
 . /pkgci/environment
-cd "$(cat /pkgci/directory)" 2>/dev/null || cd /build || exit 1
+# it may be a pattern, of a directory that a build makes before it fails
+for place in $(cat /pkgci/directory) /build; do
+    cd "$place" 2>/dev/null && break
+done
 echo "It failed at: $(cat /pkgci/command)"
 if [ "$1" = root ]; then
-    bash -i
+    bash -i || true
 else
     setpriv --reuid=1000 --regid=1000 --clear-groups --no-new-privs --inh-caps=-all --bounding-set=-all \
-        env HOME=/build USER=builder LOGNAME=builder bash -i
+        env HOME=/build USER=builder LOGNAME=builder bash -i || true
 fi
-exit 0

@@ -98,7 +98,7 @@ export RPM_BUILD_NCPUS="$processors"
 nocheck=
 case ",$profiles," in *,nocheck,*) nocheck=' --nocheck' ;; esac
 build="rpmbuild --rebuild$nocheck --nosignature $(echo /build/rpm/SRPMS/*.src.rpm)"
-calling /build/rpm/BUILD "$build"
+calling '/build/rpm/BUILD/*/' "$build"
 # shellcheck disable=SC2086
 as_builder $build || exit 13
 # nothing that the build started touches the results any more
