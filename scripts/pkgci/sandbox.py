@@ -22,7 +22,7 @@ import termios
 import time
 import tty
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -157,6 +157,7 @@ def execute(
     arguments: tuple[str, ...] = (),
     network: bool = False,
     keep: Path | None = None,
+    where: Callable[..., int] | None = None,
 ) -> Outcome:
     """Run `script` as root of a fresh sandbox.
 
@@ -171,6 +172,7 @@ def execute(
         network: share the host's network. Only for trusted tools that fetch; never for code of a change.
         keep: where to make a packed tar of the root when the script fails or reaches its time limit, for `interactive`;
             nothing is there afterwards when it is larger than the disk, or cannot be written.
+        where: does elsewhere what `contained` does, which makes the sandbox here.
 
     Returns:
         The status of the script and the files that came back.
@@ -182,12 +184,13 @@ def execute(
     with tempfile.TemporaryFile() as archive:
         stdin = files.finished(script)
         given = {"limits": limits, "log_to": log_to, "arguments": arguments, "network": network}
+        contain = where or contained
         if keep is None:
-            status = contained(base, stdin, archive, **given)
+            status = contain(base, stdin, archive, **given)
         else:
             start = time.monotonic()
             with _packed(keep, limits.disk_mib << 20) as stream:
-                status = contained(base, stdin, archive, keep=stream, **given)
+                status = contain(base, stdin, archive, keep=stream, **given)
             if status == TIMED_OUT and time.monotonic() - start >= limits.seconds:
                 raise _too_long(limits.seconds)
         return Outcome(status, tuple(unpack(archive, output, limits.disk_mib << 20)))

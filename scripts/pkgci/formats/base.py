@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Protocol, TypeVar
@@ -229,10 +230,24 @@ def sandboxed(
             log_to=stream,
             network=network,
             keep=keep,
+            where=None if network else _build_host(place),
         )
     if outcome.status:
         raise failure(outcome.status, last_words(place.log_path, start, f"status {outcome.status}"))
     return tuple(sorted(outcome.files))
+
+
+def _build_host(place: Place) -> Callable[..., int] | None:
+    """Return what makes the sandbox on the build host of the target; None when it has none, and it is made here.
+
+    What needs the network is made here too: it is trusted, and this machine may serve its repositories to itself alone.
+    """
+    host = place.config.build_host(place.target_name)
+    if host is None:
+        return None
+    from pkgci import buildhost
+
+    return partial(buildhost.contained, place.config, host, place.root.id)
 
 
 def build_failure(name: str, source_package: str) -> Callable[[int, str], PkgciError]:
