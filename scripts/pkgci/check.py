@@ -19,8 +19,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pkgci import failed, source
-from pkgci.artifacts import Build, Repository, Result
+from pkgci import failed, report, source
 from pkgci.change import BRANCH, PROJECT, STEPS, local_changes
 from pkgci.command import run
 from pkgci.config import EMBEDDED, PROFILE, Config, PackageEntry
@@ -273,33 +272,22 @@ def _summary(config: Config, engine: LocalEngine, target_name: str, top: BuildRe
     console.print()
     console.print(Text(target_name, style="bold"))
     console.print(_table(rows))
-    archives = {
-        row.ref.job.removesuffix(f"-{target_name}"): engine.directory(row.ref) / "archive" / "artifacts" for row in rows
-    }
     lines = []
     notice = config.target(target_name).notice
     if notice:
         lines.append(f"note: {notice}")
-    if (archives["build"] / "result.json").exists():
-        result = Result.read(archives["build"] / "result.json")
-        if result.exit:
-            lines.append(f"reason: {result.reason}")
+    artifacts = engine.directory(top) / "archive" / "artifacts"
+    if (artifacts / "result.json").exists():
+        view = report.read(artifacts)
+        lines += report.brief(view)
+        if view.use:
+            url = view.use.record.url
+            lines.append(f"repository: {url} (while `pkgci serve` runs)")
+            lines.append(f"its files: {config.data / 'repositories' / url.removeprefix(config.settings.url)}")
     lines += [f"a shell in its root: pkgci shell {one}" for _, one in failed.kept(config) if one.parent == str(top)]
-    if (archives.get("compile", Path()) / "build.json").exists():
-        build = Build.read(archives["compile"] / "build.json")
-        source = "" if build.origin == "built" else " (from the store: the same input was built before)"
-        lines.append(f"version: {build.version}{source}")
-        if build.profiles:
-            lines.append(f"built with: {', '.join(build.profiles)}")
-        if build.reproducible:
-            lines.append("reproducible: it came out the same when it was built again")
-        lines += [f"package: {package.file}" for package in build.packages]
-    if (archives.get("publish", Path()) / "repository.json").exists():
-        repository = Repository.read(archives["publish"] / "repository.json")
-        directory = config.data / "repositories" / repository.url.removeprefix(config.settings.url)
-        lines.append(f"repository: {repository.url} (while `pkgci serve` runs)")
-        lines.append(f"its files: {directory}")
-    lines += [f"log: {engine.directory(row.ref) / 'log'}" for row in rows]
+    lines += [f"log: {engine.directory(row.ref) / 'log'}" for row in rows if row.state == "FAILURE"]
+    if (artifacts / report.PAGE).exists():
+        lines.append(f"report: {artifacts / report.PAGE}")
     for line in lines:
         console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
     return code

@@ -38,6 +38,12 @@ METADATA_BYTES = 1 << 20
 LINT_BYTES = 32 << 20
 # how a tool of any language says that it has no more memory or disk
 EXHAUSTED = "out of memory|memoryerror|cannot allocate memory|no space left"
+# a tool that only says that another failed, whose own words come before
+PASSED_ON = re.compile(
+    r"^make(\[\d+\])?: \*\*\* \[|^dpkg-buildpackage: error: .* subprocess |^dh_\w+: error: .* returned exit code "
+    r"|^error: Bad exit status from |^collect2: error: ld returned "
+)
+COMPILER = re.compile(r"^\S+:\d+(:\d+)?: (fatal )?error: ")
 # what may go into an argument, a file name or a line of a configuration: neither an option nor a second line
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+~^:_-]*", re.ASCII)
 
@@ -351,9 +357,12 @@ def last_words(path: Path, start: int, fallback: str) -> str:
             return f"{line} {following}"[:300]
         if line.endswith("The following packages have unmet dependencies:"):
             return following[:300]
-    words = ("error:", "Error ", "E: ", "ERROR", "FAILED", "fatal:")
+    words = ("error:", "Error ", "E: ", "ERROR", "FAILED", "fatal:", "***", "undefined reference to", "cannot find -l")
     marked = [line for line in lines if any(word in line for word in words)]
-    return (marked or lines or [fallback])[-1][:300]
+    own = [line for line in marked if not PASSED_ON.search(line)]
+    # what follows a compiler's first error often follows from it; elsewhere the last one ended the build
+    first = [line for line in own if COMPILER.match(line)][:1]
+    return (first or own[-1:] or marked[:1] or lines[-1:] or [fallback])[0][:300]
 
 
 def download(config: Config, dependencies: Dependencies) -> list[Path]:

@@ -9,12 +9,12 @@ export LC_ALL=C.UTF-8
 # what dnf resolves by, and the scriptlets
 tags='installed %{LONGSIZE}\n'
 for tag in REQUIRE PROVIDE CONFLICT OBSOLETE RECOMMEND SUGGEST SUPPLEMENT ENHANCE; do
-    tags="$tags[${tag}S %{${tag}NEVRS:shescape}\n]"
+    tags="${tags}[${tag}S %{${tag}NEVRS:shescape}\n]"
 done
 for tag in PRETRANS PREIN POSTIN PREUN POSTUN POSTTRANS VERIFYSCRIPT; do
     program=${tag%SCRIPT}
     [ "$program" = VERIFY ] && program=VERIFYSCRIPT
-    tags="$tags%|${program}PROG?{[$tag.program %{${program}PROG:shescape}\n]}|%|$tag?{$tag %{$tag:shescape}\n}|"
+    tags="${tags}%|${program}PROG?{[$tag.program %{${program}PROG:shescape}\n]}|%|$tag?{$tag %{$tag:shescape}\n}|"
 done
 
 query() {
