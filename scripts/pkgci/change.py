@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from pkgci.config import EMBEDDED, PROFILE, Config, Release
+from pkgci.config import EMBEDDED, NAME, PROFILE, Config, Release
 from pkgci.errors import RequestError
 
 # a project becomes a path of files, so its length has a limit; a branch has what people give theirs, without shell's characters
@@ -52,6 +52,8 @@ RULES = {
     "REPOSITORIES": r"https?://[A-Za-z0-9/._~:%+\[\]-]+( https?://[A-Za-z0-9/._~:%+\[\]-]+)*",
     "SOURCE_TREE": OBJECT,
     "PACKAGING_TREE": OBJECT,
+    "ENVIRONMENT": NAME,
+    "SCENARIOS": rf"{NAME}( {NAME})*",
     "PARENT": r"[a-z0-9][a-z0-9.+-]*/[0-9]+",
     "CORRELATION": r"[A-Za-z0-9][A-Za-z0-9-]{0,63}",
 }

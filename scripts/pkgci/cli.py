@@ -141,6 +141,18 @@ def install(target: str) -> None:
 
 
 @main.command()
+@click.argument("target")
+def systest(target: str) -> None:
+    """Job: install the packages of a build in an environment and run scenarios."""
+    from pkgci.artifacts import ARTIFACTS
+    from pkgci.change import Parameters
+    from pkgci.systest import summary
+    from pkgci.systest import systest as job
+
+    _step("systest", lambda context: summary(job(context.config, target, Parameters.read(os.environ), ARTIFACTS)))
+
+
+@main.command()
 @click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".")
 @click.option("--target", "targets", multiple=True, help="Only for this target; may be given several times.")
 @click.option("--worktree", is_flag=True, help="Check uncommitted work too, not only what is committed.")

@@ -15,7 +15,7 @@ from pkgci.config import Config
 from pkgci.errors import PackageError
 from pkgci.formats import FORMATS
 from pkgci.formats.base import Linted, Place
-from pkgci.roots import lint_root
+from pkgci.roots import tools_root
 from pkgci.store import Record, Store
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def lint(config: Config, target_name: str, change: Change, build_key: str, artif
         config=config,
         target_name=target_name,
         target=target,
-        root=lint_root(config, target_name),
+        root=tools_root(config, target_name),
         limits=(config.package(name).limits if name else None) or config.settings.limits,
         log_path=artifacts / "logs" / "lint.log",
     )

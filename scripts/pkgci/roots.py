@@ -1,4 +1,4 @@
-"""The prepared roots, to build in and to lint in: made once per machine, used by every sandbox of their target.
+"""The prepared roots, to build in and with tools for packages: made once per machine, used by every sandbox of a target.
 
 A root is an uncompressed tar, made by mmdebstrap without privileges, cached under the key of all that it is made from
 and made anew when it is older than `root_days`. Its identity is the digest of its content; that of a build root enters
@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 HOST_PROVIDES = Path(__file__).with_name("host-provides.sh")
 RPM_MACROS = Path(__file__).with_name("formats") / "debianrpm.macros"
-LINT = ("lintian", "rpm", "rpmlint")
+# what lints packages of both formats, and what runs a source package's own tests in a machine
+TOOLS = ("autopkgtest", "lintian", "openssh-client", "rpm", "rpmlint", "socat")
 # diffoscope, and what it reads the formats' packages and what is in them with
 COMPARE = (
     "binutils",
@@ -65,14 +66,14 @@ def build_root(config: Config, name: str) -> Root:
     return _prepared(config, name, _build_command)
 
 
-def lint_root(config: Config, name: str) -> Root:
-    """Return the root with the lint tools for packages of the target `name`; targets of one base share it.
+def tools_root(config: Config, name: str) -> Root:
+    """Return the root with the tools that read packages of the target `name`; targets of one base share it.
 
     Raises:
         RequestError: the target's base cannot be made.
         InfrastructureError: mmdebstrap failed.
     """
-    return _prepared(config, name, _lint_command)
+    return _prepared(config, name, _tools_command)
 
 
 def comparison_root(config: Config, name: str) -> Root:
@@ -117,9 +118,9 @@ def _build_command(target: Target) -> list[str]:
     return [*command, target.base_codename or target.codename]
 
 
-def _lint_command(target: Target) -> list[str]:
-    """Return the mmdebstrap command for the root with the lint tools, likewise."""
-    return [*_command("minbase", *LINT), "--dpkgopt=force-unsafe-io", target.base_codename or target.codename]
+def _tools_command(target: Target) -> list[str]:
+    """Return the mmdebstrap command for the root with the tools, likewise."""
+    return [*_command("minbase", *TOOLS), "--dpkgopt=force-unsafe-io", target.base_codename or target.codename]
 
 
 def _comparison_command(target: Target) -> list[str]:

@@ -206,6 +206,7 @@ def contained(
     arguments: tuple[str, ...] = (),
     network: bool = False,
     keep: IO[bytes] | None = None,
+    socket: Path | None = None,
 ) -> int:
     """Do what `execute` does between two streams: what goes into the root, and what comes back, still hostile.
 
@@ -218,6 +219,8 @@ def contained(
         arguments: as of `execute`.
         network: as of `execute`.
         keep: takes a tar of the root when the script fails.
+        socket: a Unix socket that anybody may write to, and the only thing outside that the script then reaches: it
+            connects to `/proc/PID/fd/5` of its own process. Not together with `keep`.
 
     Returns:
         The status of the script; `TIMED_OUT` with `keep` when it reached its time limit.
@@ -226,12 +229,12 @@ def contained(
         PackageError: the limit of time or log was reached, or `files` cannot be unpacked.
         InfrastructureError: the sandbox cannot be made.
     """
-    with base.open("rb") as root, _memory_limit(limits) as confined:
+    with base.open("rb") as root, _memory_limit(limits) as confined, _reference(socket) as reached:
         mode, seconds = (
             ("run", limits.seconds) if keep is None else (str(limits.seconds), limits.seconds + PACK_SECONDS)
         )
         command = [*confined, *_command(limits, network, mode, arguments)]
-        streams = [root, archive, *filter(None, [keep])]
+        streams = [root, archive, *filter(None, [keep, reached])]
         status = _wait(command, files, streams, log_to, seconds)
         archive.seek(0)
         if not archive.read(1):
@@ -244,6 +247,16 @@ def contained(
             )
         archive.seek(0)
         return status
+
+
+@contextmanager
+def _reference(socket: Path | None) -> Iterator[IO[bytes] | None]:
+    """Yield a descriptor that refers to a socket and opens nothing (O_PATH): the directories around it stay out of reach."""
+    if socket is None:
+        yield None
+        return
+    with open(os.open(socket, os.O_PATH), "rb", buffering=0) as stream:
+        yield stream
 
 
 def _command(limits: Limits, network: bool, mode: str, arguments: Sequence[str]) -> list[str]:

@@ -22,9 +22,11 @@ PARAMETERS = {
     "publish": STARTED_BY | CHANGE | {"BUILD_KEY"},
     "lint": STARTED_BY | CHANGE | {"BUILD_KEY"},
     "install": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY"},
+    "systest": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "ENVIRONMENT", "SCENARIOS"},
 }
-LABELS = {"build": "control", "compile": "build", "lint": "build", "publish": "repository", "install": "systest"}
-MINUTES = {"build": "900", "compile": "600", "publish": "30", "lint": "60", "install": "60"}
+LABELS = {"build": "control", "compile": "build", "lint": "build", "publish": "repository"}
+LABELS |= {"install": "systest", "systest": "systest"}
+MINUTES = {"build": "900", "compile": "600", "publish": "30", "lint": "60", "install": "60", "systest": "120"}
 
 
 def step(job):
@@ -115,7 +117,7 @@ def test_jobs_with_tests_publish_junit_results(jobs):
     path = "publishers/hudson.tasks.junit.JUnitResultArchiver/testResults"
 
     def expected(name):
-        return "artifacts/junit/*.xml" if step(name) in ("lint", "install") else None
+        return "artifacts/junit/*.xml" if step(name) in ("lint", "install", "systest") else None
 
     assert differences(jobs, expected, lambda xml: xml.findtext(path)) == []
 

@@ -181,6 +181,7 @@ class Machine(Remote):
             GuestError: it did not within `seconds`, or it has another host key.
         """
         assert self._process
+        self._disconnect()
         port = self.port()
         identity = paramiko.Ed25519Key.from_private_key_file(str(self._access.identity))
         host_key = public_key(self._access.host_key)
