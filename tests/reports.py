@@ -57,7 +57,7 @@ COMPILER = """2026-11-23T07:22:20.101Z == build
 2026-11-23T07:22:21.303Z    dh_auto_build
 2026-11-23T07:22:21.303Z \tmake -j2
 2026-11-23T07:22:22.304Z make[1]: Entering directory '/build/hello-2.10'
-2026-11-23T07:22:22.304Z gcc -DHAVE_CONFIG_H -I. -g -O2 -ffile-prefix-map=/build/hello-2.10=. -Wformat -c -o src/hello.o src/hello.c
+2026-11-23T07:22:22.304Z gcc -DHAVE_CONFIG_H -I. -g -O2 -Wformat -c -o src/hello.o src/hello.c
 2026-11-23T07:22:23.305Z \x1b[1msrc/hello.c:\x1b[0m In function 'main':
 2026-11-23T07:22:23.305Z src/hello.c:62:3: error: expected ';' before 'return'
 2026-11-23T07:22:23.305Z    62 |   return EXIT_SUCCESS;
@@ -66,7 +66,7 @@ COMPILER = """2026-11-23T07:22:20.101Z == build
 2026-11-23T07:22:23.406Z make[1]: Leaving directory '/build/hello-2.10'
 2026-11-23T07:22:23.507Z dh_auto_build: error: make -j2 returned exit code 2
 2026-11-23T07:22:23.608Z dpkg-buildpackage: error: debian/rules binary subprocess returned exit status 2
-2026-11-23T07:22:23.709Z compile FAILURE (fault: package): hello: the build failed: src/hello.c:62:3: error: expected ';' before 'return'
+2026-11-23T07:22:23.709Z compile FAILURE (fault: package): hello: the build failed: src/hello.c:62:3: error: expected
 2026-11-23T07:22:23.710Z Finished: FAILURE
 """
 SCRIPT = """#!/bin/sh
@@ -314,7 +314,7 @@ def difference(**more: object) -> Difference:
         ),
         "relations": (RelationDifference(field="Depends", removed=("libc6 (>= 2.31)",), added=("libc6 (>= 2.34)",)),),
         "scripts": {
-            "postinst": "--- former\n+++ now\n@@ -1,3 +1,4 @@\n #!/bin/sh\n set -e\n-true\n+update-alternatives --install /usr/bin/greet\n"
+            "postinst": "--- former\n+++ now\n@@ -1,3 +1,3 @@\n set -e\n-true\n+update-alternatives --install /usr/bin/greet\n"
         },
     }
     return Difference(**{**given, **more})
@@ -395,7 +395,7 @@ def failed_install(directory: Path) -> Path:
 def aborted(directory: Path) -> Path:
     """A run that was stopped while it compiled."""
     run = RunOf(directory).begin()
-    run.job("compile", 0.4, 5.0, "ABORTED", "stopped by SIGTERM", COMPILER.split("2026-11-23T07:22:23.305Z src")[0])
+    run.job("compile", 0.4, 5.0, "ABORTED", "stopped by SIGTERM", COMPILER.partition("2026-11-23T07:22:23.305Z src")[0])
     return run.end("ABORTED", "stopped by SIGTERM", seconds=5.6)
 
 

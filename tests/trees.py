@@ -14,19 +14,19 @@ CHANGELOG = """{name} ({version}) unstable; urgency=medium
 
   * Release.
 
- -- A Maintainer <maintainer@localhost>  Mon, 01 Jan 2024 00:00:00 +0000
+ -- A Maintainer <maintainer@example.org>  Mon, 01 Jan 2024 00:00:00 +0000
 """
 CONTROL = """Source: {name}
 Section: misc
 Priority: optional
-Maintainer: A Maintainer <maintainer@localhost>
+Maintainer: A Maintainer <maintainer@example.org>
 Build-Depends: debhelper-compat (= 13){depends}
 Standards-Version: 4.6.2
 
 Package: {name}
 Architecture: all
 Depends: ${{misc:Depends}}
-Description: small package for tests
+Description: package for tests
  It holds one script.
 """
 RULES = "#!/usr/bin/make -f\n%:\n\tdh $@\n"
@@ -49,6 +49,10 @@ install -D -m 755 {name} %{{buildroot}}%{{_bindir}}/{name}
 
 %files
 %{{_bindir}}/{name}
+
+%changelog
+* Mon Jan 01 2024 A Maintainer <maintainer@example.org> - {version}-1
+- Release.
 """
 
 
@@ -57,6 +61,7 @@ def deb(name: str = "small", version: str = "1.0-1", depends: str = "") -> dict[
     return {
         name: "#!/bin/sh\necho small\n",
         "debian/changelog": CHANGELOG.format(name=name, version=version),
+        "debian/copyright": "Nobody has a right to this package: it is in the public domain.\n",
         "debian/control": CONTROL.format(name=name, depends=depends),
         "debian/rules": RULES,
         f"debian/{name}.install": f"{name} usr/bin\n",

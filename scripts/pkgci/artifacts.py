@@ -99,7 +99,10 @@ class Package(Part):
 
 
 class Build(Record):
-    """`build.json`: one build of one package for one target. `origin` says whether it was made or taken from the store."""
+    """`build.json`: one build of one package for one target. `origin` says whether it was made or taken from the store.
+
+    `reproducible` says whether it came out the same twice, None when that was not tried.
+    """
 
     change: ChangeSummary
     package: str
@@ -108,6 +111,8 @@ class Build(Record):
     source_tree: str
     packaging_tree: str
     key: str
+    profiles: tuple[str, ...] = ()
+    reproducible: bool | None = None
     origin: Literal["built", "store"]
     packages: tuple[Package, ...]
     files: tuple[File, ...]

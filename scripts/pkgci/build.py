@@ -7,7 +7,7 @@ from types import ModuleType
 
 from pkgci import source
 from pkgci.artifacts import ARTIFACTS, Build, ChangeSummary, Repository, Run
-from pkgci.change import Change, Parameters
+from pkgci.change import COMPILE, TESTS, Change, Parameters
 from pkgci.config import Config, Target
 from pkgci.formats import FORMATS
 from pkgci.source import Sources
@@ -46,17 +46,22 @@ def build(context: StepContext, target_name: str, parameters: Parameters) -> str
     repositories = parameters.get("REPOSITORIES")
     trees = {"SOURCE_TREE": sources.source.id, "PACKAGING_TREE": sources.packaging.id}
     run_tests = "true" if parameters.run_tests else "false"
-    compiling = {**given, **trees, "REPOSITORIES": repositories, "RUN_TESTS": run_tests}
+    how = {name: parameters.get(name) for name in COMPILE}
+    compiling = {**given, **trees, **how, "REPOSITORIES": repositories, "RUN_TESTS": run_tests}
     [compiled] = context.run_together([(f"compile-{target_name}", compiling)])
     made = Build.read(compiled / "build.json")
-    [published] = context.run_together([(f"publish-{target_name}", {**given, "BUILD_KEY": made.key})])
-    repository = Repository.read(published / "repository.json")
-    if parameters.run_tests:
-        locations = " ".join(filter(None, [f"{repository.url}repository.json", repositories]))
-        testing = {**given, "BUILD_KEY": made.key, "REPOSITORIES": locations}
-        context.run_together([(f"install-{target_name}", testing)])
+    given["BUILD_KEY"] = made.key
     names = ", ".join(sorted(package.name for package in made.packages if package.kind == "binary"))
-    return f"{made.package} {made.version}: {names}: {repository.url}"
+    done = f"{made.package} {made.version}: {names}"
+    testing = given
+    if "publish" in parameters.steps:
+        [published] = context.run_together([(f"publish-{target_name}", given)])
+        repository = Repository.read(published / "repository.json")
+        done = f"{done}: {repository.url}"
+        testing = {**given, "REPOSITORIES": " ".join([f"{repository.url}repository.json", *repositories.split()])}
+    tests = [(step, given if step == "lint" else testing) for step in parameters.steps if step in TESTS]
+    context.run_together([(f"{step}-{target_name}", those) for step, those in tests])
+    return done
 
 
 def _describe(

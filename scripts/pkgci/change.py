@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from pkgci.config import PROFILE, Config
+from pkgci.config import EMBEDDED, NAME, PROFILE, Config, Release
 from pkgci.errors import RequestError
 
 # a project becomes a path of files, so its length has a limit; a branch has what people give theirs, without shell's characters
@@ -25,6 +25,8 @@ STEPS = ("compile", "publish", "lint", "install", "systest")
 # what a step cannot run without
 NEEDS = {"publish": "compile", "lint": "compile", "install": "publish", "systest": "publish"}
 TESTS = ("lint", "install", "systest")
+# how to build: what `build` hands on to `compile`, as the macro compile-parameters of jobs/ has them
+COMPILE = ("BUILD_PROFILES", "BUILD_MINUTES", "REPRODUCIBLE", "KEEP_ROOT")
 
 RULES = {
     "ZUUL_PROJECT": PROJECT,
@@ -50,6 +52,8 @@ RULES = {
     "REPOSITORIES": r"https?://[A-Za-z0-9/._~:%+\[\]-]+( https?://[A-Za-z0-9/._~:%+\[\]-]+)*",
     "SOURCE_TREE": OBJECT,
     "PACKAGING_TREE": OBJECT,
+    "ENVIRONMENT": NAME,
+    "SCENARIOS": rf"{NAME}( {NAME})*",
     "PARENT": r"[a-z0-9][a-z0-9.+-]*/[0-9]+",
     "CORRELATION": r"[A-Za-z0-9][A-Za-z0-9-]{0,63}",
 }
@@ -199,6 +203,20 @@ class Parameters:
 def local_changes(config: Config) -> str:
     """Return the URL below which the repositories of local changes lie; only the local engine accepts it."""
     return f"file://{quote(os.fsencode(config.state))}/changes/"
+
+
+def release_of(config: Config, change: Change) -> Release:
+    """Return the release that claims the change's branch; a local change without one is under the embedded default.
+
+    Raises:
+        RequestError: no release claims the branch.
+    """
+    found = config.release_of(change.branch)
+    if found:
+        return found[1]
+    if change.url == local_changes(config):
+        return Config(EMBEDDED).release("default")
+    raise RequestError(f"no release claims branch {change.branch}; `build` would have said so")
 
 
 def check_url(url: str, config: Config) -> None:

@@ -9,7 +9,7 @@ import signal
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -19,11 +19,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pkgci import source
-from pkgci.artifacts import Build, Repository, Result
-from pkgci.change import BRANCH, PROJECT, local_changes
+from pkgci import failed, report, source
+from pkgci.change import BRANCH, PROJECT, STEPS, local_changes
 from pkgci.command import run
-from pkgci.config import EMBEDDED, Config, PackageEntry
+from pkgci.config import EMBEDDED, PROFILE, Config, PackageEntry
 from pkgci.engines.base import BuildRef
 from pkgci.engines.local import LocalEngine
 from pkgci.errors import Exit, InfrastructureError, RequestError
@@ -31,7 +30,6 @@ from pkgci.formats import FORMATS
 from pkgci.jobs import exit_of
 from pkgci.source import Tree, git
 
-STEPS = ("build", "compile", "publish", "install")
 POLL = 0.3
 SILENCE = 30  # seconds after which a plain log says what still runs
 COLOURS = {"SUCCESS": "green", "FAILURE": "red", "ABORTED": "yellow", "running": "cyan"}
@@ -138,20 +136,50 @@ def targets_of(config: Config, change: LocalChange, wanted: Sequence[str]) -> li
     return list(dict.fromkeys(wanted)) or served
 
 
-def check(config: Config, change: LocalChange, targets: Sequence[str], console: Console) -> Exit:
+def options(
+    only: str = "", profiles: Sequence[str] = (), minutes: int | None = None, reproducible: bool = False
+) -> dict[str, str]:
+    """Return the parameters for what a maintainer asks of a check beyond the change and its targets.
+
+    Args:
+        only: names of steps, joined by commas; empty for all.
+        profiles: build profiles besides the package's own.
+        minutes: the build's time limit; None for the configuration's.
+        reproducible: build twice and compare.
+
+    Raises:
+        RequestError: there is no such step, or a profile cannot have that name.
+    """
+    steps = [step.strip() for step in only.split(",")] if only else []
+    for step in steps:
+        if step not in STEPS:
+            raise RequestError(f"--only: there is no step {step!r}; the steps are: {', '.join(STEPS)}")
+    for profile in profiles:
+        if not re.fullmatch(PROFILE, profile, re.ASCII):
+            raise RequestError(f"--profile: {profile!r} is no name of a build profile; it must match {PROFILE}")
+    # a failed build's root is of use on a maintainer's machine
+    given = {"KEEP_ROOT": "true", "ONLY": ",".join(steps), "BUILD_PROFILES": ",".join(dict.fromkeys(profiles))}
+    given |= {"BUILD_MINUTES": str(minutes or ""), "REPRODUCIBLE": "true" if reproducible else "false"}
+    return {name: value for name, value in given.items() if value}
+
+
+def check(
+    config: Config, change: LocalChange, targets: Sequence[str], asked: Mapping[str, str], console: Console
+) -> Exit:
     """Run the check pipeline for a change and show it; return how it ended.
 
     Args:
         config: the configuration.
         change: what `prepare_change` made.
         targets: the targets to build for.
+        asked: what `options` returned.
         console: where progress and summary go: a live table on a terminal, plain lines elsewhere.
     """
     engine = LocalEngine(config)
     tree = change.tree
     _say(console, f"checking {tree.project} {tree.id[:8]} ({tree.subject}) for {', '.join(targets)}")
     started = time.monotonic()
-    refs = {name: engine.start(f"build-{name}", change.parameters) for name in targets}
+    refs = {name: engine.start(f"build-{name}", {**change.parameters, **asked}) for name in targets}
     # a terminal that is closed, or a polite kill, ends the jobs as Ctrl-C does
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
@@ -173,10 +201,12 @@ def check(config: Config, change: LocalChange, targets: Sequence[str], console: 
 def _rows(engine: LocalEngine, refs: dict[str, BuildRef]) -> list[Row]:
     """Return the builds of a run: each `build` job and the jobs that it started, in the order of their steps."""
     rows = []
+    jobs = engine.jobs()
     for name, top in refs.items():
-        for step in STEPS:
+        for step in ("build", *STEPS):
             # a build's number is above those of builds that were there before the run
-            found = [top] if step == "build" else reversed(engine.builds(f"{step}-{name}"))
+            job = f"{step}-{name}"
+            found = [top] if step == "build" else reversed(engine.builds(job) if job in jobs else [])
             for ref in found:
                 record = engine.record(ref)
                 if ref == top or record.parameters.get("PARENT") == str(top):
@@ -242,28 +272,22 @@ def _summary(config: Config, engine: LocalEngine, target_name: str, top: BuildRe
     console.print()
     console.print(Text(target_name, style="bold"))
     console.print(_table(rows))
-    archives = {
-        row.ref.job.removesuffix(f"-{target_name}"): engine.directory(row.ref) / "archive" / "artifacts" for row in rows
-    }
     lines = []
     notice = config.target(target_name).notice
     if notice:
         lines.append(f"note: {notice}")
-    if (archives["build"] / "result.json").exists():
-        result = Result.read(archives["build"] / "result.json")
-        if result.exit:
-            lines.append(f"reason: {result.reason}")
-    if (archives.get("compile", Path()) / "build.json").exists():
-        build = Build.read(archives["compile"] / "build.json")
-        source = "" if build.origin == "built" else " (from the store: the same input was built before)"
-        lines.append(f"version: {build.version}{source}")
-        lines += [f"package: {package.file}" for package in build.packages]
-    if (archives.get("publish", Path()) / "repository.json").exists():
-        repository = Repository.read(archives["publish"] / "repository.json")
-        directory = config.data / "repositories" / repository.url.removeprefix(config.settings.url)
-        lines.append(f"repository: {repository.url} (while `pkgci serve` runs)")
-        lines.append(f"its files: {directory}")
-    lines += [f"log: {engine.directory(row.ref) / 'log'}" for row in rows]
+    artifacts = engine.directory(top) / "archive" / "artifacts"
+    if (artifacts / "result.json").exists():
+        view = report.read(artifacts)
+        lines += report.brief(view)
+        if view.use:
+            url = view.use.record.url
+            lines.append(f"repository: {url} (while `pkgci serve` runs)")
+            lines.append(f"its files: {config.data / 'repositories' / url.removeprefix(config.settings.url)}")
+    lines += [f"a shell in its root: pkgci shell {one}" for _, one in failed.kept(config) if one.parent == str(top)]
+    lines += [f"log: {engine.directory(row.ref) / 'log'}" for row in rows if row.state == "FAILURE"]
+    if (artifacts / report.PAGE).exists():
+        lines.append(f"report: {artifacts / report.PAGE}")
     for line in lines:
         console.print(f"  {line}", highlight=False, soft_wrap=True, markup=False)
     return code

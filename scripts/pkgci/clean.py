@@ -1,4 +1,5 @@
-"""`pkgci clean`: removes expired test repositories, builds that nothing refers to any more, and what lies unused in the cache.
+"""`pkgci clean`: removes expired test repositories, builds that nothing refers to any more, roots of failed builds, and
+what lies unused in the cache.
 
 What is in use stays: a repository that is being written, a build that is being made or read, that a repository refers to,
 or that was used within the configured minimum age.
@@ -12,29 +13,46 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from pkgci import repository
+from pkgci import failed, repository
 from pkgci.config import Config
 from pkgci.store import Store
 
 # all that can be made again: a name a directory of the cache, each with entries of their own age
-CACHES = ("dependencies", "images", "jobs", "lists", "metadata", "packages", "projects", "proxy", "roots", "trees")
+CACHES = (
+    "contents",
+    "dependencies",
+    "images",
+    "jobs",
+    "lists",
+    "metadata",
+    "packages",
+    "projects",
+    "proxy",
+    "roots",
+    "trees",
+)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was removed, or would be: directories of repositories, keys of builds, the cache, and the disk space in bytes."""
+    """What was removed, or would be: directories of repositories, keys of builds, the cache, and the disk space in bytes.
+
+    `failed` are roots of failed builds.
+    """
 
     removed: bool
     repositories: tuple[Path, ...]
     builds: tuple[str, ...]
     cached: tuple[Path, ...]
+    failed: tuple[Path, ...]
     freed: int
 
     def lines(self) -> list[str]:
         """Return the report for a person, a line each."""
         did = "removed" if self.removed else "would remove"
         count = (
-            f"{len(self.repositories)} repositories, {len(self.builds)} builds, {len(self.cached)} entries of the cache"
+            f"{len(self.repositories)} repositories, {len(self.builds)} builds, {len(self.cached)} entries of the cache, "
+            f"{len(self.failed)} roots of failed builds"
         )
         total = f"{count}: {self.freed / (1 << 20):.1f} MiB"
         hint = "" if self.removed or not self.freed else "; nothing is removed without --yes"
@@ -61,7 +79,8 @@ def clean(config: Config, remove: bool, now: datetime) -> Report:
     repositories = list(repository.expired(config, now))
     builds = list(store.unreferenced(repository.referenced(config, without=repositories), before))
     cached = list(_unused(config.cache, before))
-    sizes = {path: _links(path) for path in [*repositories, *map(store.place, builds), *cached]}
+    roots = failed.surplus(config, now)
+    sizes = {path: _links(path) for path in [*repositories, *map(store.place, builds), *cached, *roots]}
     if remove:
         repositories = [directory for directory in repositories if repository.remove(directory)]
         # asked again: a repository that stayed keeps its builds
@@ -70,8 +89,9 @@ def clean(config: Config, remove: bool, now: datetime) -> Report:
         store.sweep()
         for path in cached:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    gone = [sizes[path] for path in [*repositories, *map(store.place, builds), *cached]]
-    return Report(remove, tuple(repositories), tuple(builds), tuple(cached), _freed(gone))
+        roots = [path for path in failed.prune(config, now) if path in sizes]
+    gone = [sizes[path] for path in [*repositories, *map(store.place, builds), *cached, *roots]]
+    return Report(remove, tuple(repositories), tuple(builds), tuple(cached), tuple(roots), _freed(gone))
 
 
 def _unused(cache: Path, before: float) -> Iterator[Path]:

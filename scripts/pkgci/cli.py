@@ -83,7 +83,7 @@ def compile_(target: str) -> None:
     from pkgci.compile import compile as job
 
     def body(context) -> str:
-        made = job(context.config, target, Parameters.read(os.environ), ARTIFACTS)
+        made = job(context.config, target, Parameters.read(os.environ), ARTIFACTS, context.own)
         return f"{made.package} {made.version}: {len(made.packages)} packages ({made.origin})"
 
     _step("compile", body)
@@ -141,25 +141,92 @@ def install(target: str) -> None:
 
 
 @main.command()
+@click.argument("target")
+def systest(target: str) -> None:
+    """Job: install the packages of a build in an environment and run scenarios."""
+    from pkgci.artifacts import ARTIFACTS
+    from pkgci.change import Parameters
+    from pkgci.systest import summary
+    from pkgci.systest import systest as job
+
+    _step("systest", lambda context: summary(job(context.config, target, Parameters.read(os.environ), ARTIFACTS)))
+
+
+@main.command()
 @click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".")
 @click.option("--target", "targets", multiple=True, help="Only for this target; may be given several times.")
 @click.option("--worktree", is_flag=True, help="Check uncommitted work too, not only what is committed.")
-def check(path: Path, targets: tuple[str, ...], worktree: bool) -> None:
+@click.option(
+    "--only",
+    default="",
+    metavar="STEP,...",
+    help="Only these steps, and what they need: compile, publish, lint, install, systest.",
+)
+@click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    metavar="NAME",
+    help="Build with this build profile (RPM: --with NAME, and --without X for noX); may be given several times. "
+    "The version then says `partial`; such a build is never released.",
+)
+@click.option("--nocheck", is_flag=True, help="Do not run the package's own tests: the build profile nocheck.")
+@click.option(
+    "--timeout",
+    type=click.IntRange(1, 180),
+    metavar="MINUTES",
+    help="How long the build may take; by default what the configuration says of the package.",
+)
+@click.option(
+    "--reproducible",
+    is_flag=True,
+    help="Build twice, on another day, with another umask and number of processors, and fail where bits differ.",
+)
+def check(
+    path: Path,
+    targets: tuple[str, ...],
+    worktree: bool,
+    only: str,
+    profiles: tuple[str, ...],
+    nocheck: bool,
+    timeout: int | None,
+    reproducible: bool,
+) -> None:
     """Run the check pipeline for your own package: the git tree at PATH, with debian/ or rpm/*.spec.
 
-    The change is HEAD against its upstream branch; without an upstream branch it is the whole tree.
+    The change is HEAD against its upstream branch; without an upstream branch it is the whole tree. Of a build that fails
+    the root is kept some days: see `pkgci shell`.
     """
     from rich.console import Console
 
     from pkgci import check as pipeline
+    from pkgci.change import Parameters
     from pkgci.prepare import prepare as ready
 
     _console_log()
     config = Config()
+    asked = pipeline.options(only, [*profiles, *(["nocheck"] if nocheck else [])], timeout, reproducible)
+    steps = Parameters.read(asked).steps
     change = pipeline.prepare_change(config, path, worktree)
     chosen = pipeline.targets_of(config, change, targets)
-    ready(config, chosen)
-    sys.exit(int(pipeline.check(config, change, chosen, Console(highlight=False))))
+    ready(config, chosen, steps)
+    sys.exit(int(pipeline.check(config, change, chosen, asked, Console(highlight=False))))
+
+
+@main.command()
+@click.argument("build", default="")
+@click.option("--root", is_flag=True, help="As the root of the sandbox, instead of the user that builds.")
+def shell(build: str, root: bool) -> None:
+    """Open a shell in the root of a failed local build, as the build left it.
+
+    BUILD is JOB/NUMBER, a number, or a job, target or package, of which it is the latest; without it the latest of all. The
+    shell is where the build was, with its variables, as its user and without network, and works on a copy.
+    """
+    from pkgci import engines
+    from pkgci.shell import shell as session
+
+    config = Config()
+    session(config, engines.current(config), build, root)
 
 
 @main.command("import")
@@ -222,7 +289,7 @@ def serve() -> None:
 @main.command()
 @click.option("--yes", is_flag=True, help="Really remove; without it only say what would be removed.")
 def clean(yes: bool) -> None:
-    """Remove expired test repositories, builds that nothing refers to, and what lies unused in the cache."""
+    """Remove expired test repositories and roots of failed builds, builds that nothing refers to, and unused cache."""
     from pkgci.clean import clean as cleaning
 
     for line in cleaning(Config(), remove=yes, now=datetime.now(UTC)).lines():

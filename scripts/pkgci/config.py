@@ -57,6 +57,14 @@ def _ed25519(line: str) -> str:
     return line
 
 
+def _no_other(scenario: str) -> str:
+    # what a system test itself does, and its other logs
+    if scenario in ("apt", "autopkgtest", "console", "dnf", "install", "journal"):
+        raise ValueError(f"{scenario!r} has a meaning of its own; name the scenario otherwise")
+    return scenario
+
+
+ScenarioName = Annotated[Name, AfterValidator(_no_other)]
 RelativePath = Annotated[str, AfterValidator(_below)]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 HostKey = Annotated[str, AfterValidator(_ed25519)]
@@ -185,6 +193,12 @@ class Target(Section):
     machine: MachineSection = MachineSection()
 
 
+class LintSection(Section):
+    """What the lint tools' findings come to: the least severity that fails the job."""
+
+    fails: Literal["error", "warning", "info", "never"] = "error"
+
+
 class Release(Section):
     """`releases/NAME.yaml`: a product release."""
 
@@ -194,6 +208,28 @@ class Release(Section):
         "pkg", description="in versions; sorts above `el` and `fc` of RPM distributions"
     )
     ordinal: int = Field(1, ge=1, description="in versions; grows from release to release")
+    lint: LintSection = LintSection()
+    environment: Name = Field("default", description="what its system tests run on")
+    environments: dict[Name, Name] = Field({}, description="the same by target, where it is another one")
+
+
+class Node(Section):
+    """A machine of an environment: the target's plain machine, with more packages, and memory in MiB if not the same."""
+
+    packages: tuple[str, ...] = ()
+    memory_mib: int | None = Field(None, ge=128)
+
+
+class Environment(Section):
+    """`environments/NAME.yaml`: what a system test runs on, and its scenarios.
+
+    A scenario is a file or directory of pytest, by its path relative to the configuration directory.
+    """
+
+    targets: tuple[Name, ...] = Field((), description="the targets that it is made for; all, if none is named")
+    nodes: dict[Name, Node] = Field(min_length=1, max_length=1)
+    scenarios: dict[ScenarioName, RelativePath] = Field(min_length=1)
+    scenario_seconds: int = Field(1800, ge=1, description="what one scenario may take")
 
 
 class Leftovers(Section):
@@ -319,7 +355,16 @@ class Config:
         path = self.directory / file
         return f"{path}:{_line(path.read_text(), key)}: {'.'.join(key)}"
 
-    def names(self, kind: Literal["targets", "releases", "packages"]) -> list[str]:
+    def environment(self, name: str) -> tuple[Path, Environment]:
+        """Return the environment NAME, and the directory that its scenarios' paths begin at.
+
+        Every configuration has the embedded `default`, unless it has one of its own.
+        """
+        own = self.embedded or name != "default" or (self.directory / "environments" / f"{name}.yaml").exists()
+        config = self if own else Config(EMBEDDED)
+        return config.directory, config._entry("environments", name, Environment)
+
+    def names(self, kind: Literal["targets", "releases", "packages", "environments"]) -> list[str]:
         """Return the names of all entries of a kind, sorted. Hidden files are an editor's own."""
         found = (path for path in (self.directory / kind).glob("*.yaml") if not path.name.startswith("."))
         return sorted(path.stem for path in found)

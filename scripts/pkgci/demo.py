@@ -41,7 +41,7 @@ def main() -> int:
         _change(tree)
         change = check.prepare_change(config, tree, worktree=False)
         console = Console(highlight=False)
-        code = check.check(config, change, check.targets_of(config, change, ()), console)
+        code = check.check(config, change, check.targets_of(config, change, ()), check.options(), console)
     except PkgciError as error:
         print(f"pkgci: {error}", file=sys.stderr)
         return int(error.exit)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from pkgci.buildhost import reach
 from pkgci.command import run
 from pkgci.config import ROOT, Config
 from pkgci.errors import PkgciError
@@ -31,6 +32,7 @@ TOOLS = {
     "rpm": "rpm",
     "socat": "socat",
     "ssh": "openssh-client",
+    "zstd": "zstd",
 }
 FREE_GIB = 10
 MEMORY = {
@@ -87,6 +89,7 @@ def _configured(config: Config) -> Iterator[Finding]:
         try:
             target = config.target(name)
             sources = apt_sources(target)
+            config.build_host(name)
             yield Finding(f"upstream of {name}: {', '.join(source.suite for source in sources)}", True)
         except PkgciError as error:
             yield Finding(f"target {name}", False, str(error))
@@ -94,6 +97,12 @@ def _configured(config: Config) -> Iterator[Finding]:
         yield Finding(f"{len(config.targets())} targets, one independent of each codename", True)
     except PkgciError as error:
         yield Finding("targets as a whole", False, str(error))
+    for name in config.settings.build_hosts:
+        try:
+            reach(config, name)
+            yield Finding(f"build host {name} answers, with the same pkgci", True)
+        except PkgciError as error:
+            yield Finding(f"build host {name}", False, str(error))
     named = config.names("targets")
     mend = f"make {ROOT / 'jobs' / 'targets.yaml'} name what {config.directory / 'targets'} has: {', '.join(named)}"
     yield Finding(f"targets of the jobs: {', '.join(jobs)}", jobs == named, mend)

@@ -19,7 +19,8 @@ from pkgci.errors import InfrastructureError, PackageError
 from pkgci.server import serve
 from pkgci.text import printable
 from pkgci.vm import guest
-from pkgci.vm.machine import GuestError, Machine
+from pkgci.vm.machine import Machine
+from pkgci.vm.remote import GuestError
 from pkgci.vm.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def _run(
     tested = repository.under_test(records, build_key)
     snapshot = guest.plain(config, target_name)
     log.info("snapshot %s of %s", snapshot.id, f"{snapshot.manifest.created:%Y-%m-%d %H:%M}")
-    proxy = guest.proxy(config, target_name, records)
+    proxy = guest.proxy(config, target, records)
     settings = guest.settings(target, records, tested)
     script = guest.script(target)
     outcomes = []

@@ -35,20 +35,19 @@ def publish(config: Config, target_name: str, change: Change, build_key: str, ru
         The repository.
 
     Raises:
-        RequestError: there is no such build, or the change is merged (there are no released repositories yet).
+        RequestError: there is no such build, or the change is merged (there are no released repositories yet, and a partial
+            build is never released).
         PackageError: the packages cannot be indexed.
         InfrastructureError: the remote, the key or the file system fails.
     """
+    entry = Store(config).required(build_key, target_name)
     if _merged(config, change):
+        why = "released repositories are not configured"
+        if entry.record.partial:
+            why = f"build {build_key[:12]} is partial: it was built with other profiles than the package's own"
         raise RequestError(
-            f"{change.number or change.commit[:12]} is merged into {change.branch} of {change.project}, "
-            "and released repositories are not configured"
+            f"{change.number or change.commit[:12]} is merged into {change.branch} of {change.project}, and {why}"
         )
-    entry = Store(config).lookup(build_key)
-    if entry is None:
-        raise RequestError(f"build {build_key[:12]} is not in the store; run compile-{target_name} again")
-    if entry.record.target != target_name:
-        raise RequestError(f"build {build_key[:12]} is for {entry.record.target}, not for {target_name}")
     expires = datetime.now(UTC) + timedelta(days=config.settings.test_repository_days)
     published = repository.write(config, target_name, run, [entry], expires)
     published.write(artifacts / repository.RECORD)

@@ -1,7 +1,8 @@
-"""The prepared build roots: made once per machine, used by every sandbox of their target.
+"""The prepared roots, to build in and with tools for packages: made once per machine, used by every sandbox of a target.
 
 A root is an uncompressed tar, made by mmdebstrap without privileges, cached under the key of all that it is made from
-and made anew when it is older than `root_days`. Its identity is the digest of its content and enters every build's key.
+and made anew when it is older than `root_days`. Its identity is the digest of its content; that of a build root enters
+every build's key.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +27,21 @@ log = logging.getLogger(__name__)
 
 HOST_PROVIDES = Path(__file__).with_name("host-provides.sh")
 RPM_MACROS = Path(__file__).with_name("formats") / "debianrpm.macros"
+# what lints packages of both formats, and what runs a source package's own tests in a machine
+TOOLS = ("autopkgtest", "lintian", "openssh-client", "rpm", "rpmlint", "socat")
+# diffoscope, and what it reads the formats' packages and what is in them with
+COMPARE = (
+    "binutils",
+    "bzip2",
+    "cpio",
+    "diffoscope-minimal",
+    "file",
+    "python3-rpm",
+    "rpm2cpio",
+    "xxd",
+    "xz-utils",
+    "zstd",
+)
 INCLUDE = {
     "deb": ("debhelper", "fakeroot"),
     "rpm": ("rpm", "dnf", "bzip2", "cpio", "debugedit", "elfutils", "file", "unzip", "zstd"),
@@ -46,11 +63,38 @@ def build_root(config: Config, name: str) -> Root:
         RequestError: the target's base cannot be made.
         InfrastructureError: mmdebstrap failed.
     """
+    return _prepared(config, name, _build_command)
+
+
+def tools_root(config: Config, name: str) -> Root:
+    """Return the root with the tools that read packages of the target `name`; targets of one base share it.
+
+    Raises:
+        RequestError: the target's base cannot be made.
+        InfrastructureError: mmdebstrap failed.
+    """
+    return _prepared(config, name, _tools_command)
+
+
+def comparison_root(config: Config, name: str) -> Root:
+    """Return the root with diffoscope, for packages of the target `name`; it is of another target if that has no such tool.
+
+    Raises:
+        RequestError: no target has a Debian base.
+        InfrastructureError: mmdebstrap failed.
+    """
+    names = [one for one in (name, *config.names("targets")) if config.target(one).base == "debian"]
+    if not names:
+        raise RequestError("no target has a Debian base, where diffoscope comes from")
+    return _prepared(config, names[0], _comparison_command)
+
+
+def _prepared(config: Config, name: str, command_of: Callable[[Target], list[str]]) -> Root:
     target = config.target(name)
     if target.base != "debian":
         raise RequestError(f"target {name}: base {target.base!r} is not supported yet; use `debian`")
-    key = _key(target)
-    place = config.cache / "roots" / key
+    command = command_of(target)
+    place = config.cache / "roots" / _key(target, command)
     root = _existing(place, config)
     if root:
         return root
@@ -59,14 +103,13 @@ def build_root(config: Config, name: str) -> Root:
         root = _existing(place, config)
         if root is None:
             _remove_older(config, name)
-            root = _make(name, target, place)
+            root = _make(name, target, command, place)
     return root
 
 
-def _command(target: Target) -> list[str]:
-    """Return the mmdebstrap command for a target, without the place of the result and the sources."""
-    include = ",".join(sorted({*INCLUDE[target.format], *target.root.packages}))
-    command = ["mmdebstrap", "--mode=unshare", "--variant=buildd", "--format=tar", f"--include={include}"]
+def _build_command(target: Target) -> list[str]:
+    """Return the mmdebstrap command for a build root, without the place of the result and the sources."""
+    command = _command("buildd", *INCLUDE[target.format], *target.root.packages)
     command += ["--dpkgopt=force-unsafe-io", '--customize-hook=chroot "$1" useradd -u 1000 -m -d /build builder']
     if target.format == "rpm":
         command += [f"--customize-hook=upload {HOST_PROVIDES} /root/host-provides.sh"]
@@ -75,11 +118,27 @@ def _command(target: Target) -> list[str]:
     return [*command, target.base_codename or target.codename]
 
 
-def _key(target: Target) -> str:
+def _tools_command(target: Target) -> list[str]:
+    """Return the mmdebstrap command for the root with the tools, likewise."""
+    return [*_command("minbase", *TOOLS), "--dpkgopt=force-unsafe-io", target.base_codename or target.codename]
+
+
+def _comparison_command(target: Target) -> list[str]:
+    """Return the mmdebstrap command for the root with diffoscope, likewise."""
+    return [*_command("minbase", *COMPARE), "--dpkgopt=force-unsafe-io", target.base_codename or target.codename]
+
+
+def _command(variant: str, *packages: str) -> list[str]:
+    include = ",".join(sorted(set(packages)))
+    return ["mmdebstrap", "--mode=unshare", f"--variant={variant}", "--format=tar", f"--include={include}"]
+
+
+def _key(target: Target, command: list[str]) -> str:
     version = run(["mmdebstrap", "--version"], quiet=True).stdout.decode().strip()
-    scripts = [path.read_text() for path in (HOST_PROVIDES, RPM_MACROS)] if target.format == "rpm" else []
+    uploaded = [path for path in (HOST_PROVIDES, RPM_MACROS) if any(str(path) in word for word in command)]
+    scripts = [path.read_text() for path in uploaded]
     sources = [source.line() for source in apt_sources(target)]
-    command = [word.replace(os.fspath(ROOT), "") for word in _command(target)]
+    command = [word.replace(os.fspath(ROOT), "") for word in command]
     return hashlib.sha256(json.dumps([command, version, sources, scripts]).encode()).hexdigest()[:32]
 
 
@@ -101,20 +160,20 @@ def _remove_older(config: Config, name: str) -> None:
             shutil.rmtree(marker.parent)
 
 
-def _make(name: str, target: Target, place: Path) -> Root:
-    log.info("preparing the build root of %s (once; about half a minute)", name)
+def _make(name: str, target: Target, command: list[str], place: Path) -> Root:
+    log.info("preparing a root of %s (once; about half a minute)", name)
     shutil.rmtree(place, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f"{place.name}.", dir=place.parent) as directory:
         new = Path(directory, "root")
         new.mkdir()
         environment = isolated_apt(Path(directory)) | {"SOURCE_DATE_EPOCH": "0"}
-        command = [*_command(target), str(new / "root.tar"), *(source.line() for source in apt_sources(target))]
+        command = [*command, str(new / "root.tar"), *(source.line() for source in apt_sources(target))]
         done = run(command, env=environment, check=False, quiet=True)
         if done.returncode:
             said = done.stderr.decode(errors="replace")
             log.error("%s", said[-4000:])
             reason = [line for line in said.splitlines() if line.startswith("E:")] or said.splitlines() or ["no output"]
-            raise InfrastructureError(f"cannot make the build root of {name}: mmdebstrap: {reason[-1]}")
+            raise InfrastructureError(f"cannot make a root of {name}: mmdebstrap: {reason[-1]}")
         digest = hashlib.sha256()
         with (new / "root.tar").open("rb") as stream:
             while block := stream.read(1 << 20):

@@ -22,7 +22,7 @@ import termios
 import time
 import tty
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -157,6 +157,7 @@ def execute(
     arguments: tuple[str, ...] = (),
     network: bool = False,
     keep: Path | None = None,
+    where: Callable[..., int] | None = None,
 ) -> Outcome:
     """Run `script` as root of a fresh sandbox.
 
@@ -171,6 +172,7 @@ def execute(
         network: share the host's network. Only for trusted tools that fetch; never for code of a change.
         keep: where to make a packed tar of the root when the script fails or reaches its time limit, for `interactive`;
             nothing is there afterwards when it is larger than the disk, or cannot be written.
+        where: does elsewhere what `contained` does, which makes the sandbox here.
 
     Returns:
         The status of the script and the files that came back.
@@ -182,12 +184,13 @@ def execute(
     with tempfile.TemporaryFile() as archive:
         stdin = files.finished(script)
         given = {"limits": limits, "log_to": log_to, "arguments": arguments, "network": network}
+        contain = where or contained
         if keep is None:
-            status = contained(base, stdin, archive, **given)
+            status = contain(base, stdin, archive, **given)
         else:
             start = time.monotonic()
             with _packed(keep, limits.disk_mib << 20) as stream:
-                status = contained(base, stdin, archive, keep=stream, **given)
+                status = contain(base, stdin, archive, keep=stream, **given)
             if status == TIMED_OUT and time.monotonic() - start >= limits.seconds:
                 raise _too_long(limits.seconds)
         return Outcome(status, tuple(unpack(archive, output, limits.disk_mib << 20)))
@@ -203,6 +206,7 @@ def contained(
     arguments: tuple[str, ...] = (),
     network: bool = False,
     keep: IO[bytes] | None = None,
+    socket: Path | None = None,
 ) -> int:
     """Do what `execute` does between two streams: what goes into the root, and what comes back, still hostile.
 
@@ -215,6 +219,8 @@ def contained(
         arguments: as of `execute`.
         network: as of `execute`.
         keep: takes a tar of the root when the script fails.
+        socket: a Unix socket that anybody may write to, and the only thing outside that the script then reaches: it
+            connects to `/proc/PID/fd/5` of its own process. Not together with `keep`.
 
     Returns:
         The status of the script; `TIMED_OUT` with `keep` when it reached its time limit.
@@ -223,12 +229,12 @@ def contained(
         PackageError: the limit of time or log was reached, or `files` cannot be unpacked.
         InfrastructureError: the sandbox cannot be made.
     """
-    with base.open("rb") as root, _memory_limit(limits) as confined:
+    with base.open("rb") as root, _memory_limit(limits) as confined, _reference(socket) as reached:
         mode, seconds = (
             ("run", limits.seconds) if keep is None else (str(limits.seconds), limits.seconds + PACK_SECONDS)
         )
         command = [*confined, *_command(limits, network, mode, arguments)]
-        streams = [root, archive, *filter(None, [keep])]
+        streams = [root, archive, *filter(None, [keep, reached])]
         status = _wait(command, files, streams, log_to, seconds)
         archive.seek(0)
         if not archive.read(1):
@@ -241,6 +247,16 @@ def contained(
             )
         archive.seek(0)
         return status
+
+
+@contextmanager
+def _reference(socket: Path | None) -> Iterator[IO[bytes] | None]:
+    """Yield a descriptor that refers to a socket and opens nothing (O_PATH): the directories around it stay out of reach."""
+    if socket is None:
+        yield None
+        return
+    with open(os.open(socket, os.O_PATH), "rb", buffering=0) as stream:
+        yield stream
 
 
 def _command(limits: Limits, network: bool, mode: str, arguments: Sequence[str]) -> list[str]:
@@ -313,7 +329,7 @@ def _wait(command: list[str], stdin: IO[bytes], streams: Sequence[IO[bytes]], lo
 def _packed(place: Path, largest: int) -> Iterator[IO[bytes]]:
     """Yield a stream whose content is packed into the file `place`, of `largest` bytes at most.
 
-    It is there afterwards if all of it was written and what is done meanwhile succeeds.
+    It is there afterwards if anything was written, all of it, and what is done meanwhile succeeds.
     """
     command = ["prlimit", f"--fsize={largest}", "zstd", "-q", "-1", "-o", str(place)]
     reading, writing = os.pipe()
@@ -327,7 +343,8 @@ def _packed(place: Path, largest: int) -> Iterator[IO[bytes]]:
     finally:
         if not whole:
             packing.kill()
-        if packing.wait() or not whole:
+        # of a script that succeeds there is nothing, and that is packed in a few bytes
+        if packing.wait() or not whole or place.stat().st_size < 1000:
             place.unlink(missing_ok=True)
 
 

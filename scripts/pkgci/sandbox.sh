@@ -33,6 +33,11 @@ ln -s /proc/self/fd "$root/dev/fd"
 ln -s /proc/self/fd/0 "$root/dev/stdin"
 ln -s /proc/self/fd/1 "$root/dev/stdout"
 ln -s /proc/self/fd/2 "$root/dev/stderr"
+if [ "$mode" = shell ]; then
+    # by this name what looks for its terminal's finds it
+    : >"$root/dev/console"
+    mount --bind /proc/self/fd/1 "$root/dev/console"
+fi
 rm -f "$root/etc/resolv.conf"
 if [ "$network" = yes ]; then
     printf '%s\n' "$resolv" >"$root/etc/resolv.conf"

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from io import BufferedReader, RawIOBase
+from io import BufferedReader, BytesIO, RawIOBase
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -116,7 +116,7 @@ class Sources:
 class Blob:
     """A file of a tree: its path, its git mode (`100644`, `100755`, `120000`) and its size.
 
-    `stream` gives the content once, until the next file is asked for.
+    `stream` gives the content once; of a file of more than `CONTENT_BYTES` only until the next one is asked for.
     """
 
     path: str
@@ -355,7 +355,7 @@ def _shown(path: str) -> str:
 
 
 def blobs(tree: Tree, paths: Sequence[str] | None = None) -> Iterator[Blob]:
-    """Yield the files of a tree, or those of `paths`, one after the other: no more than one is in memory.
+    """Yield the files of a tree, or those of `paths`, one after the other: no more than `CONTENT_BYTES` are in memory.
 
     Raises:
         InfrastructureError: the repository lacks one.
@@ -369,9 +369,14 @@ def blobs(tree: Tree, paths: Sequence[str] | None = None) -> Iterator[Blob]:
             mode, identity = entries[path]
             header = answer.readline().split()
             if header[1:2] != [b"blob"]:
-                raise InfrastructureError(f"{tree.repository}: object {identity} is missing or damaged; remove that directory")
-            content = _Part(answer, int(header[2]))
-            yield Blob(path, mode, content.left, BufferedReader(content))
+                raise InfrastructureError(
+                    f"{tree.repository}: object {identity} is missing or damaged; remove that directory"
+                )
+            size = int(header[2])
+            content = _Part(answer, size)
+            # what may be read as a whole is still there when nobody holds this generator any more
+            stream = BytesIO(content.readall()) if size <= CONTENT_BYTES else BufferedReader(content)
+            yield Blob(path, mode, size, stream)
             content.skip()
             answer.read(1)
 

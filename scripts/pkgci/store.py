@@ -54,7 +54,7 @@ class Record(artifacts.Record):
     """`entry.json`: what an entry is and holds. `algorithm` is the version of the rules by which its key is made.
 
     `trees` are the Git trees that it was built from (source and packaging), `root` and `dependencies` what it was built
-    in and with.
+    in and with. What is `partial` was built with other profiles than the package's own, and is never released.
     """
 
     key: Key
@@ -63,6 +63,7 @@ class Record(artifacts.Record):
     version: str
     target: str
     format: Literal["deb", "rpm"]
+    partial: bool = False
     trees: tuple[str, ...] = ()
     root: str = ""
     dependencies: tuple[Material, ...] = ()
@@ -140,6 +141,23 @@ class Store:
                 log.warning("store entry %s is damaged and not used: %s", directory, error)
                 return None
         return Entry(directory, record)
+
+    def required(self, key: str, target: str) -> Entry:
+        """Return the entry of a job that cannot do without it.
+
+        Args:
+            key: the entry's key.
+            target: the target that it must be for.
+
+        Raises:
+            RequestError: there is none, or it is for another target.
+        """
+        entry = self.lookup(key)
+        if entry is None:
+            raise RequestError(f"build {key[:12]} is not in the store; run compile-{target} again")
+        if entry.record.target != target:
+            raise RequestError(f"build {key[:12]} is for {entry.record.target}, not for {target}")
+        return entry
 
     @contextmanager
     def claim(self, key: str, *, wait: float, on_wait: Callable[[str], None] = log.info) -> Iterator[Lease | Entry]:

@@ -15,7 +15,7 @@ import trees
 
 from pkgci import source
 from pkgci.artifacts import Build, Install, Repository, Result
-from pkgci.change import Parameters
+from pkgci.change import STEPS, Parameters
 from pkgci.check import prepare_change
 from pkgci.config import Config
 from pkgci.engines.base import BuildRef
@@ -54,9 +54,8 @@ def test_a_good_package_passes_for_all_targets_that_its_packaging_serves(tmp_pat
         assert Install.read(top / f"install-{target}" / "install.json").packages[0].passed
         assert (top / f"install-{target}" / "console.log").exists()
         result = Result.read(top / "result.json")
-        assert [child.job for child in result.children] == [
-            f"{step}-{target}" for step in ("compile", "publish", "install")
-        ]
+        # the tests end in the order of their length
+        assert sorted(child.job for child in result.children) == sorted(f"{step}-{target}" for step in STEPS)
     assert "not for use on an RPM distribution" in done.stdout
     listed = pkgci(configuration, "jobs", "list", f"compile-{DEB}").stdout
     assert re.search(r"1  \S+ \S+  SUCCESS  small [0-9a-f]{8} check", listed)
@@ -66,6 +65,29 @@ def test_a_good_package_passes_for_all_targets_that_its_packaging_serves(tmp_pat
     cookies = [engine.record(ref).cookie for job in engine.jobs() for ref in engine.builds(job)]
     assert cookies
     assert [cookie for cookie in cookies if _in_environment(cookie)] == []
+
+
+def test_a_failed_lint_aborts_install_and_system_test_within_seconds_and_leaves_no_machine(tmp_path: Path):
+    configuration = trees.config(tmp_path)
+    trees.commit(tmp_path / "small", {**trees.deb(), "debian/copyright": ""})
+    (tmp_path / "small" / "debian" / "copyright").unlink()
+    trees.commit(tmp_path / "small", {})
+    done = pkgci(configuration, "check", "--target", DEB, tmp_path / "small")
+    assert done.returncode == 1, done.stdout + done.stderr
+    engine = LocalEngine(configuration)
+    records = {step: engine.record(BuildRef(f"{step}-{DEB}", 1)) for step in ("build", *STEPS)}
+    states = {step: record.state for step, record in records.items()}
+    assert states == {
+        **dict.fromkeys(("compile", "publish"), "SUCCESS"),
+        **dict.fromkeys(("lint", "build"), "FAILURE"),
+        **dict.fromkeys(("install", "systest"), "ABORTED"),
+    }
+    lint, systest = records["lint"].ended, records["systest"].ended
+    assert lint is not None
+    assert systest is not None
+    assert (systest - lint).total_seconds() < 5
+    assert [step for step, record in records.items() if _in_environment(record.cookie)] == []
+    assert "no-copyright-file" in Result.read(archive(configuration, f"build-{DEB}") / "result.json").reason
 
 
 def _in_environment(cookie: str) -> bool:
@@ -156,7 +178,9 @@ def test_two_trees_of_one_name_do_not_meet(tmp_path: Path):
         source.fetch(configuration, Parameters.read(change.parameters).change(configuration)) for change in changes
     ]
     assert [
-        re.findall(rb"\(\S+\)", next(source.blobs(sources.previous, ["debian/changelog"])).content) for sources in found
+        re.findall(rb"\(\S+\)", blob.content)
+        for sources in found
+        for blob in source.blobs(sources.previous, ["debian/changelog"])
     ] == [[b"(1.0-1)"], [b"(5.0-1)"]]
 
 

@@ -5,10 +5,13 @@ import shutil
 import socket
 import subprocess
 import textwrap
+import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,8 @@ from pkgci.artifacts import Install, InstallOutcome, Package
 from pkgci.config import EMBEDDED, Config
 from pkgci.errors import PackageError, RequestError
 from pkgci.store import Record, Store, describe
+from pkgci.vm import guest
+from pkgci.vm.proxy import Proxy, Rule
 
 KEY = "a" * 64
 DEB, RPM = "bookworm-amd64", "debianrpm-amd64"
@@ -329,6 +334,45 @@ def test_an_installation_that_hangs_is_a_finding(config, debs, tmp_path, monkeyp
     ran = run_job(config, DEB, url, tmp_path / "artifacts", build_key="")
     assert "did not end within 25 s" in ran.found("hanging")["install", None]
     assert "waiting" in (ran.artifacts / "logs" / "hanging.log").read_text()
+
+
+@pytest.fixture
+def upstream(tmp_path: Path) -> Iterator[tuple[str, Callable[[Deb], None]]]:
+    """An upstream of one package: its URL, and what replaces the package."""
+    root = tmp_path / "upstream" / "flat"
+    handler = partial(SimpleHTTPRequestHandler, directory=root.parent)
+
+    def offer(package: Deb) -> None:
+        shutil.rmtree(root, ignore_errors=True)
+        package.build(root)
+        shutil.rmtree(root / package.name)
+        (root / "Packages").write_text(_run("dpkg-scanpackages", "flat", cwd=root.parent))
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as made:
+        thread = threading.Thread(target=made.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"http://127.0.0.1:{made.server_port}/", offer
+        made.shutdown()
+        thread.join()
+
+
+def test_what_has_left_the_upstream_since_the_snapshot_is_looked_for_again(config, debs, upstream):
+    url, offer = upstream
+    records = repository.read(config, DEB, [debs("moving", (Deb("needy", fields="Depends: moved\n"),))])
+    script = guest.script(config.target(DEB))
+    offer(Deb("moved", version="1.0-1"))
+    proxy = Proxy([Rule(records[0].url), Rule(url)], config.cache / "proxy")
+    with guest.plain(config, DEB).restored(config, proxy) as machine:
+        machine.run("rm -f /etc/apt/sources.list.d/*", timeout=60)
+        machine.put({"/etc/apt/sources.list": f"deb [trusted=yes] {url} flat/\n".encode()})
+        machine.run(script, "baseline", timeout=300)
+        machine.put(guest.settings(config.target(DEB), records, repository.under_test(records, "")))
+        offer(Deb("moved", version="2.0-1"))
+        done = machine.run(script, "install", "needy", "1.0-1", "amd64", timeout=300)
+        said = machine.run("cat /run/pkgci/log; dpkg-query -W moved", timeout=60).text()
+    assert (done.status, done.text()) == (0, ""), said
+    assert "The upstream has moved" in said
+    assert said.endswith("moved\t2.0-1\n")
 
 
 def test_a_good_rpm_passes(rpm_run):

@@ -112,6 +112,15 @@ def test_the_sandbox_holds(ready: Account):
     assert "8 passed" in done.stdout
 
 
+def test_a_build_host_works_without_rights(ready: Account):
+    installed = ready.run(".venv/bin/pip", "install", "-q", "-c", "constraints.txt", "pytest")
+    assert installed.returncode == 0, installed.stderr
+    chosen = "root_is_sent or within_5_seconds or connection_that_is_killed"
+    done = ready.run(".venv/bin/pytest", "-q", "tests/integration/test_build_host.py", "-k", chosen)
+    assert done.returncode == 0, done.stdout
+    assert "3 passed" in done.stdout
+
+
 def test_a_package_passes_for_all_targets(ready: Account):
     tree = ready.home / "small"
     trees.commit(tree, trees.deb() | trees.rpm())

@@ -14,6 +14,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from processes import wait_until_gone, with_marker
 
 from pkgci.config import Config, Limits
 from pkgci.errors import InfrastructureError, PackageError
@@ -48,25 +49,6 @@ def box(root: Root, tmp_path: Path):
     return run
 
 
-def processes_of(marker: str) -> list[int]:
-    """Return the processes on this machine with `marker` in their command line."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if marker.encode() in path.read_bytes():
-                found.append(int(path.parent.name))
-        except OSError:
-            continue
-    return found
-
-
-def wait_until_gone(marker: str) -> None:
-    deadline = time.monotonic() + 20
-    while processes_of(marker):
-        assert time.monotonic() < deadline, f"{marker} still runs"
-        time.sleep(0.05)
-
-
 def test_files_go_in_and_come_out_with_the_scripts_status(box):
     files = Files()
     files.add("/in/a b", "content\n")
@@ -85,7 +67,7 @@ def test_it_is_root_inside_and_nobody_on_the_host(box):
     def look():
         deadline = time.monotonic() + 20
         while not owners and time.monotonic() < deadline:
-            owners.extend(Path(f"/proc/{pid}").stat().st_uid for pid in processes_of(marker.replace(" ", "\0")))
+            owners.extend(Path(f"/proc/{pid}").stat().st_uid for pid in with_marker(marker.replace(" ", "\0")))
 
     watcher = threading.Thread(target=look)
     watcher.start()
@@ -150,7 +132,7 @@ def test_loopback_works_inside(box):
 def test_no_process_outlives_it(box):
     marker = f"outlive-{uuid.uuid4()}"
     box(f"setsid sh -c 'sleep 1000; : {marker}' >/dev/null 2>&1 &\n sleep 0.2")
-    assert processes_of(marker) == []
+    assert with_marker(marker) == []
 
 
 def test_the_time_limit_ends_all_of_it(box):
@@ -173,7 +155,7 @@ execute(Path({str(root.path)!r}), "setsid sh -c 'sleep 1000; : {marker}' & sleep
     waiting = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 30
     # the script's own process appears last; the ones before it only carry its text
-    while not any(Path(f"/proc/{pid}/comm").read_text() == "sh\n" for pid in processes_of(marker)):
+    while not any(Path(f"/proc/{pid}/comm").read_text() == "sh\n" for pid in with_marker(marker)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     waiting.send_signal(signal.SIGKILL)

@@ -17,8 +17,9 @@ from pkgci.errors import InfrastructureError, RequestError
 from pkgci.vm import guest
 from pkgci.vm import snapshot as snapshots
 from pkgci.vm.image import image_key
-from pkgci.vm.machine import GuestError, Machine
+from pkgci.vm.machine import Machine
 from pkgci.vm.proxy import Proxy, Rule
+from pkgci.vm.remote import GuestError
 from pkgci.vm.snapshot import NODE, Snapshot
 
 TARGET = "bookworm-amd64"

@@ -20,10 +20,13 @@ PARAMETERS = {
     "build": STARTED_BY | CHANGE | COMPILE | {"RUN_TESTS", "REPOSITORIES", "ONLY"},
     "compile": STARTED_BY | CHANGE | COMPILE | {"SOURCE_TREE", "PACKAGING_TREE", "REPOSITORIES", "RUN_TESTS"},
     "publish": STARTED_BY | CHANGE | {"BUILD_KEY"},
+    "lint": STARTED_BY | CHANGE | {"BUILD_KEY"},
     "install": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY"},
+    "systest": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "ENVIRONMENT", "SCENARIOS"},
 }
-LABELS = {"build": "control", "compile": "build", "publish": "repository", "install": "systest"}
-MINUTES = {"build": "900", "compile": "600", "publish": "30", "install": "60"}
+LABELS = {"build": "control", "compile": "build", "lint": "build", "publish": "repository"}
+LABELS |= {"install": "systest", "systest": "systest"}
+MINUTES = {"build": "900", "compile": "600", "publish": "30", "lint": "60", "install": "60", "systest": "120"}
 
 
 def step(job):
@@ -114,7 +117,7 @@ def test_jobs_with_tests_publish_junit_results(jobs):
     path = "publishers/hudson.tasks.junit.JUnitResultArchiver/testResults"
 
     def expected(name):
-        return "artifacts/junit/*.xml" if step(name) == "install" else None
+        return "artifacts/junit/*.xml" if step(name) in ("lint", "install", "systest") else None
 
     assert differences(jobs, expected, lambda xml: xml.findtext(path)) == []
 

@@ -51,13 +51,13 @@ def test_a_missing_tool_is_no_reason_to_make_a_snapshot_anew(config, latest, cap
         files=(),
     ).write(latest / "manifest.json")
     with pytest.raises(InfrastructureError, match="cannot run qemu-system-x86_64: not installed"):
-        ensure(config, TARGET, "true")
+        ensure(config, TARGET, config.target(TARGET), "true")
     assert caplog.messages == []
 
 
 def test_why_a_snapshot_is_made_anew_is_said_once(config, latest, caplog):
     caplog.set_level(logging.INFO, logger="pkgci.vm.snapshot")
     with pytest.raises(InfrastructureError, match="not installed"):
-        ensure(config, TARGET, "true")
+        ensure(config, TARGET, config.target(TARGET), "true")
     manifest = latest / "manifest.json"
     assert caplog.messages == [f"{TARGET}: a snapshot is made: cannot read {manifest}: No such file or directory"]

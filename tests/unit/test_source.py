@@ -508,12 +508,18 @@ def test_empty_and_large_files_come_back_whole(remote):
 
 
 def test_what_was_not_read_of_a_file_is_not_in_the_next_one(remote):
-    files = {"one": b"1" * (3 << 20), "two": b"2" * (3 << 20)}
+    large = source.CONTENT_BYTES + 1
+    files = {"one": b"1" * large, "two": b"2" * large}
     tree = tree_of(remote, files)
     assert [(blob.path, blob.stream.read(2)) for blob in source.blobs(tree, list(files))] == [
         ("one", b"11"),
         ("two", b"22"),
     ]
+
+
+def test_the_content_of_a_file_outlives_the_reading_of_the_tree(remote):
+    tree = tree_of(remote, {"one": b"1" * source.CONTENT_BYTES})
+    assert next(source.blobs(tree, ["one"])).content == b"1" * source.CONTENT_BYTES
 
 
 def test_an_object_that_the_repository_lacks_is_the_machines_fault(remote):

@@ -21,6 +21,7 @@ from debian.deb822 import Deb822, Dsc, Packages
 
 from pkgci.config import Target
 from pkgci.errors import InfrastructureError, PackageError
+from pkgci.formats import contents
 from pkgci.keys import SigningKey
 from pkgci.store import Entry
 
@@ -42,7 +43,7 @@ MULTILINE = {"description", "package-list"}
 
 def pool(entry: Entry) -> list[str]:
     """Return the files of a build that a repository offers: binary packages and the source package."""
-    beside = (STANZAS, ".changes", ".buildinfo")
+    beside = (STANZAS, contents.NAME, ".changes", ".buildinfo")
     return [file.name for file in entry.record.files if not file.name.endswith(beside)]
 
 

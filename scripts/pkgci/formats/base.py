@@ -9,11 +9,13 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Protocol, TypeVar
@@ -21,7 +23,7 @@ from typing import Annotated, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from pkgci import web
-from pkgci.artifacts import Package, Repository
+from pkgci.artifacts import LintFinding, Package, Repository
 from pkgci.config import Config, Limits, Release, Target
 from pkgci.errors import InfrastructureError, PackageError, PkgciError
 from pkgci.roots import Root
@@ -33,6 +35,15 @@ log = logging.getLogger(__name__)
 
 PACKAGE_BYTES = 2 << 30
 METADATA_BYTES = 1 << 20
+LINT_BYTES = 32 << 20
+# how a tool of any language says that it has no more memory or disk
+EXHAUSTED = "out of memory|memoryerror|cannot allocate memory|no space left"
+# a tool that only says that another failed, whose own words come before
+PASSED_ON = re.compile(
+    r"^make(\[\d+\])?: \*\*\* \[|^dpkg-buildpackage: error: .* subprocess |^dh_\w+: error: .* returned exit code "
+    r"|^error: Bad exit status from |^collect2: error: ld returned "
+)
+COMPILER = re.compile(r"^\S+:\d+(:\d+)?: (fatal )?error: ")
 # what may go into an argument, a file name or a line of a configuration: neither an option nor a second line
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+~^:_-]*", re.ASCII)
 
@@ -72,19 +83,37 @@ class Dependencies(Data):
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is to be built, and with what."""
+class Place:
+    """Where a format's scripts run: in a sandbox of the target, over which root, within which limits, with its log where."""
 
     config: Config
     target_name: str
     target: Target
+    root: Root
+    limits: Limits
+    log_path: Path
+
+
+@dataclass(frozen=True)
+class Request(Place):
+    """What is to be built, with what, and where.
+
+    `profiles` are the package's own and those asked for; with the latter the result is `partial`: not what is released.
+    `keep` takes the root of a build that fails. `vary` changes what must not matter to the result.
+    """
+
     release: Release
     sources: Sources
-    root: Root
     repositories: tuple[Repository, ...]
-    limits: Limits
     final: bool
-    log_path: Path
+    profiles: tuple[str, ...]
+    partial: bool
+    keep: Path | None = None
+    vary: bool = False
+
+    def options(self) -> tuple[str, str]:
+        """Return the arguments of both formats' build scripts that say how to build."""
+        return ",".join(self.profiles), "yes" if self.vary else "no"
 
 
 @dataclass(frozen=True)
@@ -93,6 +122,15 @@ class Built:
 
     files: tuple[Path, ...]
     packages: tuple[Package, ...]
+
+
+@dataclass(frozen=True)
+class Linted:
+    """What a lint tool, by its name and version, found, and how many findings the package's own overrides silenced."""
+
+    tool: str
+    findings: tuple[LintFinding, ...]
+    overridden: int
 
 
 class Format(Protocol):
@@ -120,15 +158,18 @@ class Format(Protocol):
     ) -> Built:
         """Build source and binary packages into `output`. Raises PackageError when the build fails."""
 
+    def lint(self, place: Place, source: str, packages: Sequence[Package], directory: Path) -> Linted:
+        """Return what the format's lint tool says of a build's files in `directory`."""
+
 
 def suffix(request: Request) -> str:
     """Return what a version gets after its base: vendor, release ordinal, non-merge commits, rebuild; a check's its tree.
 
-    It only grows along a branch, and a check's sorts below the same change merged (`~`).
+    It only grows along a branch, and a check's sorts below the same change merged (`~`), a partial one's below that.
     """
     release, sources = request.release, request.sources
     rebuild = f".{sources.entry.rebuild}" if sources.entry.rebuild else ""
-    tree = "" if request.final else f"~t{sources.digest[:8]}"
+    tree = "" if request.final else f"~t{sources.digest[:8]}{'~partial' if request.partial else ''}"
     return f"{release.vendor}{release.ordinal}.{sources.count}{rebuild}{tree}"
 
 
@@ -158,50 +199,87 @@ def script(name: str) -> str:
 
 
 def sandboxed(
-    request: Request,
+    place: Place,
     script_name: str,
     *arguments: str,
     files: Files,
     output: Path,
     failure: Callable[[int, str], PkgciError],
     network: bool = False,
+    keep: Path | None = None,
 ) -> tuple[Path, ...]:
-    """Run one of the scripts beside this module in a sandbox over the request's root, its output going to the log.
+    """Run one of the scripts beside this module in a sandbox, its output going to the log.
 
     Args:
-        request: what is built; gives root, limits and log.
+        place: where.
         script_name: the script's file name.
         arguments: its arguments.
         files: what is added to the root.
         output: takes what the script leaves in `/out`.
         failure: makes the error of a script that fails, from its status and the line of its output that says why.
         network: as of `sandbox.execute`.
+        keep: as of `sandbox.execute`.
 
     Returns:
         The files that came back, sorted.
     """
-    request.log_path.parent.mkdir(parents=True, exist_ok=True)
-    with request.log_path.open("ab") as stream, Tail(request.log_path, sys.stdout.buffer):
+    place.log_path.parent.mkdir(parents=True, exist_ok=True)
+    with place.log_path.open("ab") as stream, Tail(place.log_path, sys.stdout.buffer):
         start = stream.tell()
         outcome = execute(
-            request.root.path,
+            place.root.path,
             script(script_name),
             arguments=arguments,
             files=files,
             output=output,
-            limits=request.limits,
+            limits=place.limits,
             log_to=stream,
             network=network,
+            keep=keep,
+            where=None if network else _build_host(place),
         )
     if outcome.status:
-        raise failure(outcome.status, last_words(request.log_path, start, f"status {outcome.status}"))
+        raise failure(outcome.status, last_words(place.log_path, start, f"status {outcome.status}"))
     return tuple(sorted(outcome.files))
+
+
+def _build_host(place: Place) -> Callable[..., int] | None:
+    """Return what makes the sandbox on the build host of the target; None when it has none, and it is made here.
+
+    What needs the network is made here too: it is trusted, and this machine may serve its repositories to itself alone.
+    """
+    host = place.config.build_host(place.target_name)
+    if host is None:
+        return None
+    from pkgci import buildhost
+
+    return partial(buildhost.contained, place.config, host, place.root.id)
 
 
 def build_failure(name: str, source_package: str) -> Callable[[int, str], PkgciError]:
     """Return what makes the error of a build script, by the statuses that both formats' scripts end with."""
     what = {11: "its build dependencies do not install", 12: f"the {source_package} cannot be made"}
     return lambda status, said: PackageError(f"{name}: {what.get(status, 'the build failed')}: {said}")
+
+
+def lint_output(place: Place, script_name: str, files: Files) -> dict[str, bytes]:
+    """Run a lint script, and return what it left, by the names of its files.
+
+    Raises:
+        PackageError: the package made the tool reach a limit.
+        InfrastructureError: the tool failed otherwise, or is missing.
+    """
+
+    def failure(status: int, said: str) -> PkgciError:
+        if status == 128 + signal.SIGKILL or re.search(EXHAUSTED, said, re.IGNORECASE):
+            return PackageError(f"lint reached a limit of memory or disk: {said}")
+        return InfrastructureError(f"the lint tool failed with status {status}: {said}")
+
+    with tempfile.TemporaryDirectory() as output:
+        made = sandboxed(place, script_name, files=files, output=Path(output), failure=failure)
+        if sum(path.stat().st_size for path in made) > LINT_BYTES:
+            raise PackageError(f"lint says more than {LINT_BYTES >> 20} MiB of it")
+        return {path.name: path.read_bytes().strip() for path in made}
 
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -279,9 +357,12 @@ def last_words(path: Path, start: int, fallback: str) -> str:
             return f"{line} {following}"[:300]
         if line.endswith("The following packages have unmet dependencies:"):
             return following[:300]
-    words = ("error:", "Error ", "E: ", "ERROR", "FAILED", "fatal:")
+    words = ("error:", "Error ", "E: ", "ERROR", "FAILED", "fatal:", "***", "undefined reference to", "cannot find -l")
     marked = [line for line in lines if any(word in line for word in words)]
-    return (marked or lines or [fallback])[-1][:300]
+    own = [line for line in marked if not PASSED_ON.search(line)]
+    # what follows a compiler's first error often follows from it; elsewhere the last one ended the build
+    first = [line for line in own if COMPILER.match(line)][:1]
+    return (first or own[-1:] or marked[:1] or lines[-1:] or [fallback])[0][:300]
 
 
 def download(config: Config, dependencies: Dependencies) -> list[Path]:

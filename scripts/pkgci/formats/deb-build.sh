@@ -1,11 +1,13 @@
 #!/bin/sh
 # In the sandbox, without network: makes the source package from /build/tree and builds it as an unprivileged user.
-# usage: deb-build.sh NAME VERSION CODENAME any|all EPOCH MESSAGE [PACKAGE-TO-REMOVE...]
-# in: /build/tree, /deps/*.deb; out: /out/*.dsc, tarballs, *.deb, *.changes, *.buildinfo, index.packages
+# usage: deb-build.sh NAME VERSION CODENAME any|all EPOCH MESSAGE PROFILE,... VARY(yes|no) [PACKAGE-TO-REMOVE...]
+# in: /build/tree, /deps/*.deb, /pkgci-contents (deb-contents.sh)
+# out: /out/*.dsc, tarballs, *.deb, *.changes, *.buildinfo, index.packages, contents/
 # Ends with 11 when the build dependencies do not install, 12 when there is no source package, 13 when the build fails.
 set -eu
-name=$1 version=$2 codename=$3 part=$4 SOURCE_DATE_EPOCH=$5 message=$6
-shift 6
+# a second after the package's own entry of the changelog, to which one is added: their dates have to grow
+name=$1 version=$2 codename=$3 part=$4 SOURCE_DATE_EPOCH=$(($5 + 1)) message=$6 profiles=$7 vary=$8
+shift 8
 export SOURCE_DATE_EPOCH DEBIAN_FRONTEND=noninteractive
 
 as_builder() {
@@ -13,24 +15,38 @@ as_builder() {
         env HOME=/build USER=builder LOGNAME=builder "$@"
 }
 
+# what runs next, for `pkgci shell`: where, by which command, with which variables
+calling() {
+    mkdir -p /pkgci
+    printf '%s\n' "$1" >/pkgci/directory
+    printf '%s\n' "$2" >/pkgci/command
+    export -p >/pkgci/environment
+}
+
 echo "== installing the build dependencies"
 if [ -d /deps ]; then
+    calling / "apt-get install /deps/*.deb  # as root: pkgci shell --root"
     for package do set -- "$@" "$package-"; shift; done
     apt-get -q -y --allow-downgrades -o APT::Sandbox::User=root -o Acquire::Languages=none -o APT::Install-Recommends=false \
         -o DPkg::Options::=--force-unsafe-io install /deps/*.deb "$@" || exit 11
+    rm -rf /deps
 fi
 
 echo "== source package $name $version"
 cd /build
+# a file without a history of its own is as old as the change
+find tree -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 chown -R builder:builder /build
 cat >/build/source.sh <<'SOURCE'
 set -eu
 name=$1 version=$2 codename=$3 message=$4
 cd /build/tree
 rm -rf .pc
+# in the name of who wrote the entry before: the change adds nothing to it
+by=$(dpkg-parsechangelog -S Maintainer)
 {
     printf '%s (%s) %s; urgency=medium\n\n  * %s\n\n' "$name" "$version" "$codename" "$message"
-    printf ' -- pkgci <pkgci@localhost>  %s\n\n' "$(LC_ALL=C date -u -R -d "@$SOURCE_DATE_EPOCH")"
+    printf ' -- %s  %s\n\n' "$by" "$(LC_ALL=C date -u -R -d "@$SOURCE_DATE_EPOCH")"
     cat debian/changelog
 } >../changelog
 mv ../changelog debian/changelog
@@ -63,13 +79,31 @@ cd /build
 dpkg-source --format="$format" -b tree
 dpkg-source -x "${name}_${version#*:}.dsc" "$name-$upstream"
 SOURCE
+calling /build "sh -eux /build/source.sh '$name' '$version' '$codename' '$message'"
 as_builder sh -eu /build/source.sh "$name" "$version" "$codename" "$message" || exit 12
 
 echo "== build"
 upstream=${version#*:}
 cd "/build/$name-${upstream%-*}"
 case $part in all) part=-b ;; any) part=-B ;; esac
-as_builder env DEB_BUILD_OPTIONS="parallel=$(nproc)" dpkg-buildpackage -us -uc "$part" -rfakeroot || exit 13
+processors=$(nproc)
+# another day, another umask, another number of processors must not matter
+if [ "$vary" = yes ]; then
+    umask 002
+    [ "$(date -u +%H)" -lt 12 ] && TZ=VARIED+12 || TZ=VARIED-12
+    export TZ
+    processors=$((processors + 1))
+fi
+DEB_BUILD_OPTIONS="parallel=$processors"
+# Debian Policy 4.9.1: these profiles go together with the options of the same names
+case ",$profiles," in *,nocheck,*) DEB_BUILD_OPTIONS="$DEB_BUILD_OPTIONS nocheck" ;; esac
+case ",$profiles," in *,nodoc,*) DEB_BUILD_OPTIONS="$DEB_BUILD_OPTIONS nodoc" ;; esac
+DEB_BUILD_PROFILES=$(echo "$profiles" | tr , ' ')
+export DEB_BUILD_OPTIONS DEB_BUILD_PROFILES
+build="dpkg-buildpackage -us -uc $part -rfakeroot"
+calling "$PWD" "$build"
+# shellcheck disable=SC2086
+as_builder $build || exit 13
 # nothing that the build started touches the results any more
 as_builder sh -c 'kill -KILL -1' || true
 
@@ -78,3 +112,4 @@ find . -maxdepth 1 -type f \( -name '*.deb' -o -name '*.dsc' -o -name '*.tar.*' 
     -o -name '*.buildinfo' \) -exec cp {} /out/ \;
 cd /out
 dpkg-scanpackages -m . >index.packages
+sh -eu /pkgci-contents /out || echo "what is in the packages cannot be read"

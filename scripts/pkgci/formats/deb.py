@@ -6,6 +6,7 @@ Sources: Debian Policy 5 (control files), dpkg-source(1) for `3.0 (quilt)`, repr
 import re
 import shlex
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from debian import deb822
@@ -13,8 +14,8 @@ from debian import deb822
 from pkgci.artifacts import Package
 from pkgci.command import run
 from pkgci.errors import InfrastructureError, PackageError, PkgciError
-from pkgci.formats import base
-from pkgci.formats.base import Built, Dependencies, Dependency, Metadata, Request
+from pkgci.formats import base, contents, lintian
+from pkgci.formats.base import Built, Dependencies, Dependency, Linted, Metadata, Place, Request
 from pkgci.sandbox import Files
 from pkgci.source import Tree, blobs, names
 from pkgci.upstream import apt_configuration, apt_sources, index_digest
@@ -103,7 +104,15 @@ def resolve(request: Request, metadata: Metadata) -> Dependencies:
                 at_fault = PackageError if (output / "plan").exists() else InfrastructureError
                 return at_fault(f"{metadata.name}: build dependencies cannot be resolved: {said}")
 
-            base.sandboxed(request, "deb-resolve.sh", files=files, output=output, failure=failure, network=True)
+            base.sandboxed(
+                request,
+                "deb-resolve.sh",
+                ",".join(request.profiles),
+                files=files,
+                output=output,
+                failure=failure,
+                network=True,
+            )
             _keep_lists(output / "lists", lists)
             found = []
             for line in (output / "uris").read_text().splitlines():
@@ -114,7 +123,7 @@ def resolve(request: Request, metadata: Metadata) -> Dependencies:
                 remove=tuple(sorted(re.sub(":.*", "", name) for name in (output / "remove").read_text().split())),
             )
 
-    made_from = [digest, _control(request, metadata)]
+    made_from = [digest, _control(request, metadata), request.profiles]
     return base.cached(request, "dependencies", made_from, Dependencies, make)
 
 
@@ -161,17 +170,40 @@ def build(request: Request, metadata: Metadata, version: str, dependencies: Depe
         base.add_tree(files, sources.source, "/build/tree")
     for dependency, path in zip(dependencies.install, base.download(request.config, dependencies), strict=True):
         files.add_file(f"/deps/{dependency.file.replace('%3a', ':')}", path)
+    files.add("/pkgci-contents", base.script("deb-contents.sh"))
     made = base.sandboxed(
         request,
         "deb-build.sh",
         *(metadata.name, version, request.target.codename, "all" if request.target.independent else "any"),
-        *(str(base.date(request, metadata)), f"Built from tree {sources.digest}.", *dependencies.remove),
+        *(
+            str(base.date(request, metadata)),
+            f"Built from tree {sources.digest}.",
+            *request.options(),
+            *dependencies.remove,
+        ),
         files=files,
         output=output,
         failure=base.build_failure(metadata.name, "source package"),
+        keep=request.keep,
     )
     files_made = base.made_files(made, output, r"[^/]+\.(deb|dsc|changes|buildinfo|tar\.[a-z0-9]+)|index\.packages")
-    return Built(files_made, _packages(output, metadata))
+    packages = _packages(output, metadata)
+    return Built((*files_made, contents.write("deb", output, packages)), packages)
+
+
+def lint(place: Place, source: str, packages: Sequence[Package], directory: Path) -> Linted:
+    """Return what lintian says of the files of a build.
+
+    Raises:
+        PackageError: a limit was reached.
+        InfrastructureError: lintian failed.
+    """
+    files = Files()
+    for path in sorted(directory.iterdir()):
+        if re.search(r"\.(dsc|deb|tar\.[a-z0-9]+)$", path.name):
+            files.add_file(f"/in/{path.name}", path)
+    said = base.lint_output(place, "deb-lint.sh", files)
+    return lintian.read(said["findings"], said["tool"].decode(), source, {one.file: one.name for one in packages})
 
 
 def _packages(output: Path, metadata: Metadata) -> tuple[Package, ...]:

@@ -1,11 +1,12 @@
 #!/bin/sh
 # In the sandbox, without network: makes the SRPM from /build/tree and rebuilds it as an unprivileged user.
-# usage: rpm-build.sh SPEC NAME VERSION DIST EPOCH
-# in: /build/tree (what Source0 is made of), /build/packaging/rpm (spec, other sources, patches), /deps/*.rpm
-# out: /out/*.rpm, packages (NAME VERSION ARCH FILE a line)
+# usage: rpm-build.sh SPEC NAME VERSION DIST EPOCH PROFILE,... VARY(yes|no)
+# in: /build/tree (what Source0 is made of), /build/packaging/rpm (spec, other sources, patches), /deps/*.rpm,
+#   /build/.rpmmacros with the conditions of the profiles, /pkgci-contents (rpm-contents.sh)
+# out: /out/*.rpm, SPEC's .rpmlintrc where it has one beside it, packages (NAME VERSION ARCH FILE a line), contents/
 # Ends with 11 when the build dependencies do not install, 12 when there is no SRPM, 13 when the build fails.
 set -eu
-spec=${1##*/} name=$2 version=$3 dist=$4 SOURCE_DATE_EPOCH=$5
+spec=${1##*/} name=$2 version=$3 dist=$4 SOURCE_DATE_EPOCH=$5 profiles=$6 vary=$7
 export SOURCE_DATE_EPOCH
 
 as_builder() {
@@ -13,7 +14,15 @@ as_builder() {
         env HOME=/build USER=builder LOGNAME=builder "$@"
 }
 
-cat >/build/.rpmmacros <<'MACROS'
+# what runs next, for `pkgci shell`: where, by which command, with which variables
+calling() {
+    mkdir -p /pkgci
+    printf '%s\n' "$1" >/pkgci/directory
+    printf '%s\n' "$2" >/pkgci/command
+    export -p >/pkgci/environment
+}
+
+cat >>/build/.rpmmacros <<'MACROS'
 %_topdir /build/rpm
 %_buildhost pkgci
 %use_source_date_epoch_as_buildtime 1
@@ -64,20 +73,39 @@ done <named
 find rpm -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 rpmbuild -bs --nodeps "rpm/SPECS/$spec"
 SOURCE
+calling /build "sh -eux /build/source.sh '$spec' '$name' '$version' '$dist'"
 as_builder sh -eu /build/source.sh "$spec" "$name" "$version" "$dist" || exit 12
 [ "$(find /build/rpm/SRPMS -name '*.src.rpm' | wc -l)" = 1 ] || { echo "error: the spec makes not one SRPM"; exit 12; }
 
 echo "== installing the build dependencies"
 if [ -d /deps ]; then
+    calling / "rpm -Uv --nosignature /deps/*.rpm  # as root: pkgci shell --root"
     rpm -Uv --nosignature --force-debian /deps/*.rpm || exit 11
+    rm -rf /deps
 fi
 
 echo "== build"
-as_builder sh -eu -c 'rm -rf /build/rpm/SPECS /build/rpm/SOURCES
-    rpmbuild --rebuild --nosignature /build/rpm/SRPMS/*.src.rpm' || exit 13
+rm -rf /build/rpm/SPECS /build/rpm/SOURCES
+processors=$(nproc)
+# another day, another umask, another number of processors must not matter
+if [ "$vary" = yes ]; then
+    umask 002
+    [ "$(date -u +%H)" -lt 12 ] && TZ=VARIED+12 || TZ=VARIED-12
+    export TZ
+    processors=$((processors + 1))
+fi
+export RPM_BUILD_NCPUS="$processors"
+nocheck=
+case ",$profiles," in *,nocheck,*) nocheck=' --nocheck' ;; esac
+build="rpmbuild --rebuild$nocheck --nosignature $(echo /build/rpm/SRPMS/*.src.rpm)"
+calling '/build/rpm/BUILD/*/' "$build"
+# shellcheck disable=SC2086
+as_builder $build || exit 13
 # nothing that the build started touches the results any more
 as_builder sh -c 'kill -KILL -1' || true
 
+filters=/build/packaging/rpm/${spec%.spec}.rpmlintrc
+[ ! -f "$filters" ] || cp "$filters" /out/
 find /build/rpm/SRPMS /build/rpm/RPMS -name '*.rpm' -exec cp {} /out/ \;
 cd /out
 for file in ./*.rpm; do
@@ -85,3 +113,4 @@ for file in ./*.rpm; do
     rpm -qp --nosignature --qf '%{NAME} %|EPOCH?{%{EPOCH}:}|%{VERSION}-%{RELEASE} %{ARCH} ' "$file"
     echo "${file#./}"
 done >packages
+sh -eu /pkgci-contents /out || echo "what is in the packages cannot be read"

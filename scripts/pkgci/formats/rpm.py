@@ -6,13 +6,14 @@ Sources: rpm's documentation of spec files and of reproducible builds (`%use_sou
 import hashlib
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from pkgci.artifacts import Package
 from pkgci.command import run
 from pkgci.errors import InfrastructureError, PackageError, PkgciError
-from pkgci.formats import base
-from pkgci.formats.base import Built, Dependencies, Dependency, Metadata, Request
+from pkgci.formats import base, contents, rpmlint
+from pkgci.formats.base import Built, Dependencies, Dependency, Linted, Metadata, Place, Request
 from pkgci.sandbox import Files
 from pkgci.source import Tree, blobs, names
 from pkgci.upstream import index_digest
@@ -46,7 +47,7 @@ def inspect(request: Request, packaging: Tree) -> Metadata:
     """
     spec = _spec(packaging, request.sources.package)
     assert spec is not None
-    text = next(blobs(packaging, [spec])).content
+    (text,) = (blob.content for blob in blobs(packaging, [spec]))
     if b"%autorelease" in text or b"%{autorelease" in text or b"%{?autorelease" in text:
         raise PackageError(f"{packaging.project}: {spec} uses %autorelease: the same tree would give different bits")
 
@@ -54,6 +55,7 @@ def inspect(request: Request, packaging: Tree) -> Metadata:
         files = Files()
         for blob in blobs(packaging, _packaging(packaging)):
             base.add_blob(files, blob, "/in")
+        files.add("/build/.rpmmacros", _conditions(request))
         with tempfile.TemporaryDirectory() as output:
             base.sandboxed(
                 request,
@@ -65,7 +67,22 @@ def inspect(request: Request, packaging: Tree) -> Metadata:
             )
             return base.parsed(Path(output, "metadata.json"), f"{packaging.project}: {spec}")
 
-    return base.cached(request, "metadata", [packaging.id, spec], Metadata, make)
+    return base.cached(request, "metadata", [packaging.id, spec, request.profiles], Metadata, make)
+
+
+def _conditions(request: Request) -> str:
+    """Return the macros that rpmbuild's `--with` and `--without` would define for the request's profiles.
+
+    A profile NAME is `--with NAME`, and noNAME is `--without NAME` too, so that Debian's `nodoc` turns off the condition
+    `doc` of a spec. What cannot be in the name of a condition becomes `_`.
+    """
+    lines = []
+    for profile in request.profiles:
+        name = re.sub(r"\W", "_", profile, flags=re.ASCII)
+        lines.append(f"%_with_{name} --with-{name}\n")
+        if len(name) > 2 and name.startswith("no"):
+            lines.append(f"%_without_{name[2:]} --without-{name[2:]}\n")
+    return "".join(lines)
 
 
 def dist(request: Request) -> str:
@@ -156,6 +173,7 @@ def build(request: Request, metadata: Metadata, version: str, dependencies: Depe
     spec = _spec(sources.packaging, sources.package)
     assert spec is not None
     own = [] if sources.pair else ["rpm", *(["debian"] if "debian/control" in names(sources.source) else [])]
+    files.add("/build/.rpmmacros", _conditions(request))
     files.add_directory("/build/tree")
     base.add_tree(files, sources.source, "/build/tree", without=own)
     for blob in blobs(sources.packaging, _packaging(sources.packaging)):
@@ -163,16 +181,38 @@ def build(request: Request, metadata: Metadata, version: str, dependencies: Depe
     for dependency, path in zip(dependencies.install, base.download(request.config, dependencies), strict=True):
         files.add_file(f"/deps/{dependency.file}", path)
     upstream = metadata.version.rpartition(":")[2].rpartition("-")[0]
+    files.add("/pkgci-contents", base.script("rpm-contents.sh"))
     made = base.sandboxed(
         request,
         "rpm-build.sh",
-        *(spec, metadata.name, upstream, dist(request), str(base.date(request, metadata))),
+        *(spec, metadata.name, upstream, dist(request), str(base.date(request, metadata)), *request.options()),
         files=files,
         output=output,
         failure=base.build_failure(metadata.name, "SRPM"),
+        keep=request.keep,
     )
     packages = _packages(output, metadata)
-    return Built(base.made_files(made, output, r"[^/]+\.rpm"), packages)
+    files_made = base.made_files(made, output, r"[^/]+\.(rpm|rpmlintrc)")
+    return Built((*files_made, contents.write("rpm", output, packages)), packages)
+
+
+def lint(place: Place, source: str, packages: Sequence[Package], directory: Path) -> Linted:
+    """Return what rpmlint says of the packages of a build, with the package's own filters if it brought some.
+
+    Raises:
+        PackageError: a limit was reached.
+        InfrastructureError: rpmlint failed.
+    """
+    files = Files()
+    configurations = ["rpmlint.toml", *(["rpmlint-debian.toml"] if place.target.base == "debian" else [])]
+    for name in configurations:
+        files.add(f"/in/config/{name}", base.script(name))
+    for path in sorted(directory.glob("*.rpm")):
+        files.add_file(f"/in/packages/{path.name}", path)
+    for path in directory.glob("*.rpmlintrc"):
+        files.add_file("/in/rpmlintrc", path)
+    said = base.lint_output(place, "rpm-lint.sh", files)
+    return rpmlint.read(said["findings"], said.get("unfiltered"), said["tool"].decode(), source)
 
 
 def _packages(output: Path, metadata: Metadata) -> tuple[Package, ...]:

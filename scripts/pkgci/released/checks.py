@@ -42,6 +42,8 @@ def built(repository: "Repository", store: Store, publication: Publication) -> E
         raise RequestError(f"build {key[:12]} is not in the store: only what it built is released; build it again")
     record = entry.record
     about = f"{record.package} {record.version}"
+    if record.partial:
+        raise RequestError(f"{about} was built with other profiles than the package's own; build it without")
     if record.target not in repository.targets:
         raise RequestError(f"{about} is built for {record.target}, which {repository.name} does not have")
     claimed = repository.config.release_of(origin.branch)

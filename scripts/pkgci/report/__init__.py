@@ -11,9 +11,11 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from pkgci.report.brief import brief
 from pkgci.report.view import PAGE, View, read
+from pkgci.text import spelled_out
 
-__all__ = ["PAGE", "View", "printable", "read", "write"]
+__all__ = ["PAGE", "View", "brief", "read", "write"]
 
 
 def write(artifacts: Path) -> Path:
@@ -51,16 +53,11 @@ def render(view: View) -> str:
     return page.render(view=view, style=Markup(style), style_digest=digest, newline=Markup("\n"))  # noqa: S704
 
 
-def printable(text: str) -> str:
-    """Return a text with every character spelled out that is not to be seen but obeyed, bidirectional overrides too."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
-
-
 def _shown(value: object) -> object:
     """Return what is put into the page for a value: nothing of it is left to be obeyed."""
     if isinstance(value, Markup):
         return value
-    return escape(printable(str(value)))
+    return escape(spelled_out(str(value)))
 
 
 def _bytes(number: int) -> str:

@@ -62,7 +62,7 @@ TIME_STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ?")
 ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(\x07|\x1b\\)|\x1b[@-_]")
 # what a step and its engine say at the end of every log
 EPILOGUE = re.compile(
-    r"\w+ (SUCCESS|FAILURE|ABORTED) \(fault: |Finished: |Build step '|Archiving artifacts|Recording test"
+    r"\w+ (SUCCESS|FAILURE|ABORTED) \(fault: |The step ended with status |Finished: |Build step '|Archiving artifacts"
 )
 
 Item = TypeVar("Item")
@@ -301,6 +301,17 @@ class View:
     def subject(self) -> str:
         """What was built for what, as far as it is known."""
         return f"{self.run.package or self.run.change.project} for {self.run.target}" if self.run else ""
+
+    @property
+    def built(self) -> str:
+        """Where the packages came from, and what was asked of the build beyond the usual."""
+        if not self.build:
+            return ""
+        said = ["taken from the store: the same input was built before"] if self.build.origin == "store" else []
+        said += [f"built with {', '.join(self.build.profiles)}"] if self.build.profiles else []
+        if self.build.reproducible is not None:
+            said.append("the same when built again" if self.build.reproducible else "not the same when built again")
+        return "; ".join(said)
 
     @property
     def outcome(self) -> str:

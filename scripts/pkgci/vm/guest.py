@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pkgci.artifacts import Repository, RepositoryPackage
-from pkgci.config import Config, Target
+from pkgci.config import Config, MachineSection, Node, Target
 from pkgci.vm.proxy import Proxy, Rule
 from pkgci.vm.snapshot import Snapshot, ensure, upstream_rules
 
@@ -22,7 +22,38 @@ def plain(config: Config, target_name: str) -> Snapshot:
         RequestError: the target is unknown, or its base is not supported.
         InfrastructureError: it cannot be made.
     """
-    return ensure(config, target_name, f"set -- baseline\n{script(config.target(target_name))}")
+    return _prepared(config, target_name, config.target(target_name))
+
+
+def node(config: Config, environment: str, described: Node, target_name: str) -> Snapshot:
+    """Return the snapshot of a machine of an environment; make it where needed.
+
+    What does not differ from the target's plain machine is that one.
+
+    Args:
+        config: the configuration.
+        environment: the environment's name.
+        described: what the environment says of the machine.
+        target_name: the target.
+
+    Raises:
+        RequestError: the target is unknown, or its base is not supported.
+        InfrastructureError: it cannot be made.
+    """
+    target = config.target(target_name)
+    machine = MachineSection(
+        packages=tuple(dict.fromkeys((*target.machine.packages, *described.packages))),
+        memory_mib=described.memory_mib or target.machine.memory_mib,
+    )
+    if machine == target.machine:
+        return plain(config, target_name)
+    # the sign is in no name of a target
+    name = f"{environment}@{target_name}"
+    return _prepared(config, name, target.model_copy(update={"machine": machine}))
+
+
+def _prepared(config: Config, name: str, target: Target) -> Snapshot:
+    return ensure(config, name, target, f"set -- baseline\n{script(target)}")
 
 
 def script(target: Target) -> str:
@@ -30,10 +61,9 @@ def script(target: Target) -> str:
     return (HERE / f"guest-{target.format}.sh").read_text() + (HERE / "guest.sh").read_text()
 
 
-def proxy(config: Config, target_name: str, records: Sequence[Repository]) -> Proxy:
+def proxy(config: Config, target: Target, records: Sequence[Repository]) -> Proxy:
     """Return what a guest may reach: the repositories, and for DEB the upstream."""
-    deb = config.target(target_name).format == "deb"
-    upstream = upstream_rules(config, target_name) if deb else ()
+    upstream = upstream_rules(target) if target.format == "deb" else ()
     return Proxy((*(Rule(record.url) for record in records), *upstream), config.cache / "proxy")
 
 

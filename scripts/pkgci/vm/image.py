@@ -77,14 +77,18 @@ def image_key(target: Target) -> str:
     )
 
 
-def image(config: Config, name: str) -> Image:
-    """Return the image of the target `name`; make it when it is not there or older than `root_days`.
+def image(config: Config, target: Target, name: str) -> Image:
+    """Return the image of a target's machines; make it when it is not there or older than `root_days`.
+
+    Args:
+        config: says where images are kept, and how long.
+        target: what it is made from.
+        name: what messages call it.
 
     Raises:
         RequestError: see `image_key`.
         InfrastructureError: one of the tools failed.
     """
-    target = config.target(name)
     key = image_key(target)
 
     def make(new: Path) -> None:

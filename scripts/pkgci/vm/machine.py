@@ -6,7 +6,6 @@ The guest reaches nothing but port 3128 of 10.0.2.100, where each connection lea
 What it says on its console is in `serial.log` when the machine has ended, up to `CONSOLE_BYTES`.
 """
 
-import base64
 import logging
 import re
 import select
@@ -14,12 +13,9 @@ import shlex
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from tarfile import TarFile, TarInfo
 from typing import Literal, Self
 
 import paramiko
@@ -28,9 +24,10 @@ from qemu.qmp.legacy import QEMUMonitorProtocol
 
 from pkgci.command import run, supervised
 from pkgci.errors import InfrastructureError
+from pkgci.ssh import connect, public_key
+from pkgci.vm.remote import Access, GuestError, Remote
 
 log = logging.getLogger(__name__)
-logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 QEMU = "qemu-system-x86_64"
@@ -41,8 +38,6 @@ KERNEL_ARGUMENTS = (
     "cryptomgr.notests random.trust_cpu=on fsck.mode=skip"
 )
 CONTROL_SECONDS = 120
-CONNECT_SECONDS = 10
-AUTHENTICATION_SECONDS = 60
 CONSOLE_BYTES = 16 << 20
 # it reads on when it has kept enough: a console that nobody reads makes the guest wait, a file would fill the host's disk
 CONSOLE = 'head -c "$1" >serial.log; exec cat >/dev/null'
@@ -51,10 +46,6 @@ CONSOLE = 'head -c "$1" >serial.log; exec cat >/dev/null'
 FINAL = (paramiko.BadHostKeyException, paramiko.AuthenticationException, paramiko.ssh_exception.IncompatiblePeer)
 
 Accelerator = Literal["kvm", "tcg"]
-
-
-class GuestError(InfrastructureError):
-    """The guest hangs, is gone, or floods us. Whoever ran something in it knows whose fault that is."""
 
 
 @dataclass(frozen=True)
@@ -82,26 +73,6 @@ class Hardware:
         ]
 
 
-@dataclass(frozen=True)
-class Access:
-    """How to log in: the private key's file, and the guest's own public key in the form `ssh-ed25519 BASE64`."""
-
-    identity: Path
-    host_key: str
-
-
-@dataclass(frozen=True)
-class Completed:
-    """How a command in the guest ended, and what it wrote (stdout and stderr in one)."""
-
-    status: int
-    output: bytes
-
-    def text(self) -> str:
-        """Return the output as text; the guest is not trusted to write UTF-8."""
-        return self.output.decode(errors="replace")
-
-
 def qemu_version() -> str:
     """Return QEMU's version line; a saved state fits one version only."""
     return run([QEMU, "--version"], quiet=True, timeout=CONTROL_SECONDS).stdout.decode().splitlines()[0]
@@ -125,7 +96,7 @@ def accelerator(kernel: Path) -> Accelerator:
     return "kvm" if b"Kernel panic" in said else "tcg"
 
 
-class Machine:
+class Machine(Remote):
     """A machine in `directory`, which has its files, and where its own are made.
 
     Use it as a context manager: at the end no process is left. QEMU is killed as well when the thread that started it
@@ -142,12 +113,12 @@ class Machine:
     """
 
     def __init__(self, directory: Path, hardware: Hardware, access: Access) -> None:
+        super().__init__(None)
         self._directory = directory
         self._hardware = hardware
         self._access = access
         self._process: subprocess.Popen[bytes] | None = None
         self._console: subprocess.Popen[bytes] | None = None
-        self._client: paramiko.SSHClient | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -210,95 +181,34 @@ class Machine:
             GuestError: it did not within `seconds`, or it has another host key.
         """
         assert self._process
-        port = self._ssh_port()
+        self._disconnect()
+        port = self.port()
         identity = paramiko.Ed25519Key.from_private_key_file(str(self._access.identity))
-        kind, encoded = self._access.host_key.split()
-        host_key = paramiko.Ed25519Key(data=base64.b64decode(encoded))
+        host_key = public_key(self._access.host_key)
         end = time.monotonic() + seconds
         while True:
-            client = paramiko.SSHClient()
-            client.set_missing_host_key_policy(paramiko.RejectPolicy())
-            client.get_host_keys().add(f"[127.0.0.1]:{port}", kind, host_key)
             try:
-                client.connect(
-                    "127.0.0.1",
-                    port,
-                    "root",
-                    pkey=identity,
-                    timeout=CONNECT_SECONDS,
-                    banner_timeout=CONNECT_SECONDS,
-                    auth_timeout=AUTHENTICATION_SECONDS,
-                    allow_agent=False,
-                    look_for_keys=False,
-                )
+                self._client = connect("127.0.0.1", port, "root", identity, host_key)
             except FINAL as error:
-                client.close()
                 raise GuestError(f"cannot log in to the machine: {error}") from error
             # QEMU accepts connections long before the guest does
             except (OSError, EOFError, paramiko.SSHException) as error:
-                client.close()
                 if time.monotonic() > end:
                     raise GuestError(f"no ssh to the machine within {seconds:.0f} s: {error}") from error
                 with suppress(subprocess.TimeoutExpired):
-                    self._process.wait(0.1)
+                    if self._process.wait(0.1) == 0:
+                        raise GuestError("the machine was halted from within") from None
                     raise self._failure("ended by itself") from None
             else:
-                self._client = client
                 return
 
-    def run(self, script: str, *arguments: str, timeout: float, input: bytes = b"", limit: int = 1 << 20) -> Completed:
-        """Run a shell script in the guest, as root.
-
-        Args:
-            script: POSIX shell, run with `sh -eu`.
-            arguments: its arguments.
-            timeout: seconds until its connection is cut; what it started may go on.
-            input: its standard input.
-            limit: bytes of output that are accepted.
-
-        Raises:
-            GuestError: no end within `timeout`, more than `limit` bytes of output, or the connection is lost.
-        """
-        assert self._client
-        end = time.monotonic() + timeout
-        output = bytearray()
-        try:
-            transport = self._client.get_transport()
-            channel = transport.open_session(timeout=timeout) if transport else None
-            if channel is None:
-                raise GuestError("the connection to the machine is lost")
-            with channel:
-                channel.set_combine_stderr(True)
-                channel.settimeout(timeout)
-                channel.exec_command(shlex.join(["sh", "-euc", script, "sh", *arguments]))
-                channel.sendall(input)
-                channel.shutdown_write()
-                while block := channel.recv(65536):
-                    output += block
-                    if len(output) > limit:
-                        raise GuestError(f"a command in the machine wrote more than {limit} bytes")
-                    channel.settimeout(max(0.0, end - time.monotonic()))
-                channel.status_event.wait(max(0.0, end - time.monotonic()))
-                status = channel.exit_status
-        except TimeoutError as error:
-            raise GuestError(f"a command in the machine did not end within {timeout:.0f} s") from error
-        except (OSError, EOFError, paramiko.SSHException) as error:
-            raise GuestError(f"the connection to the machine is lost: {error}") from error
-        if status < 0:
-            raise GuestError("the connection to the machine is lost")
-        return Completed(status, bytes(output))
-
-    def put(self, files: Mapping[str, bytes], timeout: float = CONTROL_SECONDS) -> None:
-        """Write files of the guest, by their absolute paths; the directories are made."""
-        archive = BytesIO()
-        with TarFile(fileobj=archive, mode="w") as tar:
-            for path, content in files.items():
-                info = TarInfo("." + path)
-                info.size = len(content)
-                tar.addfile(info, BytesIO(content))
-        done = self.run("tar -C / -xf -", timeout=timeout, input=archive.getvalue())
-        if done.status:
-            raise GuestError(f"cannot write files in the machine: {done.text().strip()}")
+    def port(self) -> int:
+        """Return the port of 127.0.0.1 that leads to the guest's ssh server."""
+        text = str(self._qmp("human-monitor-command", **{"command-line": "info usernet"}))
+        found = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", text)
+        if not found:
+            raise self._failure(f"has no port for ssh: {text!r}")
+        return int(found[1])
 
     def _start(self, *more: str, share: bool) -> None:
         memory = f"memory-backend-file,id=ram,size={self._hardware.memory_mib}M,mem-path=ram"
@@ -365,13 +275,6 @@ class Machine:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(0.01)
                 raise self._failure("ended by itself")
-
-    def _ssh_port(self) -> int:
-        text = str(self._qmp("human-monitor-command", **{"command-line": "info usernet"}))
-        found = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", text)
-        if not found:
-            raise self._failure(f"has no port for ssh: {text!r}")
-        return int(found[1])
 
     def _disconnect(self) -> None:
         if self._client:

@@ -23,13 +23,14 @@ from tempfile import TemporaryDirectory
 
 from pkgci.artifacts import File, Record
 from pkgci.command import run
-from pkgci.config import Config
+from pkgci.config import Config, Target
 from pkgci.errors import InfrastructureError
 from pkgci.locks import locked
 from pkgci.upstream import apt_sources
 from pkgci.vm.image import Image, image, image_key
-from pkgci.vm.machine import Accelerator, Access, GuestError, Hardware, Machine, accelerator, qemu_version
+from pkgci.vm.machine import Accelerator, Hardware, Machine, accelerator, qemu_version
 from pkgci.vm.proxy import Proxy, Rule
+from pkgci.vm.remote import Access, GuestError
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ class Snapshot:
                 raise UnfitError(f"snapshot {self.id} is damaged: the content of {file.name} has changed")
 
     @contextmanager
-    def restored(self, config: Config, proxy: Proxy) -> Iterator[Machine]:
+    def restored(self, config: Config, proxy: Proxy, console: Path | None = None) -> Iterator[Machine]:
         """Restore it; the machine runs, with the right time and random numbers of its own, while the context lasts.
 
         All that the machine writes goes to a directory of its own, which is removed at the end.
@@ -132,6 +133,7 @@ class Snapshot:
         Args:
             config: says where runs have their directories.
             proxy: what the machine may reach.
+            console: takes what it said on its console, when it has ended; up to `machine.CONSOLE_BYTES`.
         """
         with locked(self.directory, shared=True) as held:
             if not held:
@@ -142,7 +144,10 @@ class Snapshot:
                 disk = self.directory / f"{NODE}.qcow2"
                 create = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", disk, "-F", "qcow2", directory / "disk"]
                 run(create, quiet=True)
-                with Machine(directory, self._hardware, self._access) as machine:
+                with ExitStack() as stack:
+                    if console:
+                        stack.callback(_take, directory / "serial.log", console)
+                    machine = stack.enter_context(Machine(directory, self._hardware, self.access))
                     machine.restore()
                     machine.connect(RESTORE_SECONDS)
                     seed = secrets.token_bytes(256)
@@ -156,49 +161,51 @@ class Snapshot:
         return Hardware(self.manifest.accelerator, self.manifest.memory_mib)
 
     @property
-    def _access(self) -> Access:
+    def access(self) -> Access:
+        """How to log in to machines that are restored from it."""
         return Access(self.directory / "identity", self.manifest.host_key)
 
 
-def ensure(config: Config, name: str, setup: str) -> Snapshot:
-    """Return the snapshot of the plain machine of the target `name`; make it unless there is a young one that fits.
+def ensure(config: Config, name: str, target: Target, setup: str) -> Snapshot:
+    """Return the snapshot `name` of a machine of a target; make it unless there is a young one that fits.
 
     Args:
         config: the configuration.
-        name: the target.
+        name: what it is called: the target's name, for its plain machine.
+        target: the target.
         setup: a shell script that prepares the guest before it is frozen; part of what the snapshot is made from.
 
     Raises:
-        RequestError: the target is unknown, or its base cannot be made.
+        RequestError: the target's base cannot be made.
         InfrastructureError: it cannot be made.
     """
     place = config.data / "snapshots" / name
     place.mkdir(parents=True, exist_ok=True)
     with suppress(UnfitError):
-        return _latest(config, name, setup)
+        return _latest(config, name, target, setup)
     with locked(place):
         try:
             # another process may have been faster
-            return _latest(config, name, setup)
+            return _latest(config, name, target, setup)
         except UnfitError as reason:
             log.info("%s: a snapshot is made: %s", name, reason)
-            return _make(config, name, setup)
+            return _make(config, name, target, setup)
 
 
-def upstream_rules(config: Config, name: str) -> tuple[Rule, ...]:
-    """Return what machines of the target `name` may fetch from the upstream."""
-    uris = {source.uri.rstrip("/") + "/" for source in apt_sources(config.target(name))}
+def upstream_rules(target: Target) -> tuple[Rule, ...]:
+    """Return what machines of a target may fetch from the upstream."""
+    uris = {source.uri.rstrip("/") + "/" for source in apt_sources(target)}
     return tuple(Rule(uri, immutable=True) for uri in sorted(uris) if uri.startswith(("http://", "https://")))
 
 
-def _latest(config: Config, name: str, setup: str) -> Snapshot:
-    """Return the latest snapshot of the target `name` if it fits; else UnfitError says why not."""
+def _latest(config: Config, name: str, target: Target, setup: str) -> Snapshot:
+    """Return the latest snapshot `name` if it fits; else UnfitError says why not."""
     pointer = config.data / "snapshots" / name / "latest"
     if not pointer.exists():
         raise UnfitError("there is none yet")
     snapshot = Snapshot(pointer.resolve())
     snapshot.verify()
-    if snapshot.manifest.key != _key(image_key(config.target(name)), setup, config.target(name).machine.memory_mib):
+    if snapshot.manifest.key != _key(image_key(target), setup, target.machine.memory_mib):
         raise UnfitError("what the former one was made from has changed")
     if datetime.now(UTC) - snapshot.manifest.created > timedelta(days=config.settings.root_days):
         raise UnfitError(f"the former one is older than {config.settings.root_days} days")
@@ -211,17 +218,17 @@ def _key(image: str, setup: str, memory_mib: int) -> str:
     return hashlib.sha256(json.dumps([image, setup, memory_mib]).encode()).hexdigest()[:32]
 
 
-def _make(config: Config, name: str, setup: str) -> Snapshot:
+def _make(config: Config, name: str, target: Target, setup: str) -> Snapshot:
     """Boot the image, prepare the guest, freeze it, try the set once, and make it the latest."""
     place = config.data / "snapshots" / name
     for leftover in place.glob(".new-*"):
         shutil.rmtree(leftover)
-    origin = image(config, name)
+    origin = image(config, target, name)
     log.info("%s: booting a machine to take a snapshot of it (once; about a minute)", name)
     with TemporaryDirectory(prefix=".new-", dir=place) as scratch:
         new = Path(scratch, f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}")
         new.mkdir()
-        _freeze(config, name, setup, origin, new)
+        _freeze(config, name, target, setup, origin, new)
         snapshot = Snapshot(new)
         log.info("%s: trying the snapshot", name)
         with snapshot.restored(config, Proxy((), config.cache / "proxy")):
@@ -240,16 +247,16 @@ def _make(config: Config, name: str, setup: str) -> Snapshot:
     return Snapshot(final)
 
 
-def _freeze(config: Config, name: str, setup: str, origin: Image, new: Path) -> None:
+def _freeze(config: Config, name: str, target: Target, setup: str, origin: Image, new: Path) -> None:
     """Make the files and the manifest of a snapshot in `new`."""
-    memory_mib = config.target(name).machine.memory_mib
+    memory_mib = target.machine.memory_mib
     for file in ("kernel", "initrd", "identity"):
         shutil.copy(origin.directory / file, new / file)
     hardware = Hardware(accelerator(new / "kernel"), memory_mib)
     log.info("%s: the machine runs by %s", name, hardware.accelerator)
     run(["cp", "--sparse=always", "--reflink=auto", origin.directory / "disk", new / f"{NODE}.qcow2"], quiet=True)
     (new / f"{NODE}.qcow2").chmod(0o644)
-    proxy = Proxy(upstream_rules(config, name), config.cache / "proxy")
+    proxy = Proxy(upstream_rules(target), config.cache / "proxy")
     with _run_directory(config) as directory, proxy.listening(directory):
         for file in (f"{NODE}.ram", f"{NODE}.state"):
             (new / file).touch()
@@ -282,6 +289,12 @@ def _freeze(config: Config, name: str, setup: str, origin: Image, new: Path) -> 
         files=tuple(File(name=file, size=(new / file).stat().st_size, sha256=_sha256(new / file)) for file in FILES),
     ).write(new / "manifest.json")
     log.info("%s: frozen after %.0f s", name, time.monotonic() - started)
+
+
+def _take(source: Path, to: Path) -> None:
+    # there is none when QEMU did not start
+    if source.exists():
+        shutil.copyfile(source, to)
 
 
 def _link(snapshot: Path, directory: Path, names: list[str]) -> None:

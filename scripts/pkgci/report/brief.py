@@ -1,0 +1,68 @@
+"""The report in brief, for a terminal: not more than a screenful."""
+
+from collections.abc import Iterator
+
+from pkgci.report.view import Excerpt, InstallView, LintView, SystestView, View
+from pkgci.text import spelled_out
+
+WIDTH = 160
+PACKAGES, FINDINGS = 8, 3
+BEFORE, AFTER = 5, 2
+
+
+def brief(view: View) -> list[str]:
+    """Return the lines: why it failed, with the lines of the log that show it; what was built; what tests found."""
+    lines = []
+    if view.result.exit:
+        lines.append(f"reason: {view.result.reason}")
+    # what has findings of its own shows those
+    parts = (("lint", view.lint), ("install", view.install), ("systest", view.systest))
+    told = tuple(f"{step}-" for step, part in parts if part)
+    for excerpt in view.excerpts[:1]:
+        lines += [] if excerpt.job.startswith(told) else _excerpt(excerpt)
+    if view.build:
+        lines.append(f"version: {view.build.version}" + (f" ({view.built})" if view.built else ""))
+        lines += _packages(view)
+    if view.lint:
+        lines += [f"lint: {view.lint.summary}", *_lint(view.lint)]
+    if view.install:
+        lines += [f"install test: {view.install.summary}", *_install(view.install)]
+    if view.systest:
+        lines += [f"system test: {view.systest.summary}", *_systest(view.systest)]
+    return [spelled_out(line) for line in lines]
+
+
+def _excerpt(excerpt: Excerpt) -> Iterator[str]:
+    at = next((index for index, line in enumerate(excerpt.lines) if line.marked), len(excerpt.lines) - 1)
+    for line in excerpt.lines[max(0, at - BEFORE) : at + AFTER + 1]:
+        yield f"  {'>' if line.marked else ' '} {line.number:>5}  {line.text}"[:WIDTH]
+
+
+def _packages(view: View) -> Iterator[str]:
+    shown = view.packages.items[:PACKAGES]
+    for one in shown:
+        against = one.difference
+        changed = f"; against {against.difference.former_version}: {against.summary}" if against else ""
+        yield f"package: {one.package.file}{changed}"
+    if len(view.packages) > len(shown):
+        yield f"and {len(view.packages) - len(shown)} more packages"
+
+
+def _lint(lint: LintView) -> Iterator[str]:
+    for one in lint.findings.items[:FINDINGS]:
+        if one.severity != "info":
+            yield f"  {one.severity}: {one.package}: {one.tag}: {one.message}"[:WIDTH]
+
+
+def _install(install: InstallView) -> Iterator[str]:
+    found = [finding for tested in install.packages for finding in tested.findings]
+    for one in found[:FINDINGS]:
+        yield f"  {': '.join(filter(None, (one.package, one.phase, one.file, one.message)))}"[:WIDTH]
+    if len(found) > FINDINGS:
+        yield f"  and {len(found) - FINDINGS} more findings"
+
+
+def _systest(systest: SystestView) -> Iterator[str]:
+    for one, _ in systest.outcomes.items[:FINDINGS]:
+        if one.result == "failed":
+            yield f"  {one.scenario}: {one.test}: {one.message}"[:WIDTH]

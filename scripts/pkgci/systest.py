@@ -1,0 +1,594 @@
+"""The system test: the packages of a build together in an environment, and scenarios against them.
+
+The operator's scenarios are pytest files of the configuration directory; they run in a process of this job, and reach the
+machine by ssh. A source package's own tests (DEB: `debian/tests`, https://people.debian.org/~eriberto/README.package-tests.html)
+are one scenario more, `autopkgtest`, in a restored machine of their own: that tool, which reads what a package says of its
+tests, runs in the sandbox. Each test is an outcome; nothing is retried.
+"""
+
+import hashlib
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+from debian.deb822 import Sources
+
+from pkgci import repository, web
+from pkgci.artifacts import Package, Repository, RepositoryPackage, ScenarioOutcome, Systest
+from pkgci.change import Parameters
+from pkgci.command import supervised
+from pkgci.config import Config, Environment, Target
+from pkgci.errors import Aborted, InfrastructureError, PackageError, RequestError
+from pkgci.roots import tools_root
+from pkgci.sandbox import Files, contained, execute
+from pkgci.scenario import Handover, NodeAccess, TargetUnderTest
+from pkgci.server import serve
+from pkgci.text import lines, printable
+from pkgci.vm import guest
+from pkgci.vm.machine import Machine
+from pkgci.vm.remote import GuestError
+from pkgci.vm.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+
+INSTALL = "install"
+# the test that fails when a machine cannot be used any more
+MACHINE = "the machine"
+OWN_TESTS = "autopkgtest"
+OWN_TESTS_SCRIPT = Path(__file__).with_name("autopkgtest.sh")
+INSTALL_SECONDS = 900
+LOG_SECONDS = 60
+LOGIN_SECONDS = 30
+FINDINGS_BYTES = 1 << 18
+LOG_BYTES = 16 << 20
+INDEX_BYTES = 64 << 20
+SOURCE_BYTES = 2 << 30
+# what the guest's package manager said, of these and of all sessions
+LOGS = {
+    "deb": ("/var/log/apt/history.log", "/var/log/apt/term.log", "/var/log/dpkg.log"),
+    "rpm": ("/var/log/dnf.log", "/var/log/dnf.rpm.log"),
+}
+# autopkgtest(1), EXIT STATUS: passed, also with tests skipped or without any; failed; the package's tests are broken
+PASSED, FAILED, BROKEN = (0, 2, 8), (4, 6), (12, 14)
+SUMMARY = re.compile(r"(\S+)\s+(PASS|FAIL|SKIP|FLAKY)\b\s*(.*)")
+RESULTS = {"PASS": "passed", "FAIL": "failed", "SKIP": "skipped", "FLAKY": "skipped"}
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a system test is made of."""
+
+    config: Config
+    target_name: str
+    target: Target
+    home: Path
+    environment: Environment
+    scenarios: tuple[str, ...]
+    snapshot: Snapshot
+    records: tuple[Repository, ...]
+    tested: tuple[RepositoryPackage, ...]
+    artifacts: Path
+
+    @property
+    def node(self) -> str:
+        """The machine's name."""
+        (name,) = self.environment.nodes
+        return name
+
+    @contextmanager
+    def restored(self, logs: Path) -> Iterator[Machine]:
+        """Restore the machine, with its package sources; afterwards all its logs are in the directory `logs`."""
+        logs.mkdir(parents=True, exist_ok=True)
+        proxy = guest.proxy(self.config, self.target, self.records)
+        console = logs / "console.log"
+        try:
+            with self.snapshot.restored(self.config, proxy, console) as machine:
+                machine.put(guest.settings(self.target, self.records, self.tested))
+                try:
+                    yield machine
+                finally:
+                    # whoever aborts waits
+                    if not isinstance(sys.exception(), Aborted):
+                        self._keep_logs(machine, logs)
+        finally:
+            if console.exists():
+                _keep(console, console.read_bytes())
+
+    def _keep_logs(self, machine: Machine, logs: Path) -> None:
+        manager = {"deb": "apt.log", "rpm": "dnf.log"}[self.target.format]
+        everything = ("/run/pkgci/log", *LOGS[self.target.format])
+        for name, script, arguments in (
+            ("journal.log", 'journalctl --no-pager -o short-precise | tail -c "$1"', ()),
+            (manager, 'size=$1; shift; tail -c "$size" "$@" 2>/dev/null || true', everything),
+        ):
+            try:
+                size = str(LOG_BYTES // max(1, len(arguments)))
+                said = machine.run(script, size, *arguments, timeout=LOG_SECONDS, limit=2 * LOG_BYTES).output
+            except GuestError as error:
+                said = f"the log is lost: {error}\n".encode()
+            _keep(logs / name, said)
+
+
+def prepare(config: Config, target_name: str) -> None:
+    """Make the snapshots of the environments that system tests of a target run on, where needed.
+
+    Raises:
+        RequestError: an environment or the target is unknown.
+        InfrastructureError: one cannot be made.
+    """
+    releases = [config.release(name) for name in config.names("releases")]
+    served = [release for release in releases if target_name in release.targets]
+    names = [release.environments.get(target_name, release.environment) for release in served]
+    for name in dict.fromkeys(names or ["default"]):
+        _, environment = config.environment(name)
+        for node in environment.nodes.values():
+            guest.node(config, name, node, target_name)
+
+
+def systest(config: Config, target_name: str, parameters: Parameters, artifacts: Path) -> Systest:
+    """Run the system test; write `systest.json`, `junit/systest.xml` and `logs/` below `artifacts`.
+
+    Args:
+        config: the configuration.
+        target_name: the target.
+        parameters: REPOSITORIES, and where given BUILD_KEY, ENVIRONMENT, SCENARIOS, ZUUL_BRANCH.
+        artifacts: an existing directory.
+
+    Returns:
+        What is in `systest.json`.
+
+    Raises:
+        PackageError: a test fails; the records are written, as they are after every error that ends the tests.
+        RequestError: a parameter is wrong, or a scenario cannot be run.
+        InfrastructureError: the machines are at fault.
+    """
+    target = config.target(target_name)
+    name, home, environment = _environment(config, target_name, parameters)
+    scenarios = _scenarios(name, environment, target, parameters.get("SCENARIOS").split())
+    _check_scenarios(name, home, environment, scenarios)
+    outcomes: list[ScenarioOutcome] = []
+    with serve(config):
+        records = repository.read(config, target_name, parameters.repositories(config))
+        tested = tuple(repository.under_test(records, parameters.get("BUILD_KEY")))
+        (node,) = environment.nodes.values()
+        snapshot = guest.node(config, name, node, target_name)
+        log.info("environment %s: snapshot %s of %s", name, snapshot.id, f"{snapshot.manifest.created:%Y-%m-%d %H:%M}")
+        run = _Run(config, target_name, target, home, environment, scenarios, snapshot, records, tested, artifacts)
+        try:
+            for outcome in _outcomes(run):
+                outcomes.append(outcome)
+                log.info("%s", _line(outcome))
+        finally:
+            record = Systest(
+                target=target_name,
+                environment=name,
+                snapshot=snapshot.id,
+                repositories=tuple(record.url + repository.RECORD for record in records),
+                parameters=dict(parameters.values),
+                packages=tuple(Package(**package.model_dump(include=set(Package.model_fields))) for package in tested),
+                outcomes=tuple(outcomes),
+                notice=target.notice,
+            )
+            record.write(artifacts / "systest.json")
+            _write_junit(record, artifacts / "junit" / "systest.xml")
+    failed = [outcome for outcome in outcomes if outcome.result == "failed"]
+    if failed:
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        # the last one of a machine that is gone says so
+        first = next((outcome for outcome in failed if outcome.test == MACHINE), failed[0])
+        raise PackageError(f"system test: {_line(first)}{more}")
+    return record
+
+
+def summary(record: Systest) -> str:
+    """Return in a few words what was tested."""
+    passed = sum(outcome.result == "passed" for outcome in record.outcomes)
+    skipped = len(record.outcomes) - passed
+    return f"{passed} tests passed in environment {record.environment}" + (f", {skipped} skipped" if skipped else "")
+
+
+def _environment(config: Config, target_name: str, parameters: Parameters) -> tuple[str, Path, Environment]:
+    """Return the environment to use, its name, and where its scenarios' paths begin."""
+    name = parameters.get("ENVIRONMENT")
+    if not name:
+        found = config.release_of(parameters.get("ZUUL_BRANCH"))
+        name = found[1].environments.get(target_name, found[1].environment) if found else "default"
+    home, environment = config.environment(name)
+    if environment.targets and target_name not in environment.targets:
+        raise RequestError(
+            f"environment {name} is made for {', '.join(environment.targets)}, not for {target_name}; "
+            "name another one in ENVIRONMENT or in the release"
+        )
+    return name, home, environment
+
+
+def _scenarios(name: str, environment: Environment, target: Target, wanted: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the scenarios to run, in the environment's order."""
+    known = [*environment.scenarios, *([OWN_TESTS] if target.format == "deb" else [])]
+    unknown = [scenario for scenario in wanted if scenario not in known]
+    if unknown:
+        raise RequestError(
+            f"parameter SCENARIOS: {unknown[0]!r} is not in environment {name}, which has: {', '.join(known)}"
+        )
+    return tuple(scenario for scenario in known if not wanted or scenario in wanted)
+
+
+def _check_scenarios(name: str, home: Path, environment: Environment, scenarios: Sequence[str]) -> None:
+    for scenario in scenarios:
+        if scenario != OWN_TESTS and not (home / environment.scenarios[scenario]).exists():
+            raise RequestError(
+                f"{home}/environments/{name}.yaml: scenario {scenario}: {home / environment.scenarios[scenario]} does not exist"
+            )
+
+
+def _outcomes(run: _Run) -> Iterator[ScenarioOutcome]:
+    if set(run.scenarios) != {OWN_TESTS}:
+        yield from _operators_scenarios(run)
+    if OWN_TESTS in run.scenarios:
+        for record in run.records:
+            for source in dict.fromkeys(package.source for package in run.tested if package in record.packages):
+                yield from _own_tests(run, record, source)
+
+
+def _operators_scenarios(run: _Run) -> Iterator[ScenarioOutcome]:
+    """Install the packages together and run the operator's scenarios, all in one restored machine."""
+    with run.restored(run.artifacts / "logs") as machine:
+        started = time.monotonic()
+        try:
+            installed, apart, wrong = _install(run, machine)
+        except GuestError as error:
+            wrong = [str(error)]
+        seconds = round(time.monotonic() - started, 1)
+        log_name = {"deb": "logs/apt.log", "rpm": "logs/dnf.log"}[run.target.format]
+        if wrong:
+            yield ScenarioOutcome(
+                scenario=INSTALL, test="together", result="failed", seconds=seconds, message=wrong[0], log=log_name
+            )
+            return
+        yield ScenarioOutcome(scenario=INSTALL, test="together", result="passed", seconds=seconds, log=log_name)
+        for package, reason in apart.items():
+            yield ScenarioOutcome(
+                scenario=INSTALL, test=package, result="skipped", seconds=0, message=reason, log=log_name
+            )
+        with _handover(run, machine, installed) as directory:
+            for scenario in (name for name in run.scenarios if name != OWN_TESTS):
+                outcomes = _scenario(run, scenario, directory)
+                yield from outcomes
+                if any(outcome.result == "failed" for outcome in outcomes):
+                    reason = _why_unusable(machine)
+                    if reason:
+                        yield _gone(scenario, reason, f"logs/{scenario}.log")
+                        return
+
+
+def _install(run: _Run, machine: Machine) -> tuple[tuple[RepositoryPackage, ...], dict[str, str], list[str]]:
+    """Install the packages under test at their exact versions.
+
+    Returns:
+        Those that are in, those left out since they exclude others with the reason, and what went wrong.
+
+    Raises:
+        GuestError: the guest hangs or is gone.
+        InfrastructureError: it cannot read the repositories.
+    """
+    words = [word for package in run.tested for word in (package.name, package.version, package.architecture)]
+    script = guest.script(run.target)
+    done = machine.run(script, "together", *words, timeout=INSTALL_SECONDS, limit=FINDINGS_BYTES)
+    if done.status == 75:
+        raise InfrastructureError("cannot read the repositories in the machine; see logs/ for what it said")
+    apart: dict[str, str] = {}
+    wrong = [f"the installation was ended in the machine, with status {done.status}"] if done.status else []
+    for line in done.text().splitlines():
+        phase, package, message = [*line.split("\t", 2), "", ""][:3]
+        if phase == "apart":
+            apart[printable(package)] = printable(message)
+        else:
+            # also of a line of no form: a package that forges findings harms itself only
+            wrong.append(printable(message or line) or "no reason was given")
+    return tuple(package for package in run.tested if package.name not in apart), apart, wrong
+
+
+@contextmanager
+def _handover(run: _Run, machine: Machine, installed: tuple[RepositoryPackage, ...]) -> Iterator[Path]:
+    """Yield a directory that is nobody else's, with what scenarios need to reach the machine."""
+    access = run.snapshot.access
+    handover = Handover(
+        target=TargetUnderTest(name=run.target_name, format=run.target.format),
+        repositories=tuple(record.url for record in run.records),
+        packages=installed,
+        nodes={run.node: NodeAccess(port=machine.port(), identity=str(access.identity), host_key=access.host_key)},
+    )
+    with tempfile.TemporaryDirectory(prefix="pkgci-") as directory:
+        (Path(directory) / "handover.json").touch(0o600)
+        (Path(directory) / "handover.json").write_text(handover.model_dump_json(by_alias=True))
+        yield Path(directory)
+
+
+def _scenario(run: _Run, scenario: str, directory: Path) -> list[ScenarioOutcome]:
+    """Run one scenario by pytest, to its end or its time limit.
+
+    Raises:
+        RequestError: it cannot be run: pytest finds no test, or cannot read one.
+    """
+    path = run.home / run.environment.scenarios[scenario]
+    result, said = directory / f"{scenario}.xml", directory / f"{scenario}.log"
+    command = [sys.executable, "-m", "pytest", "-p", "pkgci.scenario", f"--pkgci={directory / 'handover.json'}"]
+    command += ["-c", os.devnull, f"--rootdir={run.home}", "-p", "no:cacheprovider", "--color=no", "-v"]
+    command += [f"--junitxml={result}", f"--basetemp={directory / scenario}", "-o", "log_cli=true"]
+    command += ["-o", "log_cli_level=INFO", "-o", "log_cli_format=%(message)s", str(path)]
+    log.info("scenario %s: %s", scenario, path)
+    started = time.monotonic()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    status = _wait(command, run.home, environment, said, run.environment.scenario_seconds)
+    seconds = round(time.monotonic() - started, 1)
+    log_name = f"logs/{scenario}.log"
+    _keep(run.artifacts / log_name, said.read_bytes())
+    if status is None:
+        message = f"no end after {run.environment.scenario_seconds} s, its time limit; killed"
+        return [
+            ScenarioOutcome(
+                scenario=scenario, test=path.name, result="failed", seconds=seconds, message=message, log=log_name
+            )
+        ]
+    if status == pytest.ExitCode.NO_TESTS_COLLECTED:
+        raise RequestError(f"scenario {scenario}: {path} has no test")
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        # the lines that pytest marks say what is wrong in a file
+        marked = [line[1:].strip() for line in said.read_text(errors="replace").splitlines() if line.startswith("E  ")]
+        reason = printable(marked[-1]) if marked else f"pytest ended with status {status}; see {log_name}"
+        raise RequestError(f"scenario {scenario}: {path} cannot be run: {reason}")
+    cases = ET.parse(result).iter("testcase")  # noqa: S314 - pytest wrote it
+    return [_outcome(scenario, case, log_name, several=path.is_dir()) for case in cases]
+
+
+def _wait(command: Sequence[str], cwd: Path, environment: Mapping[str, str], said: Path, seconds: int) -> int | None:
+    """Run a command in `cwd`, its output to the file `said`; return its status, or None when it has not ended in time.
+
+    However it ends, nothing that it started in its session stays.
+    """
+    with said.open("wb") as stream:
+        process = subprocess.Popen(
+            supervised(command),
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env=environment,
+            start_new_session=True,
+        )
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _outcome(scenario: str, case: ET.Element, log_name: str, several: bool) -> ScenarioOutcome:
+    """Return the outcome of a test case of pytest's JUnit XML; with `several` files its name begins with the file's."""
+    name = case.get("name", "")
+    test = f"{case.get('classname', '').rpartition('.')[2]}: {name}" if several else name
+    result, message = "passed", ""
+    for tag, meaning in (("skipped", "skipped"), ("failure", "failed"), ("error", "failed")):
+        for found in case.findall(tag):
+            result, message = meaning, found.get("message", "").partition("\n")[0]
+    seconds = round(float(case.get("time", 0)), 1)
+    return ScenarioOutcome(
+        scenario=scenario,
+        test=printable(test),
+        result=result,
+        seconds=seconds,
+        message=printable(message),
+        log=log_name,
+    )
+
+
+def _why_unusable(machine: Machine) -> str | None:
+    """Return why a machine cannot be used any more, or None.
+
+    Raises:
+        InfrastructureError: QEMU is gone, which nothing in the machine can do but by halting it.
+    """
+    try:
+        machine.connect(LOGIN_SECONDS)
+    except GuestError as error:
+        return str(error)
+    return None
+
+
+def _gone(scenario: str, reason: str, log_name: str) -> ScenarioOutcome:
+    message = f"it cannot be used after the packages were installed and tests ran: {reason}"
+    return ScenarioOutcome(
+        scenario=scenario, test=MACHINE, result="failed", seconds=0, message=printable(message), log=log_name
+    )
+
+
+def _own_tests(run: _Run, record: Repository, source: str) -> Iterator[ScenarioOutcome]:
+    """Run the tests of a source package of a repository, if it has some, in a restored machine of their own."""
+    stanza = _source(record, source)
+    if stanza is None:
+        log.info("%s: %s has no tests of its own", OWN_TESTS, source)
+        return
+    log.info("%s: %s %s", OWN_TESTS, source, stanza["Version"])
+    directory = f"logs/{OWN_TESTS}-{source}"
+    log_name = f"{directory}/{OWN_TESTS}.log"
+    own = partial(ScenarioOutcome, scenario=OWN_TESTS, log=log_name)
+    started = time.monotonic()
+    with run.restored(run.artifacts / directory) as machine, tempfile.TemporaryDirectory(prefix="pkgci-") as scratch:
+        if machine.run(guest.script(run.target), "fetch", timeout=INSTALL_SECONDS).status:
+            raise InfrastructureError(f"cannot read the repositories in the machine; see {directory}/apt.log")
+        try:
+            ended = _autopkgtest(run, record, stanza, machine, Path(scratch))
+            if ended.status in BROKEN and " 404 " in ended.said:
+                log.info(
+                    "the upstream has moved since the snapshot was made: its lists are loaded again, and the tests repeated"
+                )
+                machine.run(guest.script(run.target), "lists", timeout=INSTALL_SECONDS)
+                ended = _autopkgtest(run, record, stanza, machine, Path(scratch))
+        except PackageError as error:
+            ended = _Ended(None, "", str(error))
+        finally:
+            if not isinstance(sys.exception(), Aborted):
+                _keep(run.artifacts / log_name, (Path(scratch) / "log").read_bytes())
+        seconds = round(time.monotonic() - started, 1)
+        tests = [match for match in map(SUMMARY.fullmatch, ended.summary.splitlines()) if match]
+        outcomes = [
+            own(
+                test=printable(f"{source}: {match[1]}"),
+                result=RESULTS[match[2]],
+                seconds=round(seconds / len(tests), 1),
+                message=printable(match[3]),
+            )
+            for match in tests
+        ]
+        yield from outcomes
+        failed = any(outcome.result == "failed" for outcome in outcomes)
+        if ended.status in PASSED or (ended.status in FAILED and failed):
+            return
+        if ended.status not in (*FAILED, *BROKEN):
+            reason = _why_unusable(machine)
+            if reason:
+                yield _gone(OWN_TESTS, reason, log_name)
+                return
+        rest = [line for line in ended.summary.splitlines() if not SUMMARY.fullmatch(line)]
+        message = printable(ended.error or (rest or [f"status {ended.status}"])[-1])
+        if ended.status is None or ended.status in (*FAILED, *BROKEN):
+            yield own(test=source, result="failed", seconds=seconds, message=message)
+            return
+        raise InfrastructureError(f"{OWN_TESTS}: {source}: {message}; see {log_name}")
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """How autopkgtest ended, None when it was ended; its summary; why it was ended, and the end of what it said."""
+
+    status: int | None
+    summary: str
+    error: str = ""
+    said: str = ""
+
+
+def _autopkgtest(run: _Run, record: Repository, stanza: Sources, machine: Machine, scratch: Path) -> _Ended:
+    """Run autopkgtest in the sandbox, with nothing but the machine's ssh server in reach; its output goes to `scratch`/log.
+
+    Raises:
+        PackageError: it was ended at a limit.
+        InfrastructureError: the source package cannot be read, or the sandbox cannot be made.
+    """
+    files = Files()
+    for name, content in _source_files(record, stanza):
+        files.add(f"/in/{name}", content)
+    access = run.snapshot.access
+    files.add("/root/identity", access.identity.read_bytes(), 0o600)
+    limits = run.config.settings.limits.model_copy(update={"seconds": run.environment.scenario_seconds})
+    output = Path(tempfile.mkdtemp(dir=scratch))
+    with (scratch / "log").open("wb") as stream, _relay(machine.port(), output) as socket:
+        outcome = execute(
+            tools_root(run.config, run.target_name).path,
+            OWN_TESTS_SCRIPT.read_text(),
+            arguments=(access.host_key,),
+            files=files,
+            output=output,
+            limits=limits,
+            log_to=stream,
+            where=partial(contained, socket=socket),
+        )
+    summary = output / "summary"
+    text = lines(summary.read_bytes()[:FINDINGS_BYTES]) if summary.exists() else ""
+    return _Ended(outcome.status, text, said=(scratch / "log").read_bytes()[-FINDINGS_BYTES:].decode(errors="replace"))
+
+
+@contextmanager
+def _relay(port: int, directory: Path) -> Iterator[Path]:
+    """Yield a Unix socket where each connection leads to a port of this host's loopback."""
+    # relative, since what socat reads has characters of its own; the directory is not open to others
+    command = ["socat", "UNIX-LISTEN:ssh,fork,mode=666", f"TCP:127.0.0.1:{port}"]
+    process = subprocess.Popen(supervised(command), stdin=subprocess.DEVNULL, cwd=directory, start_new_session=True)
+    try:
+        end = time.monotonic() + LOGIN_SECONDS
+        while not (directory / "ssh").exists():
+            if process.poll() is not None or time.monotonic() > end:
+                raise InfrastructureError(f"socat does not listen in {directory}; see `pkgci doctor`")
+            time.sleep(0.02)
+        yield directory / "ssh"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _source(record: Repository, name: str) -> Sources | None:
+    """Return what the index of a repository says of a source package, if that says that it has tests of its own."""
+    url = f"{record.url}dists/{record.codename}/{record.component}/source/Sources"
+    try:
+        index = web.read(url, upstream=False, largest=INDEX_BYTES)
+    except web.NotFoundError:
+        return None
+    for stanza in Sources.iter_paragraphs(index, use_apt_pkg=False):
+        # dpkg-source(1) writes the field when there is debian/tests/control
+        if stanza.get("Package") == name and OWN_TESTS in re.split(r",\s*", stanza.get("Testsuite", "")):
+            return stanza
+    return None
+
+
+def _source_files(record: Repository, stanza: Sources) -> Iterator[tuple[str, bytes]]:
+    """Yield the names and contents of the files of a source package.
+
+    Raises:
+        InfrastructureError: one cannot be read, or is not what the index says.
+    """
+    for file in stanza["Checksums-Sha256"]:
+        path = f"{stanza['Directory']}/{file['name']}"
+        if not re.fullmatch(r"[\w.+~-]+(/[\w.+~-]+)*", path, re.ASCII) or ".." in path.split("/"):
+            raise InfrastructureError(f"{record.url}: the index names a file {printable(path, 200)!r}")
+        content = web.read(f"{record.url}{path}", upstream=False, largest=SOURCE_BYTES)
+        if hashlib.sha256(content).hexdigest() != file["sha256"]:
+            raise InfrastructureError(f"{record.url}{path} is not what the index says; retry later")
+        yield file["name"], content
+
+
+def _keep(path: Path, said: bytes) -> None:
+    """Keep a log, of a very long one its beginning and its end."""
+    if len(said) > LOG_BYTES:
+        half = LOG_BYTES // 2
+        said = b"%b\n[%d bytes are left out]\n%b" % (said[:half], len(said) - 2 * half, said[-half:])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(lines(said))
+
+
+def _line(outcome: ScenarioOutcome) -> str:
+    line = f"{outcome.scenario}: {outcome.test}: {outcome.result}, {outcome.seconds} s"
+    return f"{line}: {outcome.message}" if outcome.message else line
+
+
+def _write_junit(record: Systest, path: Path) -> None:
+    """Write the outcomes in the XML form that Jenkins' JUnit plugin reads: a suite a scenario."""
+    suites = ET.Element("testsuites")
+    for scenario in dict.fromkeys(outcome.scenario for outcome in record.outcomes):
+        own = [outcome for outcome in record.outcomes if outcome.scenario == scenario]
+        suite = ET.SubElement(suites, "testsuite", name=f"systest-{record.target}-{scenario}", tests=str(len(own)))
+        for result, name in (("failed", "failures"), ("skipped", "skipped")):
+            suite.set(name, str(sum(outcome.result == result for outcome in own)))
+        for outcome in own:
+            case = ET.SubElement(suite, "testcase", classname=f"systest.{record.target}.{scenario}", name=outcome.test)
+            case.set("time", str(outcome.seconds))
+            if outcome.result != "passed":
+                tag = {"failed": "failure", "skipped": "skipped"}[outcome.result]
+                ET.SubElement(case, tag, message=outcome.message).text = f"see {outcome.log}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ET.ElementTree(suites).write(path, encoding="utf-8", xml_declaration=True)
