@@ -1,4 +1,4 @@
-"""Tiny packages that are valid, made without the formats' tools, so that there can be thousands of them; and builds of them in a store."""
+"""Tiny valid packages, made without the formats' tools, so that there can be thousands; and builds of them in a store."""
 
 import gzip
 import hashlib
@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pkgci.artifacts import Package
+from pkgci.artifacts import Contents, Package, PackageContents, PackagedFile
 from pkgci.config import Config
 from pkgci.store import Entry, Record, Store, describe
 
@@ -46,11 +46,24 @@ def deb(
     }
     written = b"!<arch>\n"
     for member, data in members.items():
-        written += f"{member:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(data):<10}`\n".encode() + data + b"\n" * (len(data) % 2)
+        written += (
+            f"{member:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(data):<10}`\n".encode() + data + b"\n" * (len(data) % 2)
+        )
     path = directory / f"{name}_{version.partition(':')[2] or version}_{architecture}.deb"
     path.write_bytes(written)
     stanza = control.decode().rstrip() + f"\nFilename: ./{path.name}\n"
     path.with_suffix(".stanza").write_text(stanza)
+    said = PackageContents(
+        name=name,
+        version=version,
+        architecture=architecture,
+        file=path.name,
+        installed=0,
+        relations={field: tuple(words.split(", ")) for field, words in (fields or {}).items()},
+        scripts={},
+        files=tuple(PackagedFile(path=file, mode="-rw-r--r--", size=len(data)) for file, data in content.items()),
+    )
+    path.with_suffix(".contents").write_text(said.model_dump_json())
     return path
 
 
@@ -90,16 +103,28 @@ def dsc(directory: Path, source: str, version: str) -> list[Path]:
 
 
 def deliver_debs(
-    config: Config, place: Path, source: str, version: str, debs: Sequence[Path], *, key: str = "", target: str = "bookworm-amd64"
+    config: Config,
+    place: Path,
+    source: str,
+    version: str,
+    debs: Sequence[Path],
+    *,
+    key: str = "",
+    target: str = "bookworm-amd64",
 ) -> Entry:
     """Put a build of binary packages that `deb` made into the store, with a source package."""
     place.mkdir(parents=True, exist_ok=True)
     stanzas = place / "index.packages"
     stanzas.write_text("\n".join(path.with_suffix(".stanza").read_text() for path in debs))
-    files = [*debs, *dsc(place, source, version), stanzas]
+    contents = place / "contents.json"
+    said = [PackageContents.model_validate_json(path.with_suffix(".contents").read_bytes()) for path in debs]
+    Contents(packages=tuple(said)).write(contents)
+    files = [*debs, *dsc(place, source, version), stanzas, contents]
     packages = []
     for path in debs:
-        said = dict(line.split(": ", 1) for line in path.with_suffix(".stanza").read_text().splitlines() if line[0] != " ")
+        said = dict(
+            line.split(": ", 1) for line in path.with_suffix(".stanza").read_text().splitlines() if line[0] != " "
+        )
         packages.append(
             Package(
                 name=said["Package"],
@@ -113,7 +138,14 @@ def deliver_debs(
 
 
 def deliver(
-    config: Config, source: str, version: str, target: str, packages: Sequence[Package], files: Sequence[Path], *, key: str = ""
+    config: Config,
+    source: str,
+    version: str,
+    target: str,
+    packages: Sequence[Package],
+    files: Sequence[Path],
+    *,
+    key: str = "",
 ) -> Entry:
     """Put a build into the store, from the trees TREE."""
     described = [describe(path) for path in files]
@@ -152,11 +184,13 @@ echo {version} > %{{buildroot}}/usr/share/{name}/text
 """
 
 
-def rpmbuilt(directory: Path, name: str, version: str, release: str = "1", more: str = "") -> list[Path]:
+def rpmbuilt(
+    directory: Path, name: str, version: str, release: str = "1", more: str = "", spec: str = SPEC
+) -> list[Path]:
     """Build an RPM package and its source package by rpmbuild itself; return them."""
-    spec = directory / f"{name}.spec"
-    spec.write_text(SPEC.format(name=name, version=version, release=release, more=more))
-    words = ["rpmbuild", "-ba", "--nodeps", "-D", f"_topdir {directory}", "-D", f"_dbpath {directory}/db", str(spec)]
+    path = directory / f"{name}.spec"
+    path.write_text(spec.format(name=name, version=version, release=release, more=more))
+    words = ["rpmbuild", "-ba", "--nodeps", "-D", f"_topdir {directory}", "-D", f"_dbpath {directory}/db", str(path)]
     subprocess.run(words, check=True, capture_output=True)
     return sorted(directory.glob("*RPMS/**/*.rpm"))
 

@@ -110,9 +110,7 @@ def compile(
                         format=target.format,
                         trees=(sources.source.id, sources.packaging.id),
                         root=request.root.id,
-                        dependencies=tuple(
-                            Material(name=one.file, sha256=one.sha256) for one in dependencies.install
-                        ),
+                        dependencies=tuple(Material(name=one.file, sha256=one.sha256) for one in dependencies.install),
                         partial=partial,
                         packages=built.packages,
                         files=tuple(describe(path) for path in built.files),

@@ -1,11 +1,14 @@
 """Released repositories, as real apt and dnf see them: publication, readers, and what must hold however a run ends."""
 
+import multiprocessing
 import os
 import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import packages
@@ -15,9 +18,12 @@ from clients import Apt, dnf, free_port, run
 
 from pkgci import server
 from pkgci.config import Config
+from pkgci.errors import InfrastructureError, PackageError, PkgciError, RequestError
 from pkgci.released.audit import audit
+from pkgci.released.checks import OlderError
 from pkgci.released.records import Commit, Origin, Publication
-from pkgci.released.repository import Repository, publish
+from pkgci.released.repository import Repository, publish, rollback
+from pkgci.store import Store
 
 ORIGIN = Origin(branch="main", commits=(Commit(project="tools/hello", commit="c" * 40, tree=packages.TREE),))
 
@@ -113,7 +119,9 @@ def test_dnf_installs_what_is_published_and_then_the_next_version_with_all_signa
         put_rpm(config, built_rpm(config, "hello", "1.0", "2"))
         upgraded = dnf(tmp_path / "dnf", repo, "--refresh", "upgrade").stdout
         plain = repo.replace("mirrorlist=", "baseurl=").replace("/mirrorlist\n", "/\n")
-        listed = dnf(tmp_path / "dnf2", plain, "repoquery", "--qf", "%{name}-%{version}-%{release}.%{arch}").stdout.split()
+        listed = dnf(
+            tmp_path / "dnf2", plain, "repoquery", "--qf", "%{name}-%{version}-%{release}.%{arch}"
+        ).stdout.split()
     assert (tmp_path / "dnf/root/usr/share/hello/text").read_text() == "1.0\n"
     assert "hello-1.0-2.noarch" in upgraded
     assert set(listed) == {"hello-1.0-2.noarch", "hello-1.0-2.src", "other-3-1.noarch", "other-3-1.src"}
@@ -142,8 +150,10 @@ class Fault:
     def __call__(self, event: str, arguments: tuple) -> None:
         if not event.startswith(self.EVENTS) or not self.armed:
             return
-        if event == "open" and not (isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")) and not (
-            arguments[1] is None and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if (
+            event == "open"
+            and not (isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"))
+            and not (arguments[1] is None and arguments[2] & (os.O_WRONLY | os.O_RDWR))
         ):
             return  # reading changes nothing
         self.count += 1
@@ -204,3 +214,238 @@ def leftovers(config: Config, codename: str = "bookworm") -> list[str]:
     pool = {path.parent for path in (places[0] / "pool").glob("*/*/entry.json")}
     empty = [str(path) for path in (places[0] / "pool").glob("*/*") if path not in pool]
     return [*(path for path in hidden if not path.endswith("/.owner")), *journal, *empty, *map(str, kept ^ known)]
+
+
+def state(config: Config, codename: str = "bookworm") -> dict[str, tuple]:
+    """What readers see of a repository, and when it was changed."""
+    return {
+        str(path): (path.lstat().st_ino, path.lstat().st_mtime_ns, path.lstat().st_size)
+        for path in sorted(root(config, codename).rglob("*"))
+    }
+
+
+def refused(config: Config, error: type[PkgciError], message: str, *publications: Publication, codename="bookworm"):
+    """Publish what must be refused in one clear line, with nothing changed."""
+    before = state(config, codename)
+    with pytest.raises(error, match=message) as raised:
+        publish(config, "rocket", codename, publications)
+    assert "\n" not in str(raised.value)
+    assert state(config, codename) == before
+
+
+def test_a_lower_version_is_refused_by_the_formats_own_comparison(config):
+    put(config, built(config, "hello", "1.0-10"))
+    refused(config, OlderError, "hello 1.0-9 is lower than 1.0-10", built(config, "hello", "1.0-9"))
+    refused(config, OlderError, "hello 1.0~rc1-10 is lower", built(config, "hello", "1.0~rc1-10"))
+    put_rpm(config, built_rpm(config, "hello", "1.10"))
+    older = built_rpm(config, "hello", "1.9")
+    refused(config, OlderError, "hello 1.9-1 is lower than 1.10-1", older, codename="debianrpm")
+
+
+def test_a_lower_version_of_a_binary_package_from_another_source_is_refused(config, tmp_path):
+    put(config, built(config, "hello", "2"))
+    stolen = packages.deb(tmp_path, "hello", "1", source="thief")
+    entry = packages.deliver_debs(config, tmp_path, "thief", "1", [stolen])
+    message = r"hello 1 \(all\) of thief is lower than 2, which rocket/bookworm has from hello"
+    refused(config, OlderError, message, Publication(entry.record.key, ORIGIN))
+
+
+def test_the_same_version_with_another_content_is_refused_also_when_it_is_not_released_any_more(config):
+    put(config, built(config, "hello", "1"))
+    other = built(config, "hello", "1", files={"/usr/share/hello/text": b"other"})
+    refused(config, PackageError, r"hello 1 \(all\) of hello has another content", other)
+    put(config, built(config, "hello", "2"))
+    rollback(config, "rocket", "bookworm", 1, "broken")
+    Repository(config, "rocket", "bookworm").unhold("hello")
+    changed = built(config, "hello", "2", files={"/usr/share/hello/text": b"other"})
+    refused(config, PackageError, r"hello 2 \(all\) of hello has another content", changed)
+
+
+def test_what_the_store_did_not_build_from_a_branch_of_the_release_is_refused(config):
+    put(config, built(config, "other", "1"))
+    hello = built(config, "hello", "1")
+    foreign = ORIGIN.model_copy(update={"branch": "wild"})
+    moved = Origin(branch="main", commits=(Commit(project="tools/hello", commit="c" * 40, tree="8" * 40),))
+    refused(config, RequestError, "is not in the store", Publication("0" * 64, ORIGIN))
+    refused(config, RequestError, "is from branch wild, which release rocket", Publication(hello.key, foreign))
+    refused(config, RequestError, "is built from the trees 7{40}, not from what", Publication(hello.key, moved))
+    refused(config, RequestError, "hello for bookworm-amd64 comes twice", hello, built(config, "hello", "2"))
+    rpm = built_rpm(config, "hello", "1")
+    refused(config, RequestError, "hello 1-1 is built for debianrpm-amd64, which rocket/bookworm", rpm)
+
+
+def test_a_file_that_differs_from_its_record_is_refused(config):
+    put(config, built(config, "other", "1"))
+    hello = built(config, "hello", "1")
+    path = next(Store(config).place(hello.key).glob("*.deb"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+    refused(config, InfrastructureError, "is damaged in the store; build it again", hello)
+
+
+FILE = {"/usr/bin/tool": b"#!/bin/sh\n"}
+
+
+def test_files_that_conflict_with_another_package_of_the_release_are_refused(config):
+    put(config, built(config, "hello", "1", files=FILE))
+    clash = built(config, "clash", "1", files=FILE)
+    refused(config, PackageError, "clash 1 has the file /usr/bin/tool, which hello 1 of rocket/bookworm has too", clash)
+    both = [built(config, name, "1", files={"/usr/bin/two": b""}) for name in ("a", "b")]
+    refused(config, PackageError, "has the file /usr/bin/two", *both)
+
+
+def test_files_do_not_conflict_between_packages_that_say_so_or_once_the_file_has_moved(config):
+    put(config, built(config, "hello", "1", files=FILE))
+    put(config, built(config, "clash", "1", files=FILE, fields={"Conflicts": "hello"}))
+    put(config, built(config, "replaces", "1", files=FILE, fields={"Replaces": "clash, hello (<< 2)"}))
+    refused(config, PackageError, "replaces 1", built(config, "hello", "2", files=FILE))
+    moved = [built(config, "hello", "2"), built(config, "clash", "2"), built(config, "replaces", "2", files=FILE)]
+    assert put(config, *moved).number == 4
+
+
+def test_rpm_packages_may_share_a_file_but_not_its_place(config):
+    def at(name: str, content: str) -> Publication:
+        with tempfile.TemporaryDirectory() as scratch:
+            install = f"%install\nmkdir -p %{{{{buildroot}}}}/etc; echo {content} > %{{{{buildroot}}}}/etc/shared\n"
+            spec = packages.SPEC.replace("%install\n", install)
+            rpms = packages.rpmbuilt(Path(scratch), name, "1", spec=spec + "/etc/shared\n")
+            return Publication(packages.deliver_rpms(config, name, "1-1", rpms).record.key, ORIGIN)
+
+    put_rpm(config, at("one", "same"))
+    put_rpm(config, at("two", "same"))
+    refused(
+        config, PackageError, "three .* has the file /etc/shared, which", at("three", "other"), codename="debianrpm"
+    )
+
+
+def test_what_is_released_already_changes_nothing_and_what_comes_late_does_not_come_back(config):
+    one, two = built(config, "hello", "1"), built(config, "hello", "2")
+    put(config, two)
+    before = state(config)
+    assert put(config, two).number == 1
+    refused(config, OlderError, "hello 1 is lower than 2", one)
+    assert state(config) == before
+
+
+def test_binaries_that_a_source_no_longer_builds_go_with_its_next_publication(config, tmp_path):
+    debs = [packages.deb(tmp_path, name, "1", source="hello") for name in ("hello", "hello-doc")]
+    entry = packages.deliver_debs(config, tmp_path / "one", "hello", "1", debs)
+    put(config, Publication(entry.record.key, ORIGIN))
+    put(config, built(config, "hello", "2"))
+    apt = Apt(tmp_path / "apt", (root(config) / "pkgci.sources").read_text())
+    with server.serve(config):
+        apt("update")
+        gone = apt("download", "hello-doc", check=False)
+        apt("download", "hello=2")
+    assert "Unable to locate package hello-doc" in gone.stderr
+
+
+def test_a_rollback_is_a_new_generation_and_a_hold_that_publication_respects(config, tmp_path):
+    put(config, built(config, "hello", "1"), built(config, "other", "1"))
+    put(config, built(config, "hello", "2"))
+    third = put(config, built(config, "other", "2"))
+    back = rollback(config, "rocket", "bookworm", 1, "it eats disks", ["hello"])
+    assert (back.number, back.kind, back.reason) == (4, "rollback", "it eats disks")
+    assert back.stamp > third.stamp
+    apt = Apt(tmp_path / "apt", (root(config) / "pkgci.sources").read_text())
+    with server.serve(config):
+        apt("update")
+        apt("download", "hello=1", "other=2")
+    three = built(config, "hello", "3")
+    message = (
+        r"hello is on hold since generation 4 of rocket/bookworm: it eats disks; `pkgci repo unhold rocket/bookworm"
+    )
+    refused(config, RequestError, message, three)
+    put(config, built(config, "other", "3"))
+    Repository(config, "rocket", "bookworm").unhold("hello")
+    assert put(config, three).number == 6
+    assert not faults(config)
+
+
+def test_a_lost_or_damaged_index_is_made_again_and_gives_the_same_metadata(config):
+    put(config, *(built(config, f"p{number}", "1") for number in range(12)))
+    put(config, built(config, "p3", "2"))
+    rollback(config, "rocket", "bookworm", 1, "why not")
+    repository = Repository(config, "rocket", "bookworm")
+    index = repository.place / "index.sqlite"
+    lists = {}
+    for damage in (lambda: None, index.unlink, lambda: index.write_bytes(b"no database" * 1000)):
+        damage()
+        with repository.opened():
+            lists[damage] = [
+                repository.index.get(f"list {name}") for name in repository.form.lists(repository._at(1, None, 0))
+            ]
+            assert repository.index.live_at(3) == repository.index.live_at(1) != repository.index.live_at(2)
+    first, *others = lists.values()
+    assert all(first)
+    assert all(other == first for other in others)
+    Repository(config, "rocket", "bookworm").unhold("p3")
+    assert put(config, built(config, "p3", "3")).number == 4
+    assert not faults(config)
+
+
+def test_former_generations_go_once_no_reader_can_be_at_them_with_all_that_only_they_had(gnupg, tmp_path, monkeypatch):
+    config = configure(tmp_path, gnupg, keep_generations=2, keep_hours=72)
+    for version in range(1, 6):
+        put(config, built(config, "hello", str(version)))
+    assert len(list((root(config) / "generations").iterdir())) == 5
+    monkeypatch.setattr("pkgci.released.repository.time.time", lambda: time.time_ns() / 1e9 + 73 * 3600)
+    put(config, built(config, "hello", "6"))
+    assert sorted(path.name for path in (root(config) / "generations").iterdir()) == ["4", "5", "6"]
+    versions = sorted(path.name for path in (root(config) / "pool").glob("hello/*/*.deb"))
+    assert versions == [f"hello_{version}_all.deb" for version in (4, 5, 6)]
+    assert len(list((root(config) / "by-hash/SHA256").iterdir())) == 3 * 2 * 2
+    assert not faults(config)
+    with pytest.raises(RequestError, match="generation 2 of rocket/bookworm is not kept any more"):
+        rollback(config, "rocket", "bookworm", 2, "why")
+    assert [path.name for path in sorted((root(config) / "log").iterdir())] == [
+        f"{number}.json" for number in range(1, 7)
+    ]
+
+
+def _hold_lock(config: Config, ready, end) -> None:
+    with Repository(config, "rocket", "bookworm").opened():
+        ready.set()
+        end.wait()
+
+
+def test_who_waits_for_the_lock_says_who_holds_it_and_gives_up_with_exit_3(gnupg, tmp_path):
+    config = configure(tmp_path, gnupg, wait_seconds=0)
+    publication = built(config, "hello", "1")
+    context = multiprocessing.get_context("fork")
+    ready, end = context.Event(), context.Event()
+    holder = context.Process(target=_hold_lock, args=(config, ready, end))
+    holder.start()
+    ready.wait(30)
+    with pytest.raises(
+        InfrastructureError, match=f"repository rocket/bookworm is still held by process {holder.pid} on"
+    ):
+        put(config, publication)
+    end.set()
+    holder.join()
+    assert put(config, publication).number == 1
+
+
+def _publish_each(config: Config, publications: list[Publication]) -> None:
+    for publication in publications:
+        put(config, publication)
+
+
+def test_twenty_processes_publish_a_hundred_packages_and_all_are_there_in_order(config):
+    publications = [built(config, f"package-{number}", "1") for number in range(100)]
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_publish_each, args=(config, publications[start::20])) for start in range(20)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 20
+    repository = Repository(config, "rocket", "bookworm")
+    generations = [repository.generation(number) for number in range(1, 101)]
+    assert repository.current() == generations[-1]
+    assert all(later.stamp > earlier.stamp for earlier, later in pairwise(generations))
+    assert {build.source for one in generations for build in one.added} == {f"package-{one}" for one in range(100)}
+    assert len(list(repository.form.read(repository.root / "current", repository.key))) == 300
+    assert not list(audit(repository))

@@ -104,9 +104,7 @@ def client(url: str, codename: str, public_key: str) -> str:
     return f"Types: deb deb-src\nURIs: {url}\nSuites: {codename}\nComponents: {COMPONENT}\nSigned-By:\n{signed_by}"
 
 
-def release(
-    codename: str, architectures: Sequence[str], label: str, date: datetime, listed: Sequence[str]
-) -> bytes:
+def release(codename: str, architectures: Sequence[str], label: str, date: datetime, listed: Sequence[str]) -> bytes:
     """Return a `Release` file; `listed` are its lines about index files."""
     head = {
         "Origin": label,

@@ -49,6 +49,30 @@ class Offered:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Relation:
+    """What a package says of another one: its name, and a comparison with its version where there is one."""
+
+    name: str
+    operator: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """What is in a binary package, as far as it decides whether it can be installed beside another one.
+
+    `files` has for each path what two packages must have in common to share it; empty when they cannot. `apart` are
+    packages that it is never installed with, or whose files it may replace.
+    """
+
+    name: str
+    version: str
+    files: Mapping[str, str]
+    provides: frozenset[str]
+    apart: tuple[Relation, ...]
+
+
 class Form(Protocol):
     """The verbs of a format. `links` are symbolic links below the repository's root, which lead through `current`; `shared`
     are the directories with metadata files of all generations."""
@@ -63,8 +87,11 @@ class Form(Protocol):
     def prepare(self, entry: Entry, place: Place) -> dict[str, Path]:
         """Return the files of a build that are linked into the pool, by name."""
 
-    def stanzas(self, entry: Entry, directory: str, place: Place) -> tuple[list[Stanza], list[str]]:
-        """Return what the index says of a build in the pool's `directory`, and the paths of its packages' files."""
+    def stanzas(self, entry: Entry, directory: str, place: Place) -> list[Stanza]:
+        """Return what the index says of a build in the pool's `directory`."""
+
+    def packaged(self, entry: Entry) -> list[Packaged]:
+        """Return what is in a build's binary packages."""
 
     def frame(self, name: str, count: int) -> tuple[bytes, bytes]:
         """Return what stands before and after the stanzas of a metadata file of `count` packages."""

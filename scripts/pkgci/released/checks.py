@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 from pkgci.errors import InfrastructureError, PackageError, RequestError
 from pkgci.formats import FORMATS
 from pkgci.formats.base import WORD
+from pkgci.released.base import Packaged, Relation
 from pkgci.released.records import Origin, Publication
 from pkgci.store import Entry, Store
 
@@ -78,7 +80,9 @@ def changes(repository: "Repository", entries: Sequence[tuple[Entry, Origin]]) -
             raise RequestError(f"{record.package} for {record.target} comes twice in one publication")
         seen.add((record.package, record.target))
         former = repository.index.live(record.package, record.target)
-        there = {(one.file.rpartition("/")[2], one.sha256) for key, *_ in former for one in repository.index.packages_of(key)}
+        there = {
+            (one.file.rpartition("/")[2], one.sha256) for key, *_ in former for one in repository.index.packages_of(key)
+        }
         if there == {(one.file, one.sha256) for one in record.packages}:
             continue
         hold = held.get(record.package)
@@ -90,7 +94,60 @@ def changes(repository: "Repository", entries: Sequence[tuple[Entry, Origin]]) -
         _compare(repository, entry)
         added.append((entry, origin))
         removed += [key for key, *_ in former]
+    _conflicts(repository, [entry for entry, _ in added], removed)
     return Changes(tuple(added), tuple(removed))
+
+
+def _conflicts(repository: "Repository", entries: Sequence[Entry], removed: Sequence[str]) -> None:
+    """Refuse a package with a file that a package of another build has, if both can be installed together."""
+    form, index = repository.form, repository.index
+    contents = {entry.record.key: form.packaged(entry) for entry in entries}
+    for entry in entries:
+        paths = {path for package in contents[entry.record.key] for path in package.files}
+        for key in index.neighbours(paths, without={entry.record.key, *removed}):
+            known = index.build(key)
+            if known and key not in contents:
+                contents[key] = form.packaged(repository.entry(key, known[0]))
+    new = {entry.record.key for entry in entries}
+    for key in new:
+        for other in sorted(contents.keys() - {key}):
+            for one, two in product(contents[key], contents[other]):
+                _conflict(repository, one, two)
+
+
+def _conflict(repository: "Repository", one: Packaged, two: Packaged) -> None:
+    if one.name == two.name or _apart(repository, one, two) or _apart(repository, two, one):
+        return
+    for path in sorted(one.files.keys() & two.files.keys()):
+        if not one.files[path] or one.files[path] != two.files[path]:
+            raise PackageError(
+                f"{one.name} {one.version} has the file {ascii(path)[1:-1][:200]}, which {two.name} {two.version} of "
+                f"{repository.name} has too; say in one of them that it conflicts with or replaces the other"
+            )
+
+
+def _apart(repository: "Repository", one: Packaged, two: Packaged) -> bool:
+    """Return whether a package says that it is not installed together with another, or replaces its files."""
+    return any(
+        (relation.name == two.name and _holds(repository, relation, two.version))
+        or (relation.name in two.provides and not relation.operator)
+        for relation in one.apart
+    )
+
+
+def _holds(repository: "Repository", relation: Relation, version: str) -> bool:
+    if not all(WORD.fullmatch(one) for one in (version, relation.version or "0")):
+        return False
+    newer = FORMATS[repository.format].newer
+    above, below = newer(version, relation.version), newer(relation.version, version)
+    return {
+        "": True,
+        "<<": below,
+        "<=": not above,
+        "=": not above and not below,
+        ">=": not below,
+        ">>": above,
+    }[relation.operator]
 
 
 def _compare(repository: "Repository", entry: Entry) -> None:

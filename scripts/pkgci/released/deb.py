@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,16 +11,19 @@ from pathlib import Path
 import zstandard
 from debian.deb822 import Deb822, Release
 
+from pkgci.artifacts import Contents
 from pkgci.command import run
 from pkgci.errors import InfrastructureError
-from pkgci.formats import apt
-from pkgci.released.base import Offered, Place, Written
+from pkgci.formats import apt, contents
+from pkgci.released.base import Offered, Packaged, Place, Relation, Written
 from pkgci.released.index import Stanza
 from pkgci.released.key import ReleaseKey
 from pkgci.store import Entry
 
 COMPRESSIONS = ("plain", "gz", "zst")
 BY_HASH = "by-hash/SHA256"
+# Debian Policy, 7.1; without what it says of architectures
+RELATION = re.compile(r"([A-Za-z0-9][A-Za-z0-9+.-]*)(?::\S+)?(?: *\((<<|<=|=|>=|>>) *([^\s)]+)\))?")
 SOURCES = f"{apt.COMPONENT}/source/Sources"
 
 
@@ -34,24 +38,48 @@ class Deb:
         """Return the metadata files' names below `dists/CODENAME/`."""
         return [*(_packages(one) for one in place.architectures), SOURCES]
 
-    def prepare(self, entry: Entry, place: Place) -> dict[str, Path]:
-        """Return the files of a build that are linked into the pool, by name: all of them, as the store has them."""
-        return {file.name: entry.directory / file.name for file in entry.record.files}
+    def prepare(self, entry: Entry, _place: Place) -> dict[str, Path]:
+        """Return the files of a build that are linked into the pool, by name: as the store has them."""
+        names = {file.name for file in entry.record.files} & {*apt.pool(entry), apt.STANZAS, contents.NAME}
+        return {name: entry.directory / name for name in sorted(names)}
 
-    def stanzas(self, entry: Entry, directory: str, place: Place) -> tuple[list[Stanza], list[str]]:
-        """Return what the index says of a build in the pool's `directory`, and the paths of its packages' files."""
+    def stanzas(self, entry: Entry, directory: str, place: Place) -> list[Stanza]:
+        """Return what the index says of a build in the pool's `directory`."""
         paths = {name: f"{directory}/{name}" for name in apt.pool(entry)}
         found = []
         for stanza in apt.binaries(entry, paths):
             own = str(stanza["Architecture"])
             text = f"{stanza.dump()}\n".encode()
-            for architecture in place.architectures if own == "all" else [own]:
-                found.append(Stanza(_packages(architecture), str(stanza["Filename"]), text))
-        for stanza in apt.sources(entry, paths):
-            found.append(Stanza(SOURCES, str(stanza["Package"]), f"{stanza.dump()}\n".encode()))
-        return found, []
+            architectures = place.architectures if own == "all" else [own]
+            found += [Stanza(_packages(one), str(stanza["Filename"]), text) for one in architectures]
+        sources = apt.sources(entry, paths)
+        found += [Stanza(SOURCES, str(stanza["Package"]), f"{stanza.dump()}\n".encode()) for stanza in sources]
+        return found
 
-    def frame(self, name: str, count: int) -> tuple[bytes, bytes]:
+    def packaged(self, entry: Entry) -> list[Packaged]:
+        """Return what is in a build's binary packages, by what its sandbox read of them.
+
+        Source: Debian Policy, 7.4 and 7.6: who conflicts with or replaces another package may have its files.
+        """
+        if not any(file.name == contents.NAME for file in entry.record.files):
+            return []
+        return [
+            Packaged(
+                name=one.name,
+                version=one.version,
+                files={file.path: "" for file in one.files if not file.mode.startswith("d")},
+                provides=frozenset(words.split()[0] for words in one.relations.get("Provides", ()) if words.split()),
+                apart=tuple(
+                    Relation(*found.groups(default=""))
+                    for field in ("Conflicts", "Replaces")
+                    for found in map(RELATION.match, one.relations.get(field, ()))
+                    if found
+                ),
+            )
+            for one in Contents.read(entry.directory / contents.NAME).packages
+        ]
+
+    def frame(self, _name: str, _count: int) -> tuple[bytes, bytes]:
         """Return what stands before and after the stanzas of a metadata file: nothing."""
         return b"", b""
 

@@ -26,6 +26,7 @@ from pkgci.errors import InfrastructureError
 SCHEMA = 1
 TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+INSERT INTO meta VALUES ('schema', 1), ('generation', 0);
 CREATE TABLE builds (key TEXT PRIMARY KEY, source TEXT, target TEXT, version TEXT) WITHOUT ROWID;
 CREATE TABLE lives (key TEXT, since INTEGER, until INTEGER, PRIMARY KEY (key, since)) WITHOUT ROWID;
 CREATE INDEX lives_until ON lives (until);
@@ -50,6 +51,11 @@ COMPRESSIONS: Mapping[str, Callable[[bytes], bytes]] = {
     "plain": bytes,
     "gz": lambda data: gzip.compress(data, 6, mtime=0),
     "zst": lambda data: zstandard.ZstdCompressor(level=6).compress(data),
+}
+JOIN = {
+    "plain": "SELECT plain FROM chunks WHERE list = ? ORDER BY first",
+    "gz": "SELECT gz FROM chunks WHERE list = ? ORDER BY first",
+    "zst": "SELECT zst FROM chunks WHERE list = ? ORDER BY first",
 }
 
 
@@ -95,9 +101,7 @@ class Index:
         self._database.execute("PRAGMA synchronous = FULL")
         if not self._one("SELECT count(*) FROM sqlite_master"):
             # one transaction: whoever is killed here leaves an empty file
-            self._database.executescript(
-                f"BEGIN; {TABLES} INSERT INTO meta VALUES ('schema', {SCHEMA}), ('generation', 0); COMMIT;"
-            )
+            self._database.executescript(f"BEGIN; {TABLES} COMMIT;")
         if self._one("SELECT value FROM meta WHERE name = 'schema'") != SCHEMA:
             raise sqlite3.DatabaseError("of another version of pkgci")
 
@@ -178,12 +182,8 @@ class Index:
 
     def neighbours(self, paths: Collection[str], without: Collection[str]) -> set[str]:
         """Return the keys of the builds that may have one of these paths, by their hashes, but those of `without`."""
-        found: set[str] = set()
-        hashes = sorted(map(_hash, paths))
-        for start in range(0, len(hashes), 500):
-            part = hashes[start : start + 500]
-            marks = ",".join("?" * len(part))
-            found.update(key for (key,) in self._database.execute(f"SELECT key FROM paths WHERE hash IN ({marks})", part))
+        query = "SELECT DISTINCT key FROM paths WHERE hash IN (SELECT value FROM json_each(?))"
+        found = {key for (key,) in self._database.execute(query, [json.dumps([_hash(path) for path in paths])])}
         return found.difference(without)
 
     def get(self, name: str):
@@ -242,11 +242,10 @@ class Index:
                 # what was behind it goes to the chunk before
                 self._database.execute("DELETE FROM chunks WHERE list = ? AND first = ?", [name, source])
                 made.pop(source, None)
-            elif begins:
-                if self._one("SELECT 1 FROM chunks WHERE list = ? AND first = ?", name, source) is None:
-                    before = self._first(name, source)
-                    self._database.execute("INSERT INTO chunks (list, first) VALUES (?, ?)", [name, source])
-                    made[before] = b""
+            elif begins and self._one("SELECT 1 FROM chunks WHERE list = ? AND first = ?", name, source) is None:
+                before = self._first(name, source)
+                self._database.execute("INSERT INTO chunks (list, first) VALUES (?, ?)", [name, source])
+                made[before] = b""
             made[self._first(name, source)] = b""
         for first in made:
             made[first] = self._compress(name, first)
@@ -254,8 +253,7 @@ class Index:
 
     def join(self, name: str, compression: str) -> Iterator[bytes]:
         """Yield a metadata file, as `compression` has it, in parts."""
-        query = f"SELECT {compression} FROM chunks WHERE list = ? ORDER BY first"
-        for (part,) in self._database.execute(query, [name]):
+        for (part,) in self._database.execute(JOIN[compression], [name]):
             yield part
 
     def count(self, name: str) -> int:
@@ -265,9 +263,8 @@ class Index:
     def wrote(self, current: Iterable[str]) -> None:
         """Note the files that this generation's metadata consist of; what the former one had beyond them is not needed."""
         names = list(current)
-        marks = ",".join("?" * len(names))
-        query = f"UPDATE written SET until = ? WHERE until IS NULL AND path NOT IN ({marks})"
-        self._database.execute(query, [self.generation, *names])
+        query = "UPDATE written SET until = ? WHERE until IS NULL AND path NOT IN (SELECT value FROM json_each(?))"
+        self._database.execute(query, [self.generation, json.dumps(names)])
         self._database.executemany("INSERT OR REPLACE INTO written VALUES (?, NULL)", ([name] for name in names))
 
     def files(self) -> list[str]:

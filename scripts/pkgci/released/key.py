@@ -81,7 +81,9 @@ class ReleaseKey:
         """A directory with the public key as gpgv, rpm and users want it; made anew when the key's keyring changed."""
         rings = [path.stat() for path in (self._home / "pubring.kbx", self._home / "pubring.gpg") if path.exists()]
         if not rings:
-            raise InfrastructureError(f"{self._home} has no keyring; `released.gnupg_home` in the configuration names it")
+            raise InfrastructureError(
+                f"{self._home} has no keyring; `released.gnupg_home` in the configuration names it"
+            )
         final = self._place / f"key-{self.fingerprint}-{max(stat.st_mtime_ns for stat in rings)}"
         if not final.exists():
             new = final.with_name(f".{final.name}.{os.getpid()}")

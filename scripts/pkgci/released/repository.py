@@ -74,7 +74,9 @@ class Repository:
         formats = {target.format for target in self.targets.values()}
         if len(formats) != 1:
             known = ", ".join(sorted({target.codename for target in targets.values()}))
-            raise RequestError(f"release {release} has no targets of one format with codename {codename[:80]!r}: {known}")
+            raise RequestError(
+                f"release {release} has no targets of one format with codename {codename[:80]!r}: {known}"
+            )
         self.format = formats.pop()
         self.form = FORMS[self.format]
         self.root = config.data / "repositories" / release / codename
@@ -250,13 +252,15 @@ class Repository:
                 for build in last.removed:
                     index.remove(build.key)
                 for build in last.added:
-                    packages = [(one.name, one.architecture, one.version, one.sha256, one.file) for one in build.packages]
+                    packages = [
+                        (one.name, one.architecture, one.version, one.sha256, one.file) for one in build.packages
+                    ]
                     index.add(build.key, (build.source, build.target, build.version), packages)
             if last:
                 place = self._at(last.number, last.time, last.stamp)
                 for key, source, *_ in index.live():
                     entry = self.entry(key, source)
-                    index.fill(key, source, *self.form.stanzas(entry, self.directory(source, key), place))
+                    self._fill(entry, place)
                 kept = [int(path.name) for path in (self.root / "generations").glob("[0-9]*")]
                 shared = {path.relative_to(self.root).as_posix() for path in self._shared_files()}
                 index.wrote(shared)
@@ -277,7 +281,9 @@ class Repository:
         pointer = self._pointer()
         if same and generation == pointer + 1 and (self.root / "generations" / str(generation)).is_dir():
             record = self.generation(generation)
-            log.info("repository %s: generation %s was made by a run that was killed; it is finished", self.name, generation)
+            log.info(
+                "repository %s: generation %s was made by a run that was killed; it is finished", self.name, generation
+            )
             self._point(generation, self._at(generation, record.time, record.stamp))
         elif not same or generation != pointer:
             self.rebuild()
@@ -365,7 +371,13 @@ class Repository:
             (one.name, one.architecture, one.version, one.sha256, f"{directory}/{one.file}") for one in record.packages
         ]
         self.index.add(record.key, (record.package, record.target, record.version), packages)
-        self.index.fill(record.key, record.package, *self.form.stanzas(entry, directory, place))
+        self._fill(entry, place)
+
+    def _fill(self, entry: Entry, place: Place) -> None:
+        record = entry.record
+        stanzas = self.form.stanzas(entry, self.directory(record.package, record.key), place)
+        paths = {path for package in self.form.packaged(entry) for path in package.files}
+        self.index.fill(record.key, record.package, stanzas, paths)
 
     def _write_lists(self, place: Place, sources: Iterable[str] | None) -> list[Written]:
         """Write the metadata files, joined from chunks, into what all generations share."""
@@ -459,6 +471,47 @@ class Repository:
     def _errors(self) -> Iterator[None]:
         with errors(self.place / "index.sqlite"):
             yield
+
+
+def rollback(
+    config: Config, release: str, codename: str, number: int, reason: str, sources: Sequence[str] = ()
+) -> Generation:
+    """Put packages back to what a former generation had, as a new generation, and put them on hold.
+
+    Args:
+        config: the configuration.
+        release: the release's name.
+        codename: the targets' codename.
+        number: the former generation.
+        reason: why, in one line, for who publishes the package next.
+        sources: these source packages only; all by default.
+
+    Returns:
+        The new generation.
+
+    Raises:
+        RequestError: there is no such generation any more, or nothing differs from it.
+        InfrastructureError: the lock is held for too long, key or file system fail.
+    """
+    repository = Repository(config, release, codename)
+    with repository.opened():
+        repository.generation(number)
+        if not (repository.root / "generations" / str(number)).is_dir():
+            raise RequestError(f"generation {number} of {repository.name} is not kept any more: its packages are gone")
+        then, now = repository.index.live_at(number), repository.index.live_at(repository.index.generation)
+        differ = [repository.released(key) for key in sorted(then ^ now)]
+        chosen = [build for build in differ if not sources or build.source in sources]
+        if not chosen:
+            raise RequestError(f"{repository.name} has the same builds as generation {number}; nothing to put back")
+        unknown = sorted(set(sources) - {build.source for build in chosen})
+        if unknown:
+            raise RequestError(f"{ascii(unknown[0])[1:101]} is in {repository.name} as in generation {number} already")
+        # first: whoever publishes while this run is killed must not bring back what it takes away
+        for source in {build.source for build in chosen}:
+            repository.hold(source, reason, repository.index.generation + 1)
+        added = [(repository.entry(build.key, build.source), None) for build in chosen if build.key in then]
+        removed = [build.key for build in chosen if build.key in now]
+        return repository.commit(added, removed, "rollback", reason)
 
 
 def publish(config: Config, release: str, codename: str, publications: Sequence[Publication]) -> Generation:

@@ -19,7 +19,7 @@ import createrepo_c
 from pkgci.disk import fsync_all
 from pkgci.errors import InfrastructureError
 from pkgci.formats import repomd
-from pkgci.released.base import Offered, Place, Written
+from pkgci.released.base import Offered, Packaged, Place, Relation, Written
 from pkgci.released.index import Stanza
 from pkgci.released.key import ReleaseKey
 from pkgci.store import Entry
@@ -30,6 +30,7 @@ LISTS: Mapping[str, str] = {
     "filelists": f'filelists xmlns="{NAMESPACE}/filelists"',
     "other": f'otherdata xmlns="{NAMESPACE}/other"',
 }
+OPERATORS = {"LT": "<<", "LE": "<=", "EQ": "=", "GE": ">=", "GT": ">>"}
 REPOMD = "repodata/repomd.xml"
 
 
@@ -45,7 +46,7 @@ class Rpm:
         "mirrorlist": "current/mirrorlist",
     }
 
-    def lists(self, place: Place) -> list[str]:
+    def lists(self, _place: Place) -> list[str]:
         """Return the metadata files' types."""
         return list(LISTS)
 
@@ -58,15 +59,38 @@ class Rpm:
             for file in entry.record.files
         }
 
-    def stanzas(self, entry: Entry, directory: str, place: Place) -> tuple[list[Stanza], list[str]]:
-        """Return what the index says of a build in the pool's `directory`, and the paths of its packages' files."""
-        found, paths = [], []
+    def stanzas(self, entry: Entry, directory: str, _place: Place) -> list[Stanza]:
+        """Return what the index says of a build in the pool's `directory`."""
+        found = []
         for package in repomd.packages(entry, {name: f"{directory}/{name}" for name in repomd.pool(entry)}):
-            texts = dict(zip(LISTS, createrepo_c.xml_dump(package), strict=True))
-            found += [Stanza(kind, package.location_href, text.encode()) for kind, text in texts.items()]
-            if package.arch != "src":
-                paths += [f"{folder}{file}" for kind, folder, file, *_ in package.files if kind != "dir"]
-        return found, paths
+            texts = zip(LISTS, createrepo_c.xml_dump(package), strict=True)
+            found += [Stanza(kind, package.location_href, text.encode()) for kind, text in texts]
+        return found
+
+    def packaged(self, entry: Entry) -> list[Packaged]:
+        """Return what is in a build's binary packages, by their headers. Two packages may have the same file."""
+        return [
+            Packaged(
+                name=package.name,
+                version=f"{package.epoch or 0}:{package.version}-{package.release}",
+                files={
+                    f"{folder}{name}": digest or "without content"
+                    for kind, folder, name, digest in package.files
+                    if kind == ""
+                },
+                provides=frozenset(name for name, *_ in package.provides),
+                apart=tuple(
+                    Relation(
+                        name,
+                        OPERATORS.get(flags or "", ""),
+                        f"{epoch or 0}:{version}-{release or ''}".removesuffix("-"),
+                    )
+                    for name, flags, epoch, version, release, _ in [*package.conflicts, *package.obsoletes]
+                ),
+            )
+            for package in repomd.packages(entry, {name: name for name in repomd.pool(entry)})
+            if package.arch != "src"
+        ]
 
     def frame(self, name: str, count: int) -> tuple[bytes, bytes]:
         """Return the root element of a metadata file, its beginning and its end."""
