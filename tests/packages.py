@@ -111,6 +111,7 @@ def deliver_debs(
     *,
     key: str = "",
     target: str = "bookworm-amd64",
+    tree: str = TREE,
 ) -> Entry:
     """Put a build of binary packages that `deb` made into the store, with a source package."""
     place.mkdir(parents=True, exist_ok=True)
@@ -134,7 +135,7 @@ def deliver_debs(
                 sha256=describe(path).sha256,
             )
         )
-    return deliver(config, source, version, target, packages, files, key=key)
+    return deliver(config, source, version, target, packages, files, key=key, tree=tree)
 
 
 def deliver(
@@ -146,10 +147,11 @@ def deliver(
     files: Sequence[Path],
     *,
     key: str = "",
+    tree: str = TREE,
 ) -> Entry:
-    """Put a build into the store, from the trees TREE."""
+    """Put a build into the store, from one tree."""
     described = [describe(path) for path in files]
-    made_from = [source, version, target, *sorted(file.sha256 for file in described)]
+    made_from = [source, version, target, tree, *sorted(file.sha256 for file in described)]
     key = key or hashlib.sha256("\n".join(made_from).encode()).hexdigest()
     record = Record(
         key=key,
@@ -158,7 +160,7 @@ def deliver(
         version=version,
         target=target,
         format=config.target(target).format,
-        trees=(TREE, TREE),
+        trees=(tree, tree),
         packages=tuple(packages),
         files=tuple(described),
     )

@@ -3,6 +3,7 @@
 Modules are imported by the subcommand that needs them, so that each starts fast.
 """
 
+import importlib
 import logging
 import os
 import signal
@@ -296,6 +297,26 @@ def clean(yes: bool) -> None:
         click.echo(line)
 
 
+class Lazy(click.Group):
+    """Imports a group of commands when it is used."""
+
+    def __init__(self, module: str, name: str, help: str) -> None:
+        super().__init__(name, help=help)
+        self._module = module
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Return the names of its commands."""
+        return self._group.list_commands(context)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Return one of them."""
+        return self._group.get_command(context, name)
+
+    @property
+    def _group(self) -> click.Group:
+        return getattr(importlib.import_module(self._module), str(self.name))
+
+
 def _add_jobs() -> None:
     from pkgci.jobs import jobs
 
@@ -303,3 +324,4 @@ def _add_jobs() -> None:
 
 
 _add_jobs()
+main.add_command(Lazy("pkgci.repo", "repo", "Look after a released repository, named RELEASE/CODENAME."))

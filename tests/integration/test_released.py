@@ -7,21 +7,24 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 
 import packages
 import pytest
+import trees
 import yaml
 from clients import Apt, dnf, free_port, run
 
-from pkgci import server
+from pkgci import repository, server
+from pkgci.change import Change
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError, PackageError, PkgciError, RequestError
+from pkgci.publish import publish as publish_job
 from pkgci.released.audit import audit
 from pkgci.released.checks import OlderError
-from pkgci.released.records import Commit, Origin, Publication
+from pkgci.released.records import Commit, Generation, Origin, Provenance, Publication
 from pkgci.released.repository import Repository, publish, rollback
 from pkgci.store import Store
 
@@ -40,7 +43,9 @@ def gnupg():
         run("gpgconf", "--homedir", home, "--kill", "gpg-agent")
 
 
-def configure(place: Path, gnupg: tuple[str, str], **released: object) -> Config:
+def configure(
+    place: Path, gnupg: tuple[str, str], top: Mapping[str, object] | None = None, **released: object
+) -> Config:
     etc = place / "etc"
     (etc / "targets").mkdir(parents=True)
     (etc / "releases").mkdir()
@@ -48,6 +53,7 @@ def configure(place: Path, gnupg: tuple[str, str], **released: object) -> Config
         "url": f"http://127.0.0.1:{free_port()}/",
         "paths": {"data": str(place / "data"), "cache": str(place / "cache")},
         "released": {"gnupg_home": gnupg[0], "key": gnupg[1], **released},
+        **(top or {}),
     }
     (etc / "config.yaml").write_text(yaml.safe_dump(settings))
     for form, codename in (("deb", "bookworm"), ("rpm", "debianrpm")):
@@ -63,11 +69,11 @@ def config(tmp_path: Path, gnupg) -> Config:
     return configure(tmp_path, gnupg)
 
 
-def built(config: Config, name: str, version: str, **more) -> Publication:
+def built(config: Config, name: str, version: str, tree: str = packages.TREE, **more) -> Publication:
     """Put a build of one DEB package into the store; return what publishes it."""
     with tempfile.TemporaryDirectory() as scratch:
         deb = packages.deb(Path(scratch), name, version, source=more.pop("source", ""), **more)
-        entry = packages.deliver_debs(config, Path(scratch), name, version, [deb])
+        entry = packages.deliver_debs(config, Path(scratch), name, version, [deb], tree=tree)
     return Publication(entry.record.key, ORIGIN)
 
 
@@ -80,11 +86,11 @@ def built_rpm(config: Config, name: str, version: str, release: str = "1", more:
 
 
 def put(config: Config, *publications: Publication):
-    return publish(config, "rocket", "bookworm", publications)
+    return publish(config, "rocket", "bookworm", publications).generation
 
 
 def put_rpm(config: Config, *publications: Publication):
-    return publish(config, "rocket", "debianrpm", publications)
+    return publish(config, "rocket", "debianrpm", publications).generation
 
 
 def root(config: Config, codename: str = "bookworm") -> Path:
@@ -131,7 +137,7 @@ def test_dnf_installs_what_is_published_and_then_the_next_version_with_all_signa
 def faults(config: Config, codename: str = "bookworm") -> list[str]:
     """What a reader finds wrong in any generation that is kept."""
     repository = Repository(config, "rocket", codename)
-    return [*audit(repository), *audit(repository, "generations/[0-9]*")]
+    return [*audit(repository), *audit(repository, everything=True)]
 
 
 class Fault:
@@ -179,29 +185,54 @@ def killed_at(number: int, work: Callable[[], object]) -> int | None:
     return int(said) if said else None
 
 
-def test_killed_at_any_point_readers_see_the_old_or_the_new_and_the_next_run_succeeds(config, tmp_path):
-    put(config, built(config, "hello", "1.0-1"), built(config, "other", "3"))
-    saved = tmp_path / "saved"
+def killed_everywhere(config: Config, codename: str, work: Callable[[], Generation], place: Path) -> int:
+    """Kill `work`, which makes generation 2, at each of its fault points; return how many there are.
+
+    After each the repository is whole for a reader, the next run succeeds, and nothing is left over. Every tenth time
+    apt or dnf itself looks.
+    """
+    saved, points, number, seen = place / "saved", None, 0, set()
     shutil.copytree(config.data, saved, symlinks=True)
-    publication = built(config, "hello", "1.0-2")
-    shutil.copytree(config.data / "store", saved / "store", dirs_exist_ok=True)
-    seen = set()
-    number = 0
-    points = None
     while points is None:
         number += 1
         shutil.rmtree(config.data)
         shutil.copytree(saved, config.data, symlinks=True)
-        points = killed_at(number, lambda: put(config, publication))
-        assert not faults(config), number
-        seen.add(os.readlink(root(config) / "current"))
-        assert put(config, publication).number == 2
-        assert not faults(config), number
-        assert leftovers(config) == [], number
+        points = killed_at(number, work)
+        assert not faults(config, codename), number
+        if number % 10 == 0:
+            look(config, codename, place / f"client-{number}")
+        seen.add(os.readlink(root(config, codename) / "current"))
+        assert work().number == 2, number
+        assert not faults(config, codename), number
+        assert leftovers(config, codename) == [], number
+    assert seen == {"generations/1", "generations/2"}
+    return points
+
+
+def look(config: Config, codename: str, place: Path) -> None:
+    """Let apt or dnf download what the repository offers as `hello`."""
+    with server.serve(config):
+        if codename == "bookworm":
+            apt = Apt(place, (root(config) / "pkgci.sources").read_text())
+            apt("update", "-o", "APT::Update::Error-Mode=any")
+            apt("download", "hello")
+        else:
+            repo = (root(config, codename) / "pkgci.repo").read_text()
+            dnf(place, repo, "install", "--downloadonly", f"--downloaddir={place}", "hello")
+
+
+def test_a_publication_of_debs_is_killed_at_every_fault_point(config, tmp_path):
+    put(config, built(config, "hello", "1.0-1"), built(config, "other", "3"))
+    publication = built(config, "hello", "1.0-2")
+    assert killed_everywhere(config, "bookworm", lambda: put(config, publication), tmp_path) > 50
     assert put(config, built(config, "hello", "1.0-3")).number == 3
     assert not faults(config)
-    assert number > 50
-    assert seen == {"generations/1", "generations/2"}
+
+
+def test_a_publication_of_rpms_is_killed_at_every_fault_point(config, tmp_path):
+    put_rpm(config, built_rpm(config, "hello", "1.0"))
+    publication = built_rpm(config, "hello", "2.0")
+    assert killed_everywhere(config, "debianrpm", lambda: put_rpm(config, publication), tmp_path) > 50
 
 
 def leftovers(config: Config, codename: str = "bookworm") -> list[str]:
@@ -283,6 +314,41 @@ def test_a_file_that_differs_from_its_record_is_refused(config):
     path.chmod(0o644)
     path.write_bytes(content)
     refused(config, InfrastructureError, "is damaged in the store; build it again", hello)
+
+
+def pkgci(config: Config, *words: str) -> tuple[int, str]:
+    """Run the command; return its exit code and what it says."""
+    command = [sys.executable, "-c", "from pkgci.cli import main; main()", *words]
+    done = run(*command, env={"PKGCI_CONFIG": str(config.directory)}, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_an_operator_sees_the_history_takes_a_version_back_and_audits(config):
+    put(config, built(config, "hello", "1"), built(config, "other", "1"))
+    put(config, built(config, "hello", "2"))
+    code, said = pkgci(config, "repo", "rollback", "rocket/bookworm", "1", "hello", "--reason", "it eats disks")
+    assert (code, said) == (0, "generation 3 of rocket/bookworm\n  hello (bookworm-amd64): 2 -> 1; on hold\n")
+    code, said = pkgci(config, "repo", "log", "rocket/bookworm", "-n", "2")
+    assert code == 0
+    assert said.startswith("on hold: hello, since generation 3: it eats disks\n     3  ")
+    assert "  rollback  by process " in said
+    assert said.endswith("        hello (bookworm-amd64): 1 -> 2\n")
+    code, said = pkgci(config, "repo", "diff", "rocket/bookworm", "1", "2")
+    assert (code, said) == (0, "hello (bookworm-amd64): 1 -> 2\n")
+    assert pkgci(config, "repo", "diff", "rocket/bookworm", "1", "3") == (0, "")
+    code, said = pkgci(config, "repo", "diff", "rocket/bookworm", "1", "4")
+    assert (code, said.count("\n")) == (2, 1)
+    assert "rocket/bookworm has no generation 4" in said
+    code, said = pkgci(config, "repo", "unhold", "rocket/bookworm", "hello")
+    assert (code, said) == (0, "hello was on hold since generation 3: it eats disks\n")
+    assert pkgci(config, "repo", "unhold", "rocket/bookworm", "../hello")[0] == 2
+    assert pkgci(config, "repo", "audit", "rocket/bookworm", "--all") == (0, "0 faults\n")
+    next((root(config) / "pool/other").glob("*/provenance.json")).unlink()
+    code, said = pkgci(config, "repo", "audit", "rocket/bookworm")
+    assert code == 3
+    assert "other_1_all.deb: without an origin: no provenance.json beside it that can be read\n" in said
+    assert pkgci(config, "repo", "log", "rocket/none")[0] == 2
+    assert pkgci(config, "repo", "log", "rocket")[0] == 2
 
 
 FILE = {"/usr/bin/tool": b"#!/bin/sh\n"}
@@ -449,3 +515,26 @@ def test_twenty_processes_publish_a_hundred_packages_and_all_are_there_in_order(
     assert {build.source for one in generations for build in one.added} == {f"package-{one}" for one in range(100)}
     assert len(list(repository.form.read(repository.root / "current", repository.key))) == 300
     assert not list(audit(repository))
+
+
+def test_a_merged_change_is_published_to_the_released_repository_of_its_branch(gnupg, tmp_path):
+    gerrit, work = tmp_path / "gerrit/tools/hello", tmp_path / "work"
+    commit = trees.commit(work, trees.deb("hello"))
+    trees.git(work, "clone", "-q", "--bare", work, gerrit)
+    config = configure(tmp_path, gnupg, top={"gerrit": f"file://{tmp_path}/gerrit/"})
+    tree = trees.git(work, "rev-parse", "HEAD^{tree}")
+    one = built(config, "hello", "1", tree=tree)
+    change = Change(project="tools/hello", branch="main", commit=commit)
+    for _ in range(2):
+        made = publish_job(config, "bookworm-amd64", change, one.key, "run-1", tmp_path / "artifacts")
+        assert made.url == f"{config.settings.url}rocket/bookworm/"
+        assert (root(config) / made.packages[0].file).is_file()
+        assert Repository(config, "rocket", "bookworm").current().number == 1
+    said = Provenance.read((root(config) / made.packages[0].file).with_name("provenance.json"))
+    sources = said.predicate["buildDefinition"]["resolvedDependencies"]
+    assert sources == [{"uri": "git+tools/hello@main", "digest": {"gitCommit": commit, "gitTree": tree}}]
+    with server.serve(config):
+        assert repository.read(config, "bookworm-amd64", [f"{made.url}repository.json"])[0].codename == "bookworm"
+    other = built(config, "hello", "2")
+    with pytest.raises(RequestError, match="hello 2 is not built from what main of tools/hello has or had"):
+        publish_job(config, "bookworm-amd64", change, other.key, "run-1", tmp_path / "artifacts")

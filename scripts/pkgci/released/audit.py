@@ -11,15 +11,15 @@ from pkgci.released.records import Provenance
 from pkgci.released.repository import CURRENT, PROVENANCE, Repository
 
 
-def audit(repository: Repository, generations: str = CURRENT) -> Iterator[str]:
+def audit(repository: Repository, *, everything: bool = False) -> Iterator[str]:
     """Yield what is wrong, a line each, as a reader finds it: nothing is written, no lock is taken.
 
     Args:
         repository: the repository.
-        generations: a pattern of what is read below its root: `current`, or `generations/[0-9]*` for all that are kept.
+        everything: all generations that are kept, not only the one that readers see now.
     """
     examined: dict[Offered, list[str]] = {}
-    for generation in sorted(repository.root.glob(generations)):
+    for generation in sorted(repository.root.glob("generations/[0-9]*" if everything else CURRENT)):
         try:
             offered = list(repository.form.read(generation, repository.key))
         except (PkgciError, OSError, ValueError, KeyError) as error:

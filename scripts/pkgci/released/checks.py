@@ -22,10 +22,14 @@ class OlderError(PackageError):
 
 @dataclass(frozen=True)
 class Changes:
-    """What a publication changes: builds that come, with where they are merged, and keys of those that go."""
+    """What a publication changes: builds that come, with where they are merged, and keys of those that go.
+
+    `keys` are those of all its builds; one that is there already, bit for bit, under the key that it has there.
+    """
 
     added: tuple[tuple[Entry, Origin], ...]
     removed: tuple[str, ...]
+    keys: tuple[str, ...]
 
 
 def built(repository: "Repository", store: Store, publication: Publication) -> Entry:
@@ -72,7 +76,7 @@ def changes(repository: "Repository", entries: Sequence[tuple[Entry, Origin]]) -
         PackageError: (OlderError) a version is lower than the released one; or another content has the same version.
     """
     held = repository.holds()
-    added, removed = [], []
+    added, removed, keys = [], [], []
     seen: set[tuple[str, str]] = set()
     for entry, origin in entries:
         record = entry.record
@@ -83,7 +87,9 @@ def changes(repository: "Repository", entries: Sequence[tuple[Entry, Origin]]) -
         there = {
             (one.file.rpartition("/")[2], one.sha256) for key, *_ in former for one in repository.index.packages_of(key)
         }
-        if there == {(one.file, one.sha256) for one in record.packages}:
+        same = there == {(one.file, one.sha256) for one in record.packages}
+        keys.append(former[0][0] if same else record.key)
+        if same:
             continue
         hold = held.get(record.package)
         if hold:
@@ -95,7 +101,7 @@ def changes(repository: "Repository", entries: Sequence[tuple[Entry, Origin]]) -
         added.append((entry, origin))
         removed += [key for key, *_ in former]
     _conflicts(repository, [entry for entry, _ in added], removed)
-    return Changes(tuple(added), tuple(removed))
+    return Changes(tuple(added), tuple(removed), tuple(keys))
 
 
 def _conflicts(repository: "Repository", entries: Sequence[Entry], removed: Sequence[str]) -> None:

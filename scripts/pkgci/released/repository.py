@@ -19,9 +19,11 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pkgci import artifacts
 from pkgci.config import Config
 from pkgci.disk import fsync, fsync_all
 from pkgci.errors import InfrastructureError, RequestError
@@ -54,6 +56,15 @@ PROVENANCE = "provenance.json"
 KEY_DIGITS = 16
 
 
+@dataclass(frozen=True)
+class Published:
+    """The generation that readers see after a publication, and under which keys it has the builds, in their order."""
+
+    repository: "Repository"
+    generation: Generation
+    keys: tuple[str, ...]
+
+
 class Repository:
     """The repository of a release and a codename; use it in a `with` of `opened`.
 
@@ -69,6 +80,8 @@ class Repository:
 
     def __init__(self, config: Config, release: str, codename: str) -> None:
         self.config, self.release, self.codename = config, release, codename
+        if release == "test":
+            raise RequestError("release 'test': its repositories would be among the test repositories; rename it")
         targets = {name: config.target(name) for name in config.release(release).targets}
         self.targets = {name: target for name, target in targets.items() if target.codename == codename}
         formats = {target.format for target in self.targets.values()}
@@ -429,7 +442,17 @@ class Repository:
 
     def _point(self, number: int, place: Place) -> None:
         """Let readers see a generation, from one moment to the next."""
-        for name, content in {**self.form.clients(place), "key.asc": self.key.public}.items():
+        # what a step is given as REPOSITORIES; its packages are in the index
+        record = artifacts.Repository(
+            url=self.url,
+            format=self.format,
+            codename=self.codename,
+            target=min(self.targets),
+            packages=(),
+            signing_key=self.key.public,
+        )
+        public = {"key.asc": self.key.public, "repository.json": record.model_dump_json(indent=2, by_alias=True)}
+        for name, content in {**self.form.clients(place), **public}.items():
             path = self.root / name
             if not path.exists() or path.read_text() != content:
                 new = path.with_name(f".{name}.new")
@@ -473,6 +496,18 @@ class Repository:
             yield
 
 
+def unlinked(config: Config, before: float) -> list[Path]:
+    """Return the signed packages that no repository has any more, made before the time stamp `before`."""
+    stats = ((path, path.stat()) for path in sorted((config.data / "signed").glob("*/*/*.rpm")))
+    return [path for path, stat in stats if stat.st_nlink == 1 and stat.st_mtime < before]
+
+
+def referenced(config: Config) -> set[str]:
+    """Return the keys of all store entries whose files lie in the pool of a released repository."""
+    records = (config.data / "repositories").glob(f"*/*/pool/*/*/{RECORD}")
+    return {Record.read(path).key for path in records if not path.is_symlink()}
+
+
 def rollback(
     config: Config, release: str, codename: str, number: int, reason: str, sources: Sequence[str] = ()
 ) -> Generation:
@@ -514,7 +549,7 @@ def rollback(
         return repository.commit(added, removed, "rollback", reason)
 
 
-def publish(config: Config, release: str, codename: str, publications: Sequence[Publication]) -> Generation:
+def publish(config: Config, release: str, codename: str, publications: Sequence[Publication]) -> Published:
     """Publish builds from the store as one generation; what is released already changes nothing.
 
     The builds that each source package had for the same target go, with the binary packages that it no longer makes.
@@ -526,7 +561,7 @@ def publish(config: Config, release: str, codename: str, publications: Sequence[
         publications: the builds.
 
     Returns:
-        The generation that readers see then.
+        The generation that readers see then, and where the builds are in it.
 
     Raises:
         RequestError: a build is not in the store, of another branch than the release claims, held, or of another target.
@@ -539,10 +574,9 @@ def publish(config: Config, release: str, codename: str, publications: Sequence[
     entries = [(checks.built(repository, store, one), one.origin) for one in publications]
     with repository.opened():
         changed = checks.changes(repository, entries)
-        current = repository.current()
-        if not changed.added and current:
-            log.info("all of it is in generation %s of %s already", current.number, repository.name)
-            return current
-        generation = repository.commit(changed.added, changed.removed, "publish")
-        log.info("generation %s of %s: %s builds", generation.number, repository.name, len(generation.added))
-        return generation
+        generation = repository.current()
+        if changed.added or generation is None:
+            generation = repository.commit(changed.added, changed.removed, "publish")
+        else:
+            log.info("all of it is in generation %s of %s already", generation.number, repository.name)
+        return Published(repository, generation, changed.keys)
