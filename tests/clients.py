@@ -45,7 +45,10 @@ class Apt:
 def dnf(directory: Path, repo: str, *words: str, check: bool = True):
     """A real dnf with directories of its own, which knows the one repository and nothing else."""
     (directory / "repos").mkdir(parents=True, exist_ok=True)
-    (directory / "repos" / "pkgci.repo").write_text(repo)
+    path = directory / "repos" / "pkgci.repo"
+    # a newer one would make dnf forget what it has
+    if not path.exists() or path.read_text() != repo:
+        path.write_text(repo)
     (directory / "dnf.conf").write_text(
         "".join(
             ["[main]\n", "gpgcheck=1\nmodule_platform_id=platform:ci\nretries=1\nplugins=0\n"]

@@ -1,13 +1,19 @@
 """Released repositories, as real apt and dnf see them: publication, readers, and what must hold however a run ends."""
 
+import hashlib
 import multiprocessing
 import os
+import re
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +22,7 @@ import pytest
 import trees
 import yaml
 from clients import Apt, dnf, free_port, run
+from debian.deb822 import Release
 
 from pkgci import repository, server
 from pkgci.change import Change
@@ -538,3 +545,125 @@ def test_a_merged_change_is_published_to_the_released_repository_of_its_branch(g
     other = built(config, "hello", "2")
     with pytest.raises(RequestError, match="hello 2 is not built from what main of tools/hello has or had"):
         publish_job(config, "bookworm-amd64", change, other.key, "run-1", tmp_path / "artifacts")
+
+
+@contextmanager
+def nginx(config: Config, place: Path) -> Iterator[None]:
+    """Serve the repositories by nginx at the configured URL."""
+    place.mkdir()
+    address = config.settings.url.split("/")[2]
+    temporary = "".join(f"{kind}_temp_path {place}; " for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    user = "user root;" if os.getuid() == 0 else ""
+    (place / "nginx.conf").write_text(
+        f"{user} daemon off; pid {place}/pid; error_log {place}/error; events {{}}\n"
+        f"http {{ access_log {place}/access; {temporary}\n"
+        f"server {{ listen {address}; root {config.data}/repositories; }} }}\n"
+    )
+    with subprocess.Popen(["nginx", "-p", place, "-c", place / "nginx.conf", "-e", place / "error"]) as process:
+        try:
+            wait_for(address)
+            yield
+        finally:
+            process.terminate()
+
+
+def wait_for(address: str) -> None:
+    """Wait until somebody listens."""
+    host, _, port = address.partition(":")
+    for _ in range(200):
+        with suppress(ConnectionRefusedError), socket.create_connection((host, int(port))):
+            return
+        time.sleep(0.05)
+
+
+def fetched(url: str) -> bytes:
+    """Read a URL."""
+    with urllib.request.urlopen(url) as answer:
+        return answer.read()
+
+
+# in soak 200
+PUBLICATIONS = int(os.environ.get("PKGCI_PUBLICATIONS", "20"))
+
+
+def _read_until(end, look: Callable[[], None], failures, rounds) -> None:
+    while not end.is_set():
+        try:
+            look()
+            with rounds.get_lock():
+                rounds.value += 1
+        except AssertionError as error:
+            failures.put(str(error)[-2000:])
+
+
+def test_readers_never_see_a_broken_or_stale_repository_while_publications_run(gnupg, tmp_path):
+    config = configure(tmp_path, gnupg, top={"serve": False})
+    debs = [built(config, "hello", f"1.{number}", files={}) for number in range(PUBLICATIONS + 1)]
+    rpms = [built_rpm(config, "hello", f"1.{number}") for number in range(PUBLICATIONS + 1)]
+    put(config, debs[0])
+    put_rpm(config, rpms[0])
+    sources = (root(config) / "pkgci.sources").read_text()
+    repo = (root(config, "debianrpm") / "pkgci.repo").read_text()
+    base = {codename: f"{config.settings.url}rocket/{codename}/" for codename in ("bookworm", "debianrpm")}
+    context = multiprocessing.get_context("fork")
+    end, failures, rounds, newest = context.Event(), context.Queue(), context.Value("i", 0), context.Value("i", 0)
+
+    def with_apt() -> None:
+        apt, least = Apt(tmp_path / "apt", sources), newest.value
+        apt("update", "-o", "APT::Update::Error-Mode=any")
+        apt("download", "hello")
+        got = max(tmp_path.glob("apt/hello_*.deb"), key=lambda path: path.stat().st_mtime)
+        assert int(got.name.split("_")[1][2:]) >= least, f"{got.name} is older than 1.{least}"
+        got.unlink()
+
+    def with_dnf() -> None:
+        least, place = newest.value, tmp_path / "dnf"
+        dnf(place, repo, "--refresh", "makecache")
+        dnf(place, repo, "install", "--downloadonly", f"--downloaddir={place}", "hello")
+        (got,) = place.glob("hello-*.rpm")
+        assert int(got.name.split("-")[1][2:]) >= least, f"{got.name} is older than 1.{least}"
+        got.unlink()
+
+    with nginx(config, tmp_path / "nginx"):
+        paused = Apt(tmp_path / "paused", sources)
+        paused("update")
+        dnf(tmp_path / "paused-dnf", repo, "makecache")
+        release = Release(fetched(f"{base['bookworm']}dists/bookworm/InRelease"))
+        index = {one: fetched(f"{one}repodata/repomd.xml") for one in (base["debianrpm"], mirror(base["debianrpm"]))}
+        readers = [
+            context.Process(target=_read_until, args=(end, look, failures, rounds)) for look in (with_apt, with_dnf)
+        ]
+        for reader in readers:
+            reader.start()
+        for number in range(1, PUBLICATIONS + 1):
+            put(config, debs[number])
+            put_rpm(config, rpms[number])
+            newest.value = number
+        end.set()
+        for reader in readers:
+            reader.join()
+        # who has paused since before the first of them
+        paused("download", "hello=1.0")
+        dnf(tmp_path / "paused-dnf", repo, "-C", "repoquery", "hello")
+        dnf(tmp_path / "paused-dnf", repo, "install", "--downloadonly", f"--downloaddir={tmp_path}", "hello-1.0")
+        for one in release["SHA256"]:
+            if str(one["name"]).endswith((".gz", ".zst")):
+                folder = str(one["name"]).rpartition("/")[0]
+                content = fetched(f"{base['bookworm']}dists/bookworm/{folder}/by-hash/SHA256/{one['sha256']}")
+                assert hashlib.sha256(content).hexdigest() == one["sha256"]
+        for url, text in index.items():
+            for digest, path in re.findall(
+                rb'<checksum type="sha256">(\w+)</checksum>\s*<location href="([^"]+)"/>', text
+            ):
+                assert hashlib.sha256(fetched(url + path.decode())).hexdigest() == digest.decode()
+    assert failures.empty(), failures.get()
+    assert rounds.value >= 2
+    stamps = [
+        Repository(config, "rocket", "bookworm").generation(number).stamp for number in range(1, PUBLICATIONS + 2)
+    ]
+    assert all(later > earlier for earlier, later in pairwise(stamps))
+
+
+def mirror(base: str) -> str:
+    """Return what the mirror list of an RPM repository names."""
+    return fetched(f"{base}mirrorlist").decode().strip()
