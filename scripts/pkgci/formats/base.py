@@ -37,7 +37,9 @@ PACKAGE_BYTES = 2 << 30
 METADATA_BYTES = 1 << 20
 LINT_BYTES = 32 << 20
 # how a tool of any language says that it has no more memory, processes or disk
-EXHAUSTED = "out of memory|memoryerror|cannot allocate memory|(cannot|failed to) map |can't start new thread|no space left on"
+EXHAUSTED = (
+    "out of memory|memoryerror|cannot allocate memory|(cannot|failed to) map |can't start new thread|no space left on"
+)
 # a tool that only says that another failed, whose own words come before
 PASSED_ON = re.compile(
     r"^make(\[\d+\])?: \*\*\* \[|^dpkg-buildpackage: error: .* subprocess |^dh_\w+: error: .* returned exit code "
