@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from pkgci.errors import RequestError
 
@@ -57,6 +66,18 @@ def _ed25519(line: str) -> str:
     return line
 
 
+def _public_key(path: str, info: ValidationInfo) -> str:
+    """Return the text of the public key that the file `path`, below the configuration directory, holds."""
+    try:
+        text = Path(info.context, path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise ValueError(f"cannot read {path} in the configuration directory: {reason}") from None
+    if "-----BEGIN PGP PUBLIC KEY BLOCK-----" not in text:
+        raise ValueError(f"{path} is no public key; it must be ASCII-armoured (gpg --armor --export)")
+    return text
+
+
 def _no_other(scenario: str) -> str:
     # what a system test itself does, and its other logs
     if scenario in ("apt", "autopkgtest", "console", "dnf", "install", "journal"):
@@ -66,6 +87,7 @@ def _no_other(scenario: str) -> str:
 
 ScenarioName = Annotated[Name, AfterValidator(_no_other)]
 RelativePath = Annotated[str, AfterValidator(_below)]
+PublicKey = Annotated[RelativePath, AfterValidator(_public_key)]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 HostKey = Annotated[str, AfterValidator(_ed25519)]
 Pattern = Annotated[str, AfterValidator(_compiles)]
@@ -143,13 +165,16 @@ class Settings(Section):
 class Upstream(Section):
     """Where the operating system's packages come from.
 
-    `machine` takes the mirror from this machine's own apt configuration; `repositories` names them: for DEB lines as
-    `URI SUITE COMPONENT...`, for RPM base URLs.
+    `machine` takes the mirror from this machine's own apt configuration; `repositories` names them: for the base
+    `debian` lines as `URI SUITE COMPONENT...`, for `rpm` base URLs. The rest of an RPM distribution: `keys`, of which one
+    signed each package (files given, their texts here), and whether one signed each repository's index as well.
     """
 
     machine: bool = False
     repositories: tuple[str, ...] = ()
     suites: tuple[str, ...] = ()
+    keys: tuple[PublicKey, ...] = ()
+    index_signed: bool = Field(True, description="each repository has a repomd.xml.asc; not all distributions do")
 
 
 class RootSection(Section):
@@ -174,12 +199,34 @@ class Target(Section):
     independent: bool = Field(True, description="builds what is architecture-independent, and the source")
     tag: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]*$")] = Field(description="in versions, e.g. deb12")
     base: Literal["debian", "rpm"] = Field("debian", description="what its roots and machines are made of")
-    base_codename: Name | None = Field(None, description="the base's own codename where it is not the target's")
+    base_codename: Name | None = Field(
+        None, description="the base's own codename where it is not the target's; for `rpm` as PLATFORM_ID has it"
+    )
     build_host: Name | None = Field(None, description="one of `build_hosts`; without it compile builds where it runs")
     notice: str = Field("", description="what a person must know about packages of this target")
     upstream: Upstream
     root: RootSection = RootSection()
     machine: MachineSection = MachineSection()
+
+    @field_validator("upstream")
+    @classmethod
+    def _fits_the_base(cls, upstream: Upstream, info: ValidationInfo) -> Upstream:
+        if info.data.get("base") != "rpm":
+            if upstream.keys:
+                raise ValueError("`keys` are for the base `rpm`; Debian's come with its archive keyring")
+            return upstream
+        if info.data.get("format") == "deb":
+            raise ValueError("the base `rpm` is for the format `rpm` only")
+        if upstream.machine or upstream.suites or not upstream.repositories:
+            raise ValueError("the base `rpm` takes `repositories`, its base URLs, and neither `machine` nor `suites`")
+        for url in upstream.repositories:
+            if not re.fullmatch(r"https?://[A-Za-z0-9._~:/%+-]+", url):
+                raise ValueError(f"{url!r} is no base URL; it must be http(s)://HOST/PATH, without variables")
+        if not upstream.keys:
+            raise ValueError(
+                "the base `rpm` needs `keys`, the files of the public keys that its packages are signed with"
+            )
+        return upstream
 
 
 class LintSection(Section):
@@ -426,7 +473,8 @@ def _load(path: Path, model: type[Entry]) -> Entry:
         # a character that YAML does not allow, a date that no calendar has
         raise RequestError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
     try:
-        return model.model_validate_json(document)
+        # an entry lies two levels down; its context is the configuration directory
+        return model.model_validate_json(document, context=path.parents[1])
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pkgci import config as module
-from pkgci.config import EMBEDDED, Config, Limits
+from pkgci.config import EMBEDDED, ROOT, Config, Limits
 from pkgci.errors import RequestError
 
 TARGET = """\
@@ -170,6 +170,83 @@ def test_exactly_one_target_of_a_codename_builds_what_is_architecture_independen
     for name in ("one", "two"):
         (directory / "targets" / f"{name}.yaml").write_text(f"{TARGET}independent: false\n")
     assert refused(Config(directory).targets) == f"{directory}/targets: codename bookworm: no target with {rule}"
+
+
+RPM = """\
+format: rpm
+codename: el9
+architecture: amd64
+tag: el9
+base: rpm
+upstream:
+  repositories:
+  - http://mirror.example.org/el9
+  keys:
+  - keys/el9.asc
+"""
+
+
+@pytest.fixture
+def keys(directory: Path) -> Path:
+    """The configuration's directory of keys, with one that is none."""
+    place = directory / "keys"
+    place.mkdir()
+    (place / "el9.asc").write_text("-----BEGIN PGP PUBLIC KEY BLOCK-----\n")
+    (place / "bad.asc").write_text("nonsense\n")
+    (place / "binary.asc").write_bytes(b"\x99\x01")
+    return place
+
+
+def test_a_target_of_an_rpm_distribution_holds_the_texts_of_its_keys(directory, keys):
+    (directory / "targets" / "t.yaml").write_text(RPM)
+    upstream = Config(directory).target("t").upstream
+    assert upstream.keys == ((keys / "el9.asc").read_text(),)
+    assert upstream.index_signed
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("keys/el9.asc", "keys/none.asc", "10: upstream.keys.0: Value error, cannot read keys/none.asc in the conf"),
+        ("keys/el9.asc", "keys/binary.asc", "10: upstream.keys.0: Value error, cannot read keys/binary.asc in the"),
+        ("keys/el9.asc", "keys/bad.asc", "10: upstream.keys.0: Value error, keys/bad.asc is no public key; it must be"),
+        ("keys/el9.asc", "../el9.asc", "10: upstream.keys.0: Value error, must be a relative path"),
+        ("  keys:\n  - keys/el9.asc\n", "", "6: upstream: Value error, the base `rpm` needs `keys`, the files of"),
+        (
+            "  repositories:\n  - http://mirror.example.org/el9\n",
+            "",
+            "6: upstream: Value error, the base `rpm` takes `",
+        ),
+        (
+            "  keys:",
+            "  machine: true\n  keys:",
+            "6: upstream: Value error, the base `rpm` takes `repositories`, its base",
+        ),
+        (
+            "org/el9",
+            "org/$releasever/",
+            "6: upstream: Value error, 'http://mirror.example.org/$releasever/' is no base",
+        ),
+        (
+            "http:",
+            "file:",
+            "6: upstream: Value error, 'file://mirror.example.org/el9' is no base URL; it must be http(s)",
+        ),
+        ("rpm\n", "deb\n", "6: upstream: Value error, the base `rpm` is for the format `rpm` only"),
+        ("base: rpm", "base: debian", "6: upstream: Value error, `keys` are for the base `rpm`; Debian's come with"),
+    ],
+)
+def test_what_is_wrong_in_a_target_of_an_rpm_distribution_is_said_with_its_line(directory, keys, old, new, message):
+    assert keys.is_dir()
+    (directory / "targets" / "t.yaml").write_text(RPM.replace(old, new, 1))
+    said = refused(lambda: Config(directory).target("t"))
+    assert said.startswith(f"{directory}/targets/t.yaml:{message}")
+
+
+def test_the_example_of_a_configuration_is_valid():
+    config = Config(ROOT / "etc" / "example")
+    assert config.settings.url
+    assert {config.target(name).base for name in config.names("targets")} == {"debian", "rpm"}
 
 
 @pytest.mark.parametrize("name", ["../config", "a/b", "", ".x", "-x", "A", "a\n"])

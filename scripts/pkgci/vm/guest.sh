@@ -72,6 +72,7 @@ tolerated() {
 /var/lib/ucf
 /var/lib/dnf
 /var/lib/rpm
+/usr/lib/sysimage
 /var/lib/pam
 /var/lib/dbus # the state of what runs meanwhile
 /var/lib/private

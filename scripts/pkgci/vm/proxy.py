@@ -27,7 +27,7 @@ from pkgci import web
 log = logging.getLogger(__name__)
 
 URL = "http://10.0.2.100:3128"
-IMMUTABLE = re.compile(r"\.deb$|/by-hash/[A-Za-z0-9]+/[0-9a-f]+$")
+IMMUTABLE = re.compile(r"\.deb$|/by-hash/[A-Za-z0-9]+/[0-9a-f]+$|/repodata/[0-9a-f]{64,}-[^/]+$")
 SECONDS = 60
 REDIRECTS = 5
 CONNECTIONS = 64
@@ -91,8 +91,8 @@ class Rule:
     """What may be fetched: all below `prefix`, an http or https URL that ends with a slash.
 
     A guest asks for an https prefix by http, so that nothing passes here unseen; the proxy goes on by https.
-    `immutable` says that packages and by-hash indexes of this prefix never change and come from a repository that all
-    runs trust: they are cached.
+    `immutable` says that what lies below it comes from a repository that all runs trust, and that packages (of Debian, where
+    none is ever signed anew) and indexes that are named by their checksums never change: these are cached.
     """
 
     prefix: str

@@ -26,7 +26,7 @@ from pkgci.command import run
 from pkgci.config import Config, Target
 from pkgci.errors import InfrastructureError
 from pkgci.locks import locked
-from pkgci.upstream import apt_sources
+from pkgci.upstream import apt_sources, rpm_repositories
 from pkgci.vm.image import Image, image, image_key
 from pkgci.vm.machine import Accelerator, Hardware, Machine, accelerator, qemu_version
 from pkgci.vm.proxy import Proxy, Rule
@@ -54,7 +54,10 @@ date -s "@$1" >/dev/null
 exec perl -e 'read(STDIN, $seed, 256) == 256 or die "no seed";
     open($pool, ">", "/dev/urandom") or die $!; syswrite($pool, $seed) or die $!; ioctl($pool, 0x5207, 0) or die $!'
 """
-PACKAGES = "dpkg-query -W -f '${Package} ${Version}\\n'"
+PACKAGES = {
+    "debian": "dpkg-query -W -f '${Package} ${Version}\\n'",
+    "rpm": "rpm -qa --qf '%{NAME} %{EVR}\\n' | sort",
+}
 FREEZE = "sync; echo 3 >/proc/sys/vm/drop_caches; sync"
 
 
@@ -194,7 +197,10 @@ def ensure(config: Config, name: str, target: Target, setup: str) -> Snapshot:
 
 def upstream_rules(target: Target) -> tuple[Rule, ...]:
     """Return what machines of a target may fetch from the upstream."""
-    uris = {source.uri.rstrip("/") + "/" for source in apt_sources(target)}
+    if target.base == "rpm":
+        uris = set(rpm_repositories(target))
+    else:
+        uris = {source.uri.rstrip("/") + "/" for source in apt_sources(target)}
     return tuple(Rule(uri, immutable=True) for uri in sorted(uris) if uri.startswith(("http://", "https://")))
 
 
@@ -273,7 +279,7 @@ def _freeze(config: Config, name: str, target: Target, setup: str, origin: Image
                     log.error("%s", done.text()[-4000:])
                     said = done.text().strip().splitlines() or ["it said nothing"]
                     raise GuestError(f"cannot prepare the machine of {name}: {said[-1]}")
-            listed = machine.run(PACKAGES, timeout=RESTORE_SECONDS).text()
+            listed = machine.run(PACKAGES[target.base], timeout=RESTORE_SECONDS).text()
             machine.save()
     Manifest(
         name=name,
