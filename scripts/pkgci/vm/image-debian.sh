@@ -36,4 +36,3 @@ boot() {
     cp /boot/vmlinuz-* /out/kernel
     cp /boot/initrd.img-* /out/initrd
 }
-

@@ -21,4 +21,3 @@ boot() {
     dracut --quiet --no-hostonly --no-early-microcode --no-compress --modules 'base kernel-modules rootfs-block' \
         --drivers 'virtio_pci virtio_blk virtio_net ext4 crc32c_generic' /out/initrd "$version"
 }
-
