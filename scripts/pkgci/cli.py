@@ -19,7 +19,19 @@ from pkgci.errors import Exit, PkgciError
 
 
 class Group(click.Group):
-    """Maps expected errors to one line and their exit code."""
+    """Maps expected errors to one line and their exit code; `jobs` is a group of its own, imported when it is asked for."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Return the names of the subcommands."""
+        return sorted([*super().list_commands(context), "jobs"])
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Return the subcommand of a name."""
+        if name != "jobs":
+            return super().get_command(context, name)
+        from pkgci.jobs import jobs
+
+        return jobs
 
     def invoke(self, context: click.Context) -> object:
         """Run the subcommand."""
@@ -294,12 +306,3 @@ def clean(yes: bool) -> None:
 
     for line in cleaning(Config(), remove=yes, now=datetime.now(UTC)).lines():
         click.echo(line)
-
-
-def _add_jobs() -> None:
-    from pkgci.jobs import jobs
-
-    main.add_command(jobs)
-
-
-_add_jobs()

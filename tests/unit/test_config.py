@@ -296,6 +296,8 @@ def test_ten_thousand_packages_are_read_once_and_then_the_one_that_is_asked_for(
     assert len(seen) == 10_001
     seen.clear()
     config = Config(directory)
+    # not even looked at: ten thousand files take a while
+    monkeypatch.setattr(module.os, "scandir", None)
     name = config.package_of("group/p9999")
     assert config.package(name).source == "group/p9999"
     assert seen == [directory / "config.yaml", directory / "packages" / "p9999.yaml"]
@@ -312,6 +314,28 @@ def test_the_index_follows_new_edited_and_removed_entries(directory):
     assert Config(directory).package_of("new") == "p"
     entry.unlink()
     assert Config(directory).package_of("new") is None
+
+
+def test_an_entry_that_is_edited_in_its_place_is_noticed(directory):
+    one, two = (directory / "packages" / f"{name}.yaml" for name in ("one", "two"))
+    one.write_text("source: first\n")
+    two.write_text("source: other\n")
+    assert Config(directory).package_of("first") == "one"
+    before = (directory / "packages").stat().st_mtime_ns
+    one.write_text("source: other\n")
+    two.write_text("source: first\n")
+    assert (directory / "packages").stat().st_mtime_ns == before
+    assert [Config(directory).package_of(name) for name in ("first", "other")] == ["two", "one"]
+
+
+def test_only_what_has_changed_is_read_again(directory, monkeypatch):
+    for number in range(10):
+        (directory / "packages" / f"p{number}.yaml").write_text(f"source: group/p{number}\n")
+    Config(directory).package_of("group/p1")
+    (directory / "packages" / "p5.yaml").write_text("source: elsewhere\n")
+    seen = reads(monkeypatch)
+    assert Config(directory).package_of("elsewhere") == "p5"
+    assert seen == [directory / "config.yaml", directory / "packages" / "p5.yaml"]
 
 
 def test_an_index_cut_short_by_a_crash_is_made_again(directory):

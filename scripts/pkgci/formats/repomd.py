@@ -9,12 +9,13 @@ Source: https://createrepo-c.readthedocs.io, and `dnf.conf(5)` for what a client
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import createrepo_c
-
 from pkgci.config import Target
 from pkgci.errors import InfrastructureError, PackageError
 from pkgci.keys import SigningKey
+from pkgci.lazy import Lazy
 from pkgci.store import Entry
+
+createrepo_c = Lazy("createrepo_c")
 
 CLIENT = "pkgci.repo"
 

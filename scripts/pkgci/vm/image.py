@@ -15,17 +15,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from filelock import FileLock
 
 from pkgci.artifacts import Record
 from pkgci.command import run
 from pkgci.config import Config, Limits, Target
+from pkgci.lazy import Lazy
 from pkgci.roots import distribution_key, distribution_root, failure
 from pkgci.sandbox import Files, execute, namespaces
 from pkgci.upstream import apt_configuration, apt_sources
 
+ed25519 = Lazy("cryptography.hazmat.primitives.asymmetric.ed25519")
+serialization = Lazy("cryptography.hazmat.primitives.serialization")
 log = logging.getLogger(__name__)
 
 SCRIPT = Path(__file__).with_suffix(".sh")
@@ -171,7 +172,7 @@ def _make_plain(target: Target, place: Path) -> None:
 
 def _make_disk(target: Target, key: str, root: Path, place: Path) -> None:
     """Make `place`/{disk,kernel,initrd,identity,image.json} from a plain root."""
-    identity, host = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    identity, host = ed25519.Ed25519PrivateKey.generate(), ed25519.Ed25519PrivateKey.generate()
     files = Files()
     files.add("/etc/ssh/ssh_host_ed25519_key", _private(host), 0o600)
     files.add("/etc/ssh/ssh_host_ed25519_key.pub", _public(host) + "\n")
@@ -203,9 +204,11 @@ def _make_disk(target: Target, key: str, root: Path, place: Path) -> None:
     ImageRecord(key=key, made=time.time(), host_key=_public(host)).write(place / "image.json")
 
 
-def _private(key: Ed25519PrivateKey) -> bytes:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+def _private(key: "ed25519.Ed25519PrivateKey") -> bytes:
+    form = serialization.PrivateFormat.OpenSSH
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
 
 
-def _public(key: Ed25519PrivateKey) -> str:
-    return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+def _public(key: "ed25519.Ed25519PrivateKey") -> str:
+    form = serialization.PublicFormat.OpenSSH
+    return key.public_key().public_bytes(serialization.Encoding.OpenSSH, form).decode()

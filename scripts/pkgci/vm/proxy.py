@@ -20,10 +20,10 @@ from tempfile import NamedTemporaryFile
 from typing import IO
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
-import requests
-
 from pkgci import web
+from pkgci.lazy import Lazy
 
+requests = Lazy("requests")
 log = logging.getLogger(__name__)
 
 URL = "http://10.0.2.100:3128"
@@ -151,7 +151,7 @@ class Proxy:
         finally:
             os.close(descriptor)
 
-    def fetch(self, url: str, method: str, headers: Mapping[str, str]) -> tuple[requests.Response, Rule]:
+    def fetch(self, url: str, method: str, headers: Mapping[str, str]) -> "tuple[requests.Response, Rule]":
         """Ask for `url` and follow its redirects, each under the same rules.
 
         Returns:
@@ -268,7 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
                     self.wfile.write(block)
         return True
 
-    def _send(self, answer: requests.Response, kept: Path | None) -> None:
+    def _send(self, answer: "requests.Response", kept: Path | None) -> None:
         length = answer.headers.get("Content-Length")
         size = int(length) if length and length.isdigit() else None
         if size is not None and size > LARGEST:
