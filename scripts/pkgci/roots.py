@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock
@@ -234,8 +235,13 @@ def _own_debian() -> Target:
     return Target(format="deb", codename=codename, architecture="amd64", tag="own", upstream=upstream)
 
 
+@cache
+def _mmdebstrap_version() -> str:
+    return run(["mmdebstrap", "--version"], quiet=True).stdout.decode().strip()
+
+
 def _debian_key(target: Target, command: list[str]) -> str:
-    version = run(["mmdebstrap", "--version"], quiet=True).stdout.decode().strip()
+    version = _mmdebstrap_version()
     uploaded = [path for path in (HOST_PROVIDES, RPM_MACROS) if any(str(path) in word for word in command)]
     scripts = [path.read_text() for path in uploaded]
     sources = [source.line() for source in apt_sources(target)]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pkgci import web
 from pkgci.command import run
-from pkgci.config import Target
+from pkgci.config import EMBEDDED, Config, Target
 from pkgci.errors import RequestError
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -68,7 +68,11 @@ def apt_sources(target: Target) -> tuple[Source, ...]:
 def _machine_sources() -> tuple[str, ...]:
     """Return this machine's APT sources, a line `URI SUITE COMPONENT ORIGIN` each; see apt-get(8), indextargets."""
     fields = "$(REPO_URI) $(RELEASE) $(COMPONENT) $(ORIGIN)"
-    listed = run(["apt-get", "indextargets", "--format", fields, "Created-By: Packages"], quiet=True).stdout
+    # apt reads all package lists for it; where this machine keeps no cache of them, that takes a while each time
+    place = Config(EMBEDDED).cache / "apt"
+    place.mkdir(parents=True, exist_ok=True)
+    options = [f"-oDir::Cache::pkgcache={place / 'pkgcache.bin'}", "-oDir::Cache::srcpkgcache="]
+    listed = run(["apt-get", *options, "indextargets", "--format", fields, "Created-By: Packages"], quiet=True).stdout
     return tuple(listed.decode().splitlines())
 
 

@@ -4,8 +4,8 @@
 
 A set is complete in itself and final: `latest` is moved to it, by a rename, only after it was restored once and ssh
 answered. It fits one image, one version of QEMU and one command line; the manifest says which, and any other is refused.
-Once a job, its files' checksums are compared; at each restore only their sizes are, since reading a gigabyte may take longer
-than the restore.
+Once a day, its files' checksums are compared, and once a job if a file was touched since; at each restore only their sizes
+are, since reading a gigabyte may take longer than the restore.
 """
 
 import hashlib
@@ -81,6 +81,13 @@ class Manifest(Record):
     files: tuple[File, ...]
 
 
+class Verified(Record):
+    """`verified.json`: when the files of a snapshot had their checksums, and what would have changed with their content."""
+
+    time: datetime
+    files: dict[str, tuple[int, ...]]
+
+
 class Snapshot:
     """A snapshot on this host.
 
@@ -117,8 +124,17 @@ class Snapshot:
                 raise UnfitError(f"snapshot {self.id} is damaged: {file.name} is missing or has another size")
 
     def verify(self) -> None:
-        """Check all that `check` does, and the files' content."""
+        """Check all that `check` does, and the files' content, unless that was done within a day and none was touched since."""
         self.check()
+        stats = {file.name: (self.directory / file.name).stat() for file in self.manifest.files}
+        now = {
+            name: (one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for name, one in stats.items()
+        }
+        record = self.directory / "verified.json"
+        with suppress(InfrastructureError):
+            before = Verified.read(record)
+            if before.files == now and datetime.now(UTC) - before.time < timedelta(days=1):
+                return
         for file in self.manifest.files:
             try:
                 same = _sha256(self.directory / file.name) == file.sha256
@@ -126,6 +142,7 @@ class Snapshot:
                 raise UnfitError(f"snapshot {self.id} is damaged: {file.name}: {error.strerror}") from error
             if not same:
                 raise UnfitError(f"snapshot {self.id} is damaged: the content of {file.name} has changed")
+        Verified(time=datetime.now(UTC), files=now).write(record)
 
     @contextmanager
     def restored(self, config: Config, proxy: Proxy, console: Path | None = None) -> Iterator[Machine]:
