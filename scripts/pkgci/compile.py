@@ -124,7 +124,9 @@ def compile(
                 try:
                     _timed(seconds, "again", lambda: make(again, vary=True))
                 except PackageError as error:
-                    raise PackageError(f"{error}; that was the second time, on another day and with another umask") from error
+                    raise PackageError(
+                        f"{error}; that was the second time, on another day and with another umask"
+                    ) from error
                 differing = reproducible.compare(request, entry, Path(again))
     build = Build(
         change=ChangeSummary(
