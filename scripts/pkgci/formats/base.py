@@ -43,7 +43,9 @@ EXHAUSTED = (
 # a tool that only says that another failed, whose own words come before
 PASSED_ON = re.compile(
     r"^make(\[\d+\])?: \*\*\* \[|^dpkg-buildpackage: error: .* subprocess |^dh_\w+: error: .* returned exit code "
-    r"|^error: Bad exit status from |^collect2: error: ld returned "
+    r"|^dh_\w+: error: Aborting due to earlier error|^error: Bad exit status from |^collect2: error: ld returned "
+    # fakeroot's last words, once what it serves has ended
+    r"|^semop\("
 )
 COMPILER = re.compile(r"^\S+:\d+(:\d+)?: (fatal )?error: ")
 # what may go into an argument, a file name or a line of a configuration: neither an option nor a second line

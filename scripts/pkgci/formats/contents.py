@@ -136,7 +136,7 @@ def _split(field: str) -> list[str]:
 
 def _deb_files(text: str) -> Iterator[PackagedFile]:
     for line in TAR_LINE.finditer(text):
-        target, mode, path = line["target"], line["mode"], _from_c(line["path"]).removeprefix("./").rstrip("/")
+        target, mode, path = line["target"], line["mode"], _from_c(line["path"]).removeprefix("./").strip("/")
         if not path:
             # the root itself
             continue
