@@ -43,6 +43,7 @@ PAGE = "index.html"
 # of each list on the page
 PACKAGES, FILES, FINDINGS, RELATIONS, TEXT_LINES, LINKS = 60, 200, 100, 60, 120, 200
 FILES_IN_ALL = 3000
+TO_INSTALL = 10  # packages in one command
 # an excerpt: lines before and after the one that says why; before it, of a job that only lists findings in its console
 BEFORE, AFTER, BEFORE_FINDINGS = 9, 3, 2
 LINE = 300
@@ -585,28 +586,17 @@ def _systest(artifacts: Path, record: Systest, directory: Path) -> SystestView:
 
 
 def _use(record: Repository) -> Use:
-    names = sorted({package.name for package in record.packages if package.kind == "binary"})
+    binary = [package for package in record.packages if package.kind == "binary"][:TO_INSTALL]
     if record.format == "deb":
-        wanted = [f"{one.name}={one.version}" for one in record.packages if one.kind == "binary"]
-        return Use(
-            record,
-            apt.CLIENT,
-            Cut.of(_lines(apt.client(record.url, record.codename, record.signing_key)), TEXT_LINES),
-            (
-                f"sudo curl -fsSo /etc/apt/sources.list.d/{apt.CLIENT} {record.url}{apt.CLIENT}",
-                "sudo apt-get update",
-                f"sudo apt-get install {' '.join(wanted[:10])}",
-            ),
-        )
-    return Use(
-        record,
-        repomd.CLIENT,
-        Cut.of(_lines(repomd.client(record.url)), TEXT_LINES),
-        (
-            f"sudo curl -fsSo /etc/yum.repos.d/{repomd.CLIENT} {record.url}{repomd.CLIENT}",
-            f"sudo dnf install {' '.join(names[:10])}",
-        ),
-    )
+        name, text = apt.CLIENT, apt.client(record.url, record.codename, record.signing_key)
+        place, wanted = "/etc/apt/sources.list.d", [f"{one.name}={one.version}" for one in binary]
+        install = ("sudo apt-get update", f"sudo apt-get install {' '.join(wanted)}")
+    else:
+        name, text = repomd.CLIENT, repomd.client(record.url)
+        place, wanted = "/etc/yum.repos.d", [f"{one.name}-{one.version}" for one in binary]
+        install = (f"sudo dnf install {' '.join(wanted)}",)
+    commands = (f"sudo curl -fsSo {place}/{name} {record.url}{name}", *install)
+    return Use(record, name, Cut.of(_lines(text), TEXT_LINES), commands)
 
 
 def _links(artifacts: Path) -> Cut[Link]:
