@@ -16,7 +16,7 @@ soak:
 	@PKGCI_KILLS=100 .venv/bin/tox -e integration -- -s -n 0 -k random_kills
 
 bench: setup
-	@PYTHONPATH=tests .venv/bin/python tests/bench/bench_compile.py
+	@PYTHONPATH=tests .venv/bin/python tests/bench/run.py
 
 setup:
 	@scripts/setup.sh

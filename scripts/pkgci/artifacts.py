@@ -18,7 +18,7 @@ ARTIFACTS = Path("artifacts")
 class Record(BaseModel):
     """A file of a fixed form, read whole or refused, written whole or not at all."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, defer_build=True)
 
     schema_version: Literal[1] = Field(1, alias="schema")
 
@@ -46,7 +46,7 @@ class Record(BaseModel):
 class Part(BaseModel):
     """A part of a record."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, defer_build=True)
 
 
 class ChangeSummary(Part):

@@ -20,7 +20,20 @@ from pkgci.errors import Exit, PkgciError
 
 
 class Group(click.Group):
-    """Maps expected errors to one line and their exit code."""
+    """Maps expected errors to one line and their exit code. The groups among its commands are imported when asked for."""
+
+    # each is in the module of its name
+    groups = ("jobs", "repo")
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Return the names of the subcommands."""
+        return sorted([*super().list_commands(context), *self.groups])
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Return the subcommand of a name."""
+        if name not in self.groups:
+            return super().get_command(context, name)
+        return getattr(importlib.import_module(f"pkgci.{name}"), name)
 
     def invoke(self, context: click.Context) -> object:
         """Run the subcommand."""
@@ -295,33 +308,3 @@ def clean(yes: bool) -> None:
 
     for line in cleaning(Config(), remove=yes, now=datetime.now(UTC)).lines():
         click.echo(line)
-
-
-class Lazy(click.Group):
-    """Imports a group of commands when it is used."""
-
-    def __init__(self, module: str, name: str, help: str) -> None:
-        super().__init__(name, help=help)
-        self._module = module
-
-    def list_commands(self, context: click.Context) -> list[str]:
-        """Return the names of its commands."""
-        return self._group.list_commands(context)
-
-    def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        """Return one of them."""
-        return self._group.get_command(context, name)
-
-    @property
-    def _group(self) -> click.Group:
-        return getattr(importlib.import_module(self._module), str(self.name))
-
-
-def _add_jobs() -> None:
-    from pkgci.jobs import jobs
-
-    main.add_command(jobs)
-
-
-_add_jobs()
-main.add_command(Lazy("pkgci.repo", "repo", "Look after a released repository, named RELEASE/CODENAME."))

@@ -124,7 +124,12 @@ def compile(
         if parameters.get("REPRODUCIBLE") == "true":
             log.info("building it once more, a little differently, to compare")
             with tempfile.TemporaryDirectory() as again:
-                _timed(seconds, "again", lambda: make(again, vary=True))
+                try:
+                    _timed(seconds, "again", lambda: make(again, vary=True))
+                except PackageError as error:
+                    raise PackageError(
+                        f"{error}; that was the second time, on another day and with another umask"
+                    ) from error
                 differing = reproducible.compare(request, entry, Path(again))
     build = Build(
         change=ChangeSummary(

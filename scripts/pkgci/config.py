@@ -11,10 +11,19 @@ import os
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from pkgci.errors import RequestError
 
@@ -57,6 +66,18 @@ def _ed25519(line: str) -> str:
     return line
 
 
+def _public_key(path: str, info: ValidationInfo) -> str:
+    """Return the text of the public key that the file `path`, below the configuration directory, holds."""
+    try:
+        text = Path(info.context, path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise ValueError(f"cannot read {path} in the configuration directory: {reason}") from None
+    if "-----BEGIN PGP PUBLIC KEY BLOCK-----" not in text:
+        raise ValueError(f"{path} is no public key; it must be ASCII-armoured (gpg --armor --export)")
+    return text
+
+
 def _no_other(scenario: str) -> str:
     # what a system test itself does, and its other logs
     if scenario in ("apt", "autopkgtest", "console", "dnf", "install", "journal"):
@@ -66,6 +87,7 @@ def _no_other(scenario: str) -> str:
 
 ScenarioName = Annotated[Name, AfterValidator(_no_other)]
 RelativePath = Annotated[str, AfterValidator(_below)]
+PublicKey = Annotated[RelativePath, AfterValidator(_public_key)]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 HostKey = Annotated[str, AfterValidator(_ed25519)]
 Pattern = Annotated[str, AfterValidator(_compiles)]
@@ -74,7 +96,8 @@ Pattern = Annotated[str, AfterValidator(_compiles)]
 class Section(BaseModel):
     """A part of the configuration: unknown keys and wrong types are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    # what a step does not read is not prepared
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
 
 class Limits(Section):
@@ -154,13 +177,16 @@ class Settings(Section):
 class Upstream(Section):
     """Where the operating system's packages come from.
 
-    `machine` takes the mirror from this machine's own apt configuration; `repositories` names them: for DEB lines as
-    `URI SUITE COMPONENT...`, for RPM base URLs.
+    `machine` takes the mirror from this machine's own apt configuration; `repositories` names them: for the base
+    `debian` lines as `URI SUITE COMPONENT...`, for `rpm` base URLs. The rest of an RPM distribution: `keys`, of which one
+    signed each package (files given, their texts here), and whether one signed each repository's index as well.
     """
 
     machine: bool = False
     repositories: tuple[str, ...] = ()
     suites: tuple[str, ...] = ()
+    keys: tuple[PublicKey, ...] = ()
+    index_signed: bool = Field(True, description="each repository has a repomd.xml.asc; not all distributions do")
 
 
 class RootSection(Section):
@@ -185,12 +211,34 @@ class Target(Section):
     independent: bool = Field(True, description="builds what is architecture-independent, and the source")
     tag: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]*$")] = Field(description="in versions, e.g. deb12")
     base: Literal["debian", "rpm"] = Field("debian", description="what its roots and machines are made of")
-    base_codename: Name | None = Field(None, description="the base's own codename where it is not the target's")
+    base_codename: Name | None = Field(
+        None, description="the base's own codename where it is not the target's; for `rpm` as PLATFORM_ID has it"
+    )
     build_host: Name | None = Field(None, description="one of `build_hosts`; without it compile builds where it runs")
     notice: str = Field("", description="what a person must know about packages of this target")
     upstream: Upstream
     root: RootSection = RootSection()
     machine: MachineSection = MachineSection()
+
+    @field_validator("upstream")
+    @classmethod
+    def _fits_the_base(cls, upstream: Upstream, info: ValidationInfo) -> Upstream:
+        if info.data.get("base") != "rpm":
+            if upstream.keys:
+                raise ValueError("`keys` are for the base `rpm`; Debian's come with its archive keyring")
+            return upstream
+        if info.data.get("format") == "deb":
+            raise ValueError("the base `rpm` is for the format `rpm` only")
+        if upstream.machine or upstream.suites or not upstream.repositories:
+            raise ValueError("the base `rpm` takes `repositories`, its base URLs, and neither `machine` nor `suites`")
+        for url in upstream.repositories:
+            if not re.fullmatch(r"https?://[A-Za-z0-9._~:/%+-]+", url):
+                raise ValueError(f"{url!r} is no base URL; it must be http(s)://HOST/PATH, without variables")
+        if not upstream.keys:
+            raise ValueError(
+                "the base `rpm` needs `keys`, the files of the public keys that its packages are signed with"
+            )
+        return upstream
 
 
 class LintSection(Section):
@@ -275,6 +323,7 @@ class Config:
         self.directory = (directory or (Path(named) if named else EMBEDDED)).absolute()
         if not self.directory.is_dir():
             raise RequestError(f"configuration directory {self.directory} does not exist; set PKGCI_CONFIG")
+        self._read: dict[Path, Any] = {}
 
     @property
     def embedded(self) -> bool:
@@ -379,44 +428,83 @@ class Config:
 
     def package_of(self, project: str) -> str | None:
         """Return the name of the package that is built from `project`, or None."""
-        return self._projects.get(project)
+        name = self._named_before(project)
+        return self._projects.get(project) if name is None else name
+
+    def _named_before(self, project: str) -> str | None:
+        """Return the package that the index names for a project, if its file, which is read now, still does.
+
+        None as well when files came or went since: one of them may claim the project too.
+        """
+        folder, index = self.directory / "packages", self._index
+        try:
+            with index.open() as stream:
+                changed, projects = json.loads(stream.readline())
+            name = projects[project] if changed == folder.stat().st_mtime_ns else None
+        except (OSError, ValueError, KeyError):
+            return None
+        known = name is not None and (folder / f"{name}.yaml").is_file() and project in self.package(name).projects
+        return name if known else None
+
+    @property
+    def _index(self) -> Path:
+        """What the packages' files said when they were all looked at.
+
+        The first line is the time of their directory, and the package of each project; the second one, of each file what
+        tells whether it has changed, and its projects.
+        """
+        place = hashlib.sha256(os.fsencode(self.directory)).hexdigest()[:32]
+        return self.cache / "projects" / f"{place}.json"
 
     @cached_property
     def _projects(self) -> dict[str, str]:
-        folder = self.directory / "packages"
-        names = self.names("packages")
-        stats = [(folder / f"{name}.yaml").stat() for name in names]
-        listed = [(name, stat.st_mtime_ns, stat.st_size) for name, stat in zip(names, stats, strict=True)]
-        digest = hashlib.sha256(json.dumps([str(folder), listed]).encode()).hexdigest()[:32]
-        cached = self.cache / "projects" / f"{digest}.json"
+        """The package of each project, by all files: those that have changed since the index was made are read."""
+        folder, index = self.directory / "packages", self._index
+        changed = folder.stat().st_mtime_ns if folder.is_dir() else 0
         try:
-            return json.loads(cached.read_text())
-        except (FileNotFoundError, ValueError):
+            before = json.loads(index.read_text().splitlines()[1])
+        except (OSError, ValueError, IndexError):
             # not there yet, or cut short by a crash of the machine
-            pass
+            before = {}
+        files: dict[str, list] = {}
         projects: dict[str, str] = {}
-        for name in names:
-            for project in self.package(name).projects:
+        for name, stamp in _stamps(folder):
+            known = before.get(name)
+            files[name] = known if known and known[0] == stamp else [stamp, list(self.package(name).projects)]
+            for project in files[name][1]:
                 if project in projects:
                     raise RequestError(
                         f"{folder / name}.yaml: project {project} already belongs to package {projects[project]}; "
                         "a project belongs to one package"
                     )
                 projects[project] = name
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        new = cached.with_suffix(f".{os.getpid()}")
-        new.write_text(json.dumps(projects))
-        new.replace(cached)
+        index.parent.mkdir(parents=True, exist_ok=True)
+        new = index.with_suffix(f".{os.getpid()}")
+        new.write_text(f"{json.dumps([changed, projects])}\n{json.dumps(files)}\n")
+        new.replace(index)
         return projects
 
     def _entry(self, kind: str, name: str, model: type[Entry]) -> Entry:
+        """Return an entry; it is read once."""
         path = self.directory / kind / f"{name}.yaml"
+        if path in self._read:
+            return self._read[path]
         if not re.fullmatch(NAME, name):
             raise RequestError(f"{kind[:-1]} {name[:100]!r} of {path.parent} is not allowed; it must match {NAME}")
         if not path.is_file():
             known = ", ".join(self.names(kind)[:10]) or "none"  # type: ignore[arg-type]
             raise RequestError(f"unknown {kind[:-1]} {name!r}; {self.directory / kind} has: {known}")
-        return _load(path, model)
+        return self._read.setdefault(path, _load(path, model))
+
+
+def _stamps(folder: Path) -> list[tuple[str, list[int]]]:
+    """Return the name of each entry of a directory, sorted, and what tells whether its file has changed."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as found:
+        entries = [one for one in found if one.name.endswith(".yaml") and not one.name.startswith(".")]
+        stats = [(one.name.removesuffix(".yaml"), one.stat()) for one in entries]
+    return sorted((name, [stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_size]) for name, stat in stats)
 
 
 def _load(path: Path, model: type[Entry]) -> Entry:
@@ -437,7 +525,8 @@ def _load(path: Path, model: type[Entry]) -> Entry:
         # a character that YAML does not allow, a date that no calendar has
         raise RequestError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
     try:
-        return model.model_validate_json(document)
+        # an entry lies two levels down; its context is the configuration directory
+        return model.model_validate_json(document, context=path.parents[1])
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

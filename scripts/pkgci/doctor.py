@@ -17,7 +17,7 @@ from pkgci.config import ROOT, Config
 from pkgci.errors import PkgciError
 from pkgci.sandbox import memory_control, namespaces, sub_ids
 from pkgci.server import serve
-from pkgci.upstream import apt_sources
+from pkgci.upstream import apt_sources, rpm_repositories
 
 # a command of each Debian package in bindep.txt that not every machine has
 TOOLS = {
@@ -88,9 +88,10 @@ def _configured(config: Config) -> Iterator[Finding]:
     for name in config.names("targets"):
         try:
             target = config.target(name)
-            sources = apt_sources(target)
             config.build_host(name)
-            yield Finding(f"upstream of {name}: {', '.join(source.suite for source in sources)}", True)
+            distribution = target.base == "rpm"
+            sources = rpm_repositories(target) if distribution else [source.suite for source in apt_sources(target)]
+            yield Finding(f"upstream of {name}: {', '.join(sources)}", True)
         except PkgciError as error:
             yield Finding(f"target {name}", False, str(error))
     try:

@@ -51,7 +51,7 @@ def lint(config: Config, target_name: str, change: Change, build_key: str, artif
         target_name=target_name,
         target=target,
         root=tools_root(config, target_name),
-        limits=(config.package(name).limits if name else None) or config.settings.limits,
+        limits=config.limits(config.package(name)) if name else config.settings.limits,
         log_path=artifacts / "logs" / "lint.log",
     )
     linted = FORMATS[target.format].lint(place, entry.record.package, entry.record.packages, entry.directory)

@@ -72,7 +72,7 @@ def _changed(removed: Sequence[ReleasedBuild], added: Sequence[ReleasedBuild]) -
 
 @click.group("repo")
 def repo() -> None:
-    """The commands; `cli` says what they are for."""
+    """Look after a released repository, named RELEASE/CODENAME."""
 
 
 @repo.command("log")

@@ -3,20 +3,23 @@
 import base64
 import logging
 
-import paramiko
+from pkgci.lazy import Lazy
 
+paramiko = Lazy("paramiko")
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)
 
 CONNECT_SECONDS = 10
 AUTHENTICATION_SECONDS = 60
 
 
-def public_key(line: str) -> paramiko.PKey:
+def public_key(line: str) -> "paramiko.PKey":
     """Return the key of a line `ssh-ed25519 BASE64 [COMMENT]`."""
     return paramiko.Ed25519Key(data=base64.b64decode(line.split()[1]))
 
 
-def connect(host: str, port: int, user: str, identity: paramiko.PKey, host_key: paramiko.PKey) -> paramiko.SSHClient:
+def connect(
+    host: str, port: int, user: str, identity: "paramiko.PKey", host_key: "paramiko.PKey"
+) -> "paramiko.SSHClient":
     """Log in to a host.
 
     Args:

@@ -1,7 +1,7 @@
 """The operating system's package repositories that builds and machines of a target see.
 
-The mirror is the one that this machine's own apt already uses, unless the target names others: no address of a mirror
-stands in this repository.
+Debian's mirror is the one that this machine's own apt already uses, unless the target names others; an RPM
+distribution's are named by the target: no address of a mirror stands in this repository.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pkgci import web
 from pkgci.command import run
-from pkgci.config import Target
+from pkgci.config import EMBEDDED, Config, Target
 from pkgci.errors import RequestError
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -68,7 +68,11 @@ def apt_sources(target: Target) -> tuple[Source, ...]:
 def _machine_sources() -> tuple[str, ...]:
     """Return this machine's APT sources, a line `URI SUITE COMPONENT ORIGIN` each; see apt-get(8), indextargets."""
     fields = "$(REPO_URI) $(RELEASE) $(COMPONENT) $(ORIGIN)"
-    listed = run(["apt-get", "indextargets", "--format", fields, "Created-By: Packages"], quiet=True).stdout
+    # apt reads all package lists for it; where this machine keeps no cache of them, that takes a while each time
+    place = Config(EMBEDDED).cache / "apt"
+    place.mkdir(parents=True, exist_ok=True)
+    options = [f"-oDir::Cache::pkgcache={place / 'pkgcache.bin'}", "-oDir::Cache::srcpkgcache="]
+    listed = run(["apt-get", *options, "indextargets", "--format", fields, "Created-By: Packages"], quiet=True).stdout
     return tuple(listed.decode().splitlines())
 
 
@@ -91,6 +95,31 @@ def isolated_apt(directory: Path) -> dict[str, str]:
     isolation = 'Dir::Etc::parts "/dev/null";\nDir::Etc::sourceparts "/dev/null";\n'
     path.write_text(apt_configuration() + isolation)
     return {"APT_CONFIG": os.fspath(path)}
+
+
+def rpm_repositories(target: Target) -> tuple[str, ...]:
+    """Return the upstream's base URLs, each with a slash at its end, of a target whose base is an RPM distribution."""
+    return tuple(url.rstrip("/") + "/" for url in target.upstream.repositories)
+
+
+def dnf_files(target: Target) -> dict[str, str]:
+    """Return the files, by their absolute paths, with which dnf reads the upstream of an RPM distribution (dnf.conf(5)).
+
+    The URLs stand in lists of mirrors: what dnf keeps of a repository is named after the list, so that it is found again
+    in a machine that asks for the same by another scheme. Keys are imported from nowhere else.
+    """
+    files, lines = {}, []
+    for number, key in enumerate(target.upstream.keys):
+        files[f"/etc/pki/pkgci/upstream-{number}.asc"] = key
+    keys = " ".join(f"file://{path}" for path in files)
+    for number, url in enumerate(rpm_repositories(target)):
+        mirrors = f"/etc/pki/pkgci/upstream-{number}.mirrors"
+        files[mirrors] = f"{url}\n"
+        lines += [f"[upstream-{number}]", f"name=upstream {number}", f"mirrorlist=file://{mirrors}", f"gpgkey={keys}"]
+        lines += ["enabled=1", "gpgcheck=1", f"repo_gpgcheck={int(target.upstream.index_signed)}"]
+        # some distributions' dnf would go on without one that it cannot read or verify
+        lines += ["skip_if_unavailable=0", "metadata_expire=-1", ""]
+    return {**files, "/etc/yum.repos.d/upstream.repo": "\n".join(lines)}
 
 
 def index_digest(urls: list[str], *, upstream: bool) -> str:

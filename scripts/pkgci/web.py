@@ -3,12 +3,12 @@
 import re
 from functools import cache
 from urllib.parse import urlsplit
-from urllib.request import getproxies
-
-import requests
 
 from pkgci.command import run
 from pkgci.errors import InfrastructureError
+from pkgci.lazy import Lazy
+
+requests, request = Lazy("requests"), Lazy("urllib.request")
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SECONDS = 60
@@ -19,7 +19,7 @@ class NotFoundError(InfrastructureError):
     """The server answers, and has no such thing."""
 
 
-def session(url: str, *, upstream: bool) -> requests.Session:
+def session(url: str, *, upstream: bool) -> "requests.Session":
     """Return a session for requests to `url`.
 
     Args:
@@ -78,7 +78,7 @@ def reason(error: BaseException) -> str:
 @cache
 def _proxies_of_apt() -> dict[str, str]:
     """Return the proxies through which this machine's own apt reaches the upstream, in the form that requests takes."""
-    proxies = getproxies()
+    proxies = request.getproxies()
     for scheme in ("http", "https"):
         said = run(["apt-config", "shell", "found", f"Acquire::{scheme}::Proxy"], quiet=True).stdout.decode()
         found = re.fullmatch(r"found='(https?://[^']*)'\s*", said)

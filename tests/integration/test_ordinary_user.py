@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import terminal
 import trees
 
 from pkgci.config import ROOT, Config
@@ -25,21 +26,20 @@ class Account:
         self.home = Path(pwd.getpwnam(name).pw_dir)
         self.project = self.home / "pkgci"
 
-    def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
-        """Run a command in the project as this user, with nothing of the environment but the way to the network."""
+    def command(self, *command: str | Path) -> list[str | Path]:
+        """Return what runs a command as this user, with nothing of the environment but the way to the network."""
         kept = [
             f"{name}={value}"
             for name, value in os.environ.items()
             if name.startswith(("PIP_", "SSL_CERT")) or name.lower().endswith(("_proxy", "_ca_bundle"))
         ]
         clean = ["env", "-i", f"HOME={self.home}", "PATH=/usr/local/bin:/usr/bin:/bin", "LC_ALL=C.UTF-8", *kept]
-        return subprocess.run(
-            ["runuser", "-u", self.name, "--", *clean, *command],
-            cwd=self.project,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return ["runuser", "-u", self.name, "--", *clean, *command]
+
+    def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run a command in the project as this user."""
+        argv = self.command(*command)
+        return subprocess.run(argv, cwd=self.project, capture_output=True, text=True, check=False)
 
     def own(self, path: Path) -> None:
         subprocess.run(["chown", "-R", f"{self.name}:", path], check=True)
@@ -131,3 +131,17 @@ def test_a_package_passes_for_all_targets(ready: Account):
     assert "install-debianrpm-amd64" in done.stdout
     left = subprocess.run(["pgrep", "-u", NAME, "-a", "-r", "D,R,S,T"], capture_output=True, text=True, check=False)
     assert left.stdout == ""
+
+
+def test_a_failed_build_has_a_shell(ready: Account):
+    tree = ready.home / "broken"
+    files = trees.deb("broken")
+    files["debian/rules"] += "\noverride_dh_auto_build:\n\techo half >made; exit 7\n"
+    trees.commit(tree, files)
+    ready.own(tree)
+    done = ready.run(".venv/bin/pkgci", "check", "--only", "compile", tree)
+    assert done.returncode == 1, done.stdout + done.stderr
+    command = ready.command(ready.project / ".venv/bin/pkgci", "shell", "broken")
+    status, said = terminal.session(command, ["id -un; cat made; tty", "exit"])
+    assert status == 0, said
+    assert re.search(r"^builder\nhalf\n/dev/console$", said, re.MULTILINE), said

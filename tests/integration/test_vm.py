@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pkgci.config import EMBEDDED, Config
-from pkgci.errors import InfrastructureError, RequestError
+from pkgci.errors import InfrastructureError
 from pkgci.vm import guest
 from pkgci.vm import snapshot as snapshots
 from pkgci.vm.image import image_key
@@ -232,9 +232,3 @@ def test_what_the_image_is_made_from_is_in_its_key(config):
     target = config.target(TARGET)
     other = target.model_copy(update={"machine": target.machine.model_copy(update={"packages": ("sl",)})})
     assert image_key(target) == image_key(config.target(TARGET)) != image_key(other)
-
-
-def test_a_base_that_cannot_be_made_is_a_wrong_request(config):
-    target = config.target(TARGET).model_copy(update={"base": "rpm"})
-    with pytest.raises(RequestError, match="RPM distributions are not supported yet"):
-        image_key(target)

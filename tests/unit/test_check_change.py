@@ -1,8 +1,10 @@
 """What `pkgci check` makes of a maintainer's tree: a commit of the change, and the targets; the tree is only read."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trees
@@ -10,8 +12,9 @@ from trees import commit, git
 
 from pkgci import source
 from pkgci.change import Parameters
-from pkgci.check import LocalChange, prepare_change, targets_of
-from pkgci.config import Config
+from pkgci.check import LocalChange, options, prepare_change, targets_of
+from pkgci.compile import _limits
+from pkgci.config import Config, Limits, PackageEntry
 from pkgci.errors import PackageError, PkgciError, RequestError
 
 
@@ -402,3 +405,35 @@ def test_the_source_half_of_a_pair_is_checked_for_all_targets(tmp_path, alone):
     )
     git(alone, "config", "remote.origin.url", "https://review.example.org/small")
     assert targets_of(config, prepare_change(config, alone, worktree=False), ()) == BOTH
+
+
+def test_what_a_maintainer_asks_for_becomes_parameters():
+    asked = options("lint,compile", ["nocheck", "pkg.x.y", "nocheck"], 90, True)
+    assert Parameters.read(asked).values == {
+        "ONLY": "lint,compile",
+        "BUILD_PROFILES": "nocheck,pkg.x.y",
+        "BUILD_MINUTES": "90",
+        "REPRODUCIBLE": "true",
+        "KEEP_ROOT": "true",
+    }
+    assert options() == {"KEEP_ROOT": "true", "REPRODUCIBLE": "false"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"only": "lint,tests"}, "--only: there is no step 'tests'; the steps are: compile, publish, lint"),
+        ({"profiles": ["a,b"]}, "--profile: 'a,b' is no name of a build profile"),
+        ({"profiles": ["--with"]}, "--profile: '--with' is no name of a build profile"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(wrong, said):
+    with pytest.raises(RequestError, match=re.escape(said)):
+        options(**wrong)
+
+
+def test_the_time_limit_that_is_asked_for_stands_over_the_packages_and_nothing_else(tmp_path):
+    (tmp_path / "config.yaml").write_text("limits: {disk_mib: 500}\n")
+    sources = SimpleNamespace(entry=PackageEntry(source="a", limits=Limits(seconds=100, processes=99)))
+    limits = _limits(Config(tmp_path), sources, Parameters.read({"BUILD_MINUTES": "90"}))
+    assert limits == Limits(seconds=5400, processes=99, disk_mib=500)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pkgci import config as module
-from pkgci.config import EMBEDDED, Config, Limits
+from pkgci.config import EMBEDDED, ROOT, Config, Limits
 from pkgci.errors import RequestError
 
 TARGET = """\
@@ -172,6 +172,83 @@ def test_exactly_one_target_of_a_codename_builds_what_is_architecture_independen
     assert refused(Config(directory).targets) == f"{directory}/targets: codename bookworm: no target with {rule}"
 
 
+RPM = """\
+format: rpm
+codename: el9
+architecture: amd64
+tag: el9
+base: rpm
+upstream:
+  repositories:
+  - http://mirror.example.org/el9
+  keys:
+  - keys/el9.asc
+"""
+
+
+@pytest.fixture
+def keys(directory: Path) -> Path:
+    """The configuration's directory of keys, with one that is none."""
+    place = directory / "keys"
+    place.mkdir()
+    (place / "el9.asc").write_text("-----BEGIN PGP PUBLIC KEY BLOCK-----\n")
+    (place / "bad.asc").write_text("nonsense\n")
+    (place / "binary.asc").write_bytes(b"\x99\x01")
+    return place
+
+
+def test_a_target_of_an_rpm_distribution_holds_the_texts_of_its_keys(directory, keys):
+    (directory / "targets" / "t.yaml").write_text(RPM)
+    upstream = Config(directory).target("t").upstream
+    assert upstream.keys == ((keys / "el9.asc").read_text(),)
+    assert upstream.index_signed
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("keys/el9.asc", "keys/none.asc", "10: upstream.keys.0: Value error, cannot read keys/none.asc in the conf"),
+        ("keys/el9.asc", "keys/binary.asc", "10: upstream.keys.0: Value error, cannot read keys/binary.asc in the"),
+        ("keys/el9.asc", "keys/bad.asc", "10: upstream.keys.0: Value error, keys/bad.asc is no public key; it must be"),
+        ("keys/el9.asc", "../el9.asc", "10: upstream.keys.0: Value error, must be a relative path"),
+        ("  keys:\n  - keys/el9.asc\n", "", "6: upstream: Value error, the base `rpm` needs `keys`, the files of"),
+        (
+            "  repositories:\n  - http://mirror.example.org/el9\n",
+            "",
+            "6: upstream: Value error, the base `rpm` takes `",
+        ),
+        (
+            "  keys:",
+            "  machine: true\n  keys:",
+            "6: upstream: Value error, the base `rpm` takes `repositories`, its base",
+        ),
+        (
+            "org/el9",
+            "org/$releasever/",
+            "6: upstream: Value error, 'http://mirror.example.org/$releasever/' is no base",
+        ),
+        (
+            "http:",
+            "file:",
+            "6: upstream: Value error, 'file://mirror.example.org/el9' is no base URL; it must be http(s)",
+        ),
+        ("rpm\n", "deb\n", "6: upstream: Value error, the base `rpm` is for the format `rpm` only"),
+        ("base: rpm", "base: debian", "6: upstream: Value error, `keys` are for the base `rpm`; Debian's come with"),
+    ],
+)
+def test_what_is_wrong_in_a_target_of_an_rpm_distribution_is_said_with_its_line(directory, keys, old, new, message):
+    assert keys.is_dir()
+    (directory / "targets" / "t.yaml").write_text(RPM.replace(old, new, 1))
+    said = refused(lambda: Config(directory).target("t"))
+    assert said.startswith(f"{directory}/targets/t.yaml:{message}")
+
+
+def test_the_example_of_a_configuration_is_valid():
+    config = Config(ROOT / "etc" / "example")
+    assert config.settings.url
+    assert {config.target(name).base for name in config.names("targets")} == {"debian", "rpm"}
+
+
 @pytest.mark.parametrize("name", ["../config", "a/b", "", ".x", "-x", "A", "a\n"])
 def test_a_name_of_an_entry_leads_to_no_other_file(directory, name):
     assert "is not allowed; it must match" in refused(lambda: Config(directory).target(name))
@@ -219,6 +296,8 @@ def test_ten_thousand_packages_are_read_once_and_then_the_one_that_is_asked_for(
     assert len(seen) == 10_001
     seen.clear()
     config = Config(directory)
+    # not even looked at: ten thousand files take a while
+    monkeypatch.setattr(module.os, "scandir", None)
     name = config.package_of("group/p9999")
     assert config.package(name).source == "group/p9999"
     assert seen == [directory / "config.yaml", directory / "packages" / "p9999.yaml"]
@@ -235,6 +314,28 @@ def test_the_index_follows_new_edited_and_removed_entries(directory):
     assert Config(directory).package_of("new") == "p"
     entry.unlink()
     assert Config(directory).package_of("new") is None
+
+
+def test_an_entry_that_is_edited_in_its_place_is_noticed(directory):
+    one, two = (directory / "packages" / f"{name}.yaml" for name in ("one", "two"))
+    one.write_text("source: first\n")
+    two.write_text("source: other\n")
+    assert Config(directory).package_of("first") == "one"
+    before = (directory / "packages").stat().st_mtime_ns
+    one.write_text("source: other\n")
+    two.write_text("source: first\n")
+    assert (directory / "packages").stat().st_mtime_ns == before
+    assert [Config(directory).package_of(name) for name in ("first", "other")] == ["two", "one"]
+
+
+def test_only_what_has_changed_is_read_again(directory, monkeypatch):
+    for number in range(10):
+        (directory / "packages" / f"p{number}.yaml").write_text(f"source: group/p{number}\n")
+    Config(directory).package_of("group/p1")
+    (directory / "packages" / "p5.yaml").write_text("source: elsewhere\n")
+    seen = reads(monkeypatch)
+    assert Config(directory).package_of("elsewhere") == "p5"
+    assert seen == [directory / "config.yaml", directory / "packages" / "p5.yaml"]
 
 
 def test_an_index_cut_short_by_a_crash_is_made_again(directory):

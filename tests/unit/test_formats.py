@@ -32,6 +32,10 @@ LINKER = "ld: x.o: undefined reference to y"
             "error: Failed build dependencies:\n\tfoo is needed by x\n",
             "error: Failed build dependencies: foo is needed by x",
         ),
+        (
+            "dpkg-deb: error: no\ndh_builddeb: error: Aborting due to earlier error\nsemop(2): an error: x\n",
+            "dpkg-deb: error: no",
+        ),
         ("E: first\nE: Unable to correct problems\n", "E: Unable to correct problems"),
         (DRIVERS, "make[1]: *** [Makefile:10: all] Error 1"),
         ("just this\n", "just this"),

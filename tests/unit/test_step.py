@@ -139,6 +139,28 @@ def test_a_parent_that_is_no_build_is_a_wrong_request(run, monkeypatch):
     assert (code, result.reason) == (2, "'nobody' names no build; write JOB/NUMBER")
 
 
+@pytest.mark.usefixtures("here")
+def test_a_report_is_written_after_the_result_however_the_step_ends(engine):
+    found = []
+    for main in (lambda _: "done", raising(PackageError("no"))):
+        step.run("some", main, engine, lambda artifacts: found.append(Result.read(artifacts / "result.json").result))
+    assert found == ["SUCCESS", "FAILURE"]
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), OSError(28, "No space left on device"), InfrastructureError("it cannot")]
+)
+def test_a_report_that_fails_changes_nothing_but_is_said(here, engine, capsys, error):
+    def report(_: Path) -> None:
+        raise error
+
+    assert step.run("some", lambda _: "done", engine, report) == 0
+    assert Result.read(here / "artifacts" / "result.json").result == "SUCCESS"
+    said = capsys.readouterr().out
+    assert "cannot write the report" in said
+    assert ("Traceback" in said) == isinstance(error, KeyError)
+
+
 # signals
 
 

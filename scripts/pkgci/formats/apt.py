@@ -17,13 +17,14 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
 
-from debian.deb822 import Deb822, Dsc, Packages
-
 from pkgci.config import Target
 from pkgci.errors import InfrastructureError, PackageError
 from pkgci.formats import contents
 from pkgci.keys import SigningKey
+from pkgci.lazy import Lazy
 from pkgci.store import Entry
+
+deb822 = Lazy("debian.deb822")
 
 CLIENT = "pkgci.sources"
 STANZAS = "index.packages"
@@ -121,7 +122,7 @@ def release(codename: str, architectures: Sequence[str], label: str, date: datet
     return "\n".join([*lines, "SHA256:", *listed, ""]).encode()
 
 
-def binaries(entry: Entry, paths: Mapping[str, str]) -> list[Deb822]:
+def binaries(entry: Entry, paths: Mapping[str, str]) -> "list[deb822.Deb822]":
     """Return the stanzas of `Packages` for the binary packages of one build.
 
     Args:
@@ -134,7 +135,7 @@ def binaries(entry: Entry, paths: Mapping[str, str]) -> list[Deb822]:
     files = {file.name: file for file in entry.record.files}
     expected = {package.file: package for package in entry.record.packages}
     stanzas = {}
-    for read in Packages.iter_paragraphs(_text(entry, STANZAS), use_apt_pkg=False):
+    for read in deb822.Packages.iter_paragraphs(_text(entry, STANZAS), use_apt_pkg=False):
         stanza = _checked(entry, read, OURS)
         name = read.get("Filename", "").rpartition("/")[2]
         package = expected.get(name)
@@ -153,18 +154,18 @@ def binaries(entry: Entry, paths: Mapping[str, str]) -> list[Deb822]:
     return list(stanzas.values())
 
 
-def sources(entry: Entry, paths: Mapping[str, str]) -> list[Deb822]:
+def sources(entry: Entry, paths: Mapping[str, str]) -> "list[deb822.Deb822]":
     """Return the stanza of `Sources` for the source package of one build, if there is one; as `binaries`."""
     files = {file.name: file for file in entry.record.files}
     stanzas = []
     for name in (name for name in files if name.endswith(".dsc")):
-        read = Dsc(_text(entry, name), strict={"whitespace-separates-paragraphs": False})
+        read = deb822.Dsc(_text(entry, name), strict={"whitespace-separates-paragraphs": False})
         stanza = _checked(entry, read, OURS | OURS_OF_SOURCE)
         parts = [name, *(str(part.get("name")) for part in read.get("Checksums-Sha256", []))]
         unknown = [part for part in parts if part not in paths]
         if unknown:
             raise PackageError(f"{entry.record.package}: {name} names {unknown[0]!r}, which the build did not make")
-        source = Deb822({"Package": _line(entry, "Source", read.get("Source", "")), **stanza})
+        source = deb822.Deb822({"Package": _line(entry, "Source", read.get("Source", "")), **stanza})
         source["Directory"] = paths[name].rpartition("/")[0]
         source["Checksums-Sha256"] = "".join(f"\n {files[part].sha256} {files[part].size} {part}" for part in parts)
         stanzas.append(source)
@@ -187,9 +188,9 @@ def _text(entry: Entry, name: str) -> str:
     return text
 
 
-def _checked(entry: Entry, read: Deb822, left_out: set[str]) -> Deb822:
+def _checked(entry: Entry, read: "deb822.Deb822", left_out: set[str]) -> "deb822.Deb822":
     """Return a copy of a stanza without the fields `left_out`, every field in the form that the index has."""
-    stanza = Deb822()
+    stanza = deb822.Deb822()
     for field in read:
         name = str(field)
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", name):

@@ -36,12 +36,16 @@ log = logging.getLogger(__name__)
 PACKAGE_BYTES = 2 << 30
 METADATA_BYTES = 1 << 20
 LINT_BYTES = 32 << 20
-# how a tool of any language says that it has no more memory or disk
-EXHAUSTED = "out of memory|memoryerror|cannot allocate memory|no space left"
+# how a tool of any language says that it has no more memory, processes or disk
+EXHAUSTED = (
+    "out of memory|memoryerror|cannot allocate memory|(cannot|failed to) map |can't start new thread|no space left on"
+)
 # a tool that only says that another failed, whose own words come before
 PASSED_ON = re.compile(
     r"^make(\[\d+\])?: \*\*\* \[|^dpkg-buildpackage: error: .* subprocess |^dh_\w+: error: .* returned exit code "
-    r"|^error: Bad exit status from |^collect2: error: ld returned "
+    r"|^dh_\w+: error: Aborting due to earlier error|^error: Bad exit status from |^collect2: error: ld returned "
+    # fakeroot's last words, once what it serves has ended
+    r"|^semop\("
 )
 COMPILER = re.compile(r"^\S+:\d+(:\d+)?: (fatal )?error: ")
 # what may go into an argument, a file name or a line of a configuration: neither an option nor a second line
@@ -55,7 +59,7 @@ Version = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+~^_
 class Data(BaseModel):
     """What a sandbox said about a package: untrusted, so every field has a form."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Metadata(Data):
@@ -271,8 +275,8 @@ def lint_output(place: Place, script_name: str, files: Files) -> dict[str, bytes
     """
 
     def failure(status: int, said: str) -> PkgciError:
-        if status == 128 + signal.SIGKILL or re.search(EXHAUSTED, said, re.IGNORECASE):
-            return PackageError(f"lint reached a limit of memory or disk: {said}")
+        if status == 128 + signal.SIGKILL or re.search(EXHAUSTED, _end_of(place.log_path, 0), re.IGNORECASE):
+            return PackageError(f"lint reached a limit of memory, processes or disk: {said}")
         return InfrastructureError(f"the lint tool failed with status {status}: {said}")
 
     with tempfile.TemporaryDirectory() as output:
@@ -346,11 +350,7 @@ def described(name: str, version: str, architecture: str, path: Path, *, debug: 
 
 def last_words(path: Path, start: int, fallback: str) -> str:
     """Return the line of a log, from the byte offset `start`, that says best why something failed."""
-    with path.open("rb") as stream:
-        stream.seek(max(start, path.stat().st_size - 65536))
-        # without what a terminal would obey
-        said = "".join(char for char in stream.read().decode(errors="replace") if char.isprintable() or char in "\n\r")
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in _end_of(path, start).splitlines() if line.strip()]
     for line, following in pairwise(lines):
         # rpmbuild and apt name the package in the line after, or in the one that says why
         if line.endswith("Failed build dependencies:"):
@@ -363,6 +363,14 @@ def last_words(path: Path, start: int, fallback: str) -> str:
     # what follows a compiler's first error often follows from it; elsewhere the last one ended the build
     first = [line for line in own if COMPILER.match(line)][:1]
     return (first or own[-1:] or marked[:1] or lines[-1:] or [fallback])[0][:300]
+
+
+def _end_of(path: Path, start: int) -> str:
+    """Return the end of a log, from the byte offset `start` at most, without what a terminal would obey."""
+    with path.open("rb") as stream:
+        stream.seek(max(start, path.stat().st_size - 65536))
+        said = stream.read().decode(errors="replace")
+    return "".join(char for char in said if char.isprintable() or char in "\n\r")
 
 
 def download(config: Config, dependencies: Dependencies) -> list[Path]:

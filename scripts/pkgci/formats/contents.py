@@ -9,9 +9,10 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from debian.deb822 import Deb822
-
 from pkgci.artifacts import Contents, Package, PackageContents, PackagedFile
+from pkgci.lazy import Lazy
+
+deb822 = Lazy("debian.deb822")
 
 NAME = "contents.json"
 # bytes of what the scripts leave for one package; of a script; characters of one relation; files of all packages
@@ -120,9 +121,9 @@ def _script(text: str) -> str:
 def _deb(place: Path) -> tuple[int, Mapping[str, tuple[str, ...]], Mapping[str, str]]:
     """Return installed size, relations and maintainer scripts of a DEB package (Debian Policy 5.6.20, 7, 6)."""
     try:
-        control = Deb822(_text(place / "control"))
+        control = deb822.Deb822(_text(place / "control"))
     except ValueError:
-        control = Deb822()
+        control = deb822.Deb822()
     relations = {name: tuple(_split(control.get(name, ""))) for name in DEB_RELATIONS}
     scripts = {name: _script(_text(place / name, SCRIPT_BYTES + 1)) for name in DEB_SCRIPTS}
     return _number(control.get("Installed-Size", "")) << 10, relations, scripts
@@ -135,7 +136,7 @@ def _split(field: str) -> list[str]:
 
 def _deb_files(text: str) -> Iterator[PackagedFile]:
     for line in TAR_LINE.finditer(text):
-        target, mode, path = line["target"], line["mode"], _from_c(line["path"]).removeprefix("./").rstrip("/")
+        target, mode, path = line["target"], line["mode"], _from_c(line["path"]).removeprefix("./").strip("/")
         if not path:
             # the root itself
             continue

@@ -9,16 +9,17 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from debian import deb822
-
 from pkgci.artifacts import Package
 from pkgci.command import run
 from pkgci.errors import InfrastructureError, PackageError, PkgciError
 from pkgci.formats import base, contents, lintian
 from pkgci.formats.base import Built, Dependencies, Dependency, Linted, Metadata, Place, Request
+from pkgci.lazy import Lazy
 from pkgci.sandbox import Files
 from pkgci.source import Tree, blobs, names
 from pkgci.upstream import apt_configuration, apt_sources, index_digest
+
+deb822 = Lazy("debian.deb822")
 
 PACKAGING = "debian/control"
 INDEX_BYTES = 16 << 20

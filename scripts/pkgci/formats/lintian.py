@@ -17,7 +17,7 @@ SEVERITIES = ("error", "warning", "info")
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, defer_build=True)
 
 
 class _Item(_Part):

@@ -9,12 +9,13 @@ Source: https://createrepo-c.readthedocs.io, and `dnf.conf(5)` for what a client
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-import createrepo_c
-
 from pkgci.config import Target
 from pkgci.errors import InfrastructureError, PackageError
 from pkgci.keys import SigningKey
+from pkgci.lazy import Lazy
 from pkgci.store import Entry
+
+createrepo_c = Lazy("createrepo_c")
 
 CLIENT = "pkgci.repo"
 
@@ -57,7 +58,7 @@ def write_index(
         raise InfrastructureError(f"{repomd}: the index does not read back as it was written")
 
 
-def packages(entry: Entry, paths: Mapping[str, str]) -> Iterator[createrepo_c.Package]:
+def packages(entry: Entry, paths: Mapping[str, str]) -> "Iterator[createrepo_c.Package]":
     """Yield what the headers of a build's packages say; `paths` and what is raised are as of `write_index`."""
     expected = {package.file: package for package in entry.record.packages}
     for name in sorted(pool(entry)):

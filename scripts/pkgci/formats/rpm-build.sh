@@ -80,7 +80,10 @@ as_builder sh -eu /build/source.sh "$spec" "$name" "$version" "$dist" || exit 12
 echo "== installing the build dependencies"
 if [ -d /deps ]; then
     calling / "rpm -Uv --nosignature /deps/*.rpm  # as root: pkgci shell --root"
-    rpm -Uv --nosignature --force-debian /deps/*.rpm || exit 11
+    # Debian's own rpm wants to be asked twice
+    set --
+    ! rpm --help | grep -q -e --force-debian || set -- --force-debian
+    rpm -Uv --nosignature "$@" /deps/*.rpm || exit 11
     rm -rf /deps
 fi
 

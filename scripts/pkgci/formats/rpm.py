@@ -6,7 +6,7 @@ Sources: rpm's documentation of spec files and of reproducible builds (`%use_sou
 import hashlib
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from pkgci.artifacts import Package
@@ -16,7 +16,7 @@ from pkgci.formats import base, contents, rpmlint
 from pkgci.formats.base import Built, Dependencies, Dependency, Linted, Metadata, Place, Request
 from pkgci.sandbox import Files
 from pkgci.source import Tree, blobs, names
-from pkgci.upstream import index_digest
+from pkgci.upstream import index_digest, rpm_repositories
 
 PACKAGING = "rpm/*.spec"
 REQUIREMENT = re.compile(r"[A-Za-z0-9_/(][ -~]*", re.ASCII)
@@ -114,7 +114,7 @@ def newer(one: str, other: str) -> bool:
 
 
 def resolve(request: Request, metadata: Metadata) -> Dependencies:
-    """Ask dnf for what the BuildRequires need beyond the root, from the request's repositories.
+    """Ask dnf for what the BuildRequires need beyond the root, from the request's repositories and the distribution's.
 
     What the root offers is in its own rpm database; rpmbuild itself refuses what is missing in the end.
 
@@ -126,9 +126,11 @@ def resolve(request: Request, metadata: Metadata) -> Dependencies:
         # rpm and dnf would take these for an option, a URL or a file
         if not REQUIREMENT.fullmatch(requirement) or "://" in requirement or requirement.endswith(".rpm"):
             raise PackageError(f"{metadata.name}: BuildRequires: {ascii(requirement)[:100]} is no name of a capability")
-    if not request.repositories:
+    upstream = rpm_repositories(request.target) if request.target.base == "rpm" else ()
+    tests = [one.url for one in request.repositories]
+    if not upstream and not tests:
         return Dependencies()
-    digest = index_digest([f"{one.url}repodata/repomd.xml" for one in request.repositories], upstream=False)
+    digests = [_index_digest(upstream, upstream=True), _index_digest(tests, upstream=False)]
 
     def make() -> Dependencies:
         files = Files()
@@ -136,7 +138,9 @@ def resolve(request: Request, metadata: Metadata) -> Dependencies:
         for number, one in enumerate(request.repositories):
             files.add(f"/etc/pki/pkgci-{number}.asc", one.signing_key)
             lines += [f"[pkgci-{number}]", f"name=pkgci {number}", f"baseurl={one.url}", "enabled=1", "gpgcheck=0"]
-            lines += ["repo_gpgcheck=1", f"gpgkey=file:///etc/pki/pkgci-{number}.asc", ""]
+            lines += ["repo_gpgcheck=1", f"gpgkey=file:///etc/pki/pkgci-{number}.asc", "skip_if_unavailable=0"]
+            # before the distribution's, whatever the versions
+            lines += ["priority=1", ""]
         files.add("/in/pkgci.repo", "\n".join(lines))
         files.add("/in/requires", "\n".join([*metadata.depends, ""]))
         with tempfile.TemporaryDirectory() as directory:
@@ -151,7 +155,11 @@ def resolve(request: Request, metadata: Metadata) -> Dependencies:
             )
             return Dependencies(install=tuple(_keep(request, path) for path in made))
 
-    return base.cached(request, "dependencies", [digest, metadata.depends], Dependencies, make)
+    return base.cached(request, "dependencies", [digests, metadata.depends], Dependencies, make)
+
+
+def _index_digest(repositories: Iterable[str], *, upstream: bool) -> str:
+    return index_digest([f"{url}repodata/repomd.xml" for url in repositories], upstream=upstream)
 
 
 def _keep(request: Request, path: Path) -> Dependency:

@@ -8,17 +8,18 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import zstandard
-from debian.deb822 import Deb822, Release
-
 from pkgci.artifacts import Contents
 from pkgci.command import run
 from pkgci.errors import InfrastructureError
 from pkgci.formats import apt, contents
+from pkgci.lazy import Lazy
 from pkgci.released.base import Offered, Packaged, Place, Relation, Written
 from pkgci.released.index import Stanza
 from pkgci.released.key import ReleaseKey
 from pkgci.store import Entry
+
+deb822 = Lazy("debian.deb822")
+zstandard = Lazy("zstandard")
 
 COMPRESSIONS = ("plain", "gz", "zst")
 BY_HASH = "by-hash/SHA256"
@@ -134,7 +135,7 @@ class Deb:
             if text != (distribution / "Release").read_bytes():
                 raise InfrastructureError(f"{distribution}: Release and InRelease differ")
             key.verify(distribution / "Release.gpg", distribution / "Release")
-            listed = {str(one["name"]): one for one in Release(text)["SHA256"]}
+            listed = {str(one["name"]): one for one in deb822.Release(text)["SHA256"]}
             for name, one in listed.items():
                 if not name.endswith(".gz"):
                     continue
@@ -163,7 +164,7 @@ def _check(path: Path, size: int, digest: str) -> None:
 
 
 def _offered(name: str, plain: bytes) -> Iterator[Offered]:
-    for stanza in Deb822.iter_paragraphs(plain, use_apt_pkg=False):
+    for stanza in deb822.Deb822.iter_paragraphs(plain, use_apt_pkg=False):
         if name.startswith(SOURCES):
             for line in str(stanza["Checksums-Sha256"]).strip().splitlines():
                 digest, size, file = line.split()

@@ -19,9 +19,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import zstandard
-
 from pkgci.errors import InfrastructureError
+from pkgci.lazy import Lazy
+
+zstandard = Lazy("zstandard")
 
 SCHEMA = 1
 TABLES = """

@@ -14,15 +14,16 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import createrepo_c
-
 from pkgci.disk import fsync_all
 from pkgci.errors import InfrastructureError
 from pkgci.formats import repomd
+from pkgci.lazy import Lazy
 from pkgci.released.base import Offered, Packaged, Place, Relation, Written
 from pkgci.released.index import Stanza
 from pkgci.released.key import ReleaseKey
 from pkgci.store import Entry
+
+createrepo_c = Lazy("createrepo_c")
 
 NAMESPACE = "http://linux.duke.edu/metadata"
 LISTS: Mapping[str, str] = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Generic, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from pkgci.artifacts import (
     Build,
@@ -37,13 +37,15 @@ from pkgci.artifacts import (
 )
 from pkgci.errors import InfrastructureError
 from pkgci.formats import apt, repomd
+from pkgci.web import LOOPBACK
 
 PAGE = "index.html"
 # of each list on the page
 PACKAGES, FILES, FINDINGS, RELATIONS, TEXT_LINES, LINKS = 60, 200, 100, 60, 120, 200
 FILES_IN_ALL = 3000
-# an excerpt: lines before and after the one that says why
-BEFORE, AFTER = 9, 3
+TO_INSTALL = 10  # packages in one command
+# an excerpt: lines before and after the one that says why; before it, of a job that only lists findings in its console
+BEFORE, AFTER, BEFORE_FINDINGS = 9, 3, 2
 LINE = 300
 LOG_BYTES = 1 << 20
 COMPARED = 300  # what `last_words` takes of a line
@@ -258,6 +260,11 @@ class Use:
     client: Cut[str]
     commands: tuple[str, ...]
 
+    @property
+    def local(self) -> bool:
+        """Whether only this machine reaches it."""
+        return urlsplit(self.record.url).hostname in LOOPBACK
+
 
 @dataclass(frozen=True)
 class Link:
@@ -323,6 +330,8 @@ class View:
         ]
         for what, part in (("lint", self.lint), ("install test", self.install), ("system test", self.systest)):
             said += [f"{what}: {part.summary}"] if part else []
+        if self.run and self.run.parameters.get("RUN_TESTS") == "false":
+            said.append("tests were not asked for")
         return "; ".join(said)
 
     @property
@@ -446,7 +455,8 @@ def _excerpts(
         return
     for job in failed:
         directory = artifacts / job.child.directory
-        yield from _excerpt(artifacts, job, directory / "console.log", job.reason)
+        before = BEFORE_FINDINGS if job.step in ("lint", "install", "systest") else BEFORE
+        yield from _excerpt(artifacts, job, directory / "console.log", job.reason, before)
         if job.step == "install" and install:
             for outcome in [outcome for outcome in install.packages if not outcome.passed][:2]:
                 said = " ".join(finding.message for finding in outcome.findings)
@@ -456,7 +466,7 @@ def _excerpts(
                 yield from _excerpt(artifacts, job, directory / str(test.log), test.message)
 
 
-def _excerpt(artifacts: Path, job: Job, path: Path, reason: str) -> Iterator[Excerpt]:
+def _excerpt(artifacts: Path, job: Job, path: Path, reason: str, before: int = BEFORE) -> Iterator[Excerpt]:
     """Yield the part of a log that shows the reason, or its end; nothing when there is no such log."""
     link = _link(artifacts, path)
     if link is None:
@@ -472,7 +482,7 @@ def _excerpt(artifacts: Path, job: Job, path: Path, reason: str) -> Iterator[Exc
             hits.append((len(compared), index))
     marked = max(hits)[1] if hits else None
     at = len(lines) - 1 if marked is None else marked
-    shown = range(max(0, at - BEFORE), min(len(lines), at + AFTER + 1))
+    shown = range(max(0, at - before), min(len(lines), at + AFTER + 1))
     if shown:
         yield Excerpt(
             job=job.child.job,
@@ -576,28 +586,17 @@ def _systest(artifacts: Path, record: Systest, directory: Path) -> SystestView:
 
 
 def _use(record: Repository) -> Use:
-    names = sorted({package.name for package in record.packages if package.kind == "binary"})
+    binary = [package for package in record.packages if package.kind == "binary"][:TO_INSTALL]
     if record.format == "deb":
-        wanted = [f"{one.name}={one.version}" for one in record.packages if one.kind == "binary"]
-        return Use(
-            record,
-            apt.CLIENT,
-            Cut.of(_lines(apt.client(record.url, record.codename, record.signing_key)), TEXT_LINES),
-            (
-                f"sudo curl -fsSo /etc/apt/sources.list.d/{apt.CLIENT} {record.url}{apt.CLIENT}",
-                "sudo apt-get update",
-                f"sudo apt-get install {' '.join(wanted[:10])}",
-            ),
-        )
-    return Use(
-        record,
-        repomd.CLIENT,
-        Cut.of(_lines(repomd.client(record.url)), TEXT_LINES),
-        (
-            f"sudo curl -fsSo /etc/yum.repos.d/{repomd.CLIENT} {record.url}{repomd.CLIENT}",
-            f"sudo dnf install {' '.join(names[:10])}",
-        ),
-    )
+        name, text = apt.CLIENT, apt.client(record.url, record.codename, record.signing_key)
+        place, wanted = "/etc/apt/sources.list.d", [f"{one.name}={one.version}" for one in binary]
+        install = ("sudo apt-get update", f"sudo apt-get install {' '.join(wanted)}")
+    else:
+        name, text = repomd.CLIENT, repomd.client(record.url)
+        place, wanted = "/etc/yum.repos.d", [f"{one.name}-{one.version}" for one in binary]
+        install = (f"sudo dnf install {' '.join(wanted)}",)
+    commands = (f"sudo curl -fsSo {place}/{name} {record.url}{name}", *install)
+    return Use(record, name, Cut.of(_lines(text), TEXT_LINES), commands)
 
 
 def _links(artifacts: Path) -> Cut[Link]:

@@ -2,7 +2,7 @@
 # The guest's part of install and system tests for RPM; see guest.sh. The test repositories are in /etc/yum.repos.d.
 
 lists() {
-    : # the upstream of a target on Debian's own tools has none for dnf
+    : # those of an RPM distribution are in the image; Debian has none for dnf
 }
 
 state() {
@@ -32,11 +32,17 @@ spec() { # NAME VERSION ARCHITECTURE
 }
 
 add() { # SPEC...
-    if ! apply dnf -y install "$@"; then
+    apply dnf -y install "$@" || again "$@" || {
         ! said 'Failed to download metadata' || exit 75
         return 1
-    fi
+    }
     scriptlets install
+}
+
+again() { # SPEC...
+    said 'Status code: 404' || return 1
+    echo 'The upstream has moved since the snapshot was made: its lists are loaded again, and the installation repeated.'
+    apply dnf -y --refresh install "$@"
 }
 
 solvable() { # SPEC...

@@ -62,8 +62,8 @@ def script(target: Target) -> str:
 
 
 def proxy(config: Config, target: Target, records: Sequence[Repository]) -> Proxy:
-    """Return what a guest may reach: the repositories, and for DEB the upstream."""
-    upstream = upstream_rules(target) if target.format == "deb" else ()
+    """Return what a guest may reach: the repositories, and the upstream where that has packages of their format."""
+    upstream = upstream_rules(target) if target.format == "deb" or target.base == "rpm" else ()
     return Proxy((*(Rule(record.url) for record in records), *upstream), config.cache / "proxy")
 
 

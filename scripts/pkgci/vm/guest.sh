@@ -72,6 +72,7 @@ tolerated() {
 /var/lib/ucf
 /var/lib/dnf
 /var/lib/rpm
+/usr/lib/sysimage
 /var/lib/pam
 /var/lib/dbus # the state of what runs meanwhile
 /var/lib/private
@@ -96,7 +97,7 @@ tree() {
     done
     # __pycache__ is compiled by whoever runs a Python program first; the directories of languages belong to a distribution's
     # own package (`filesystem`), which a minimal machine may lack
-    find / -xdev \( "$@" -name __pycache__ \) -prune -o ! -type d -printf '%p\t%y %m %U:%G %s %l\n' \
+    LC_ALL=C find / -xdev \( "$@" -name __pycache__ \) -prune -o ! -type d -printf '%p\t%y %m %U:%G %s %l\n' \
         -o ! -path '/usr/share/locale/*' ! -path '/usr/share/man/*' -printf '%p\t%y %m %U:%G\n' | LC_ALL=C sort
 }
 

@@ -1,7 +1,8 @@
 """Disk images: what a machine boots from. Made without privileges, once per machine, and cached.
 
-Two stages: a plain Debian system with a kernel, shared by all targets of one upstream; and from it, for each target, a
-disk with the target's own packages, keys for ssh made here, and everything switched off that would cost boot time.
+Two stages: a plain system with a kernel, shared by all targets of one upstream (an RPM distribution's is one of the roots,
+and has the target's packages already); and from it, for each target, a disk with the target's own packages, keys for ssh
+made here, and everything switched off that would cost boot time.
 """
 
 import hashlib
@@ -14,17 +15,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from filelock import FileLock
 
 from pkgci.artifacts import Record
 from pkgci.command import run
 from pkgci.config import Config, Limits, Target
-from pkgci.errors import InfrastructureError, RequestError
+from pkgci.lazy import Lazy
+from pkgci.roots import distribution_key, distribution_root, failure
 from pkgci.sandbox import Files, execute, namespaces
 from pkgci.upstream import apt_configuration, apt_sources
 
+ed25519 = Lazy("cryptography.hazmat.primitives.asymmetric.ed25519")
+serialization = Lazy("cryptography.hazmat.primitives.serialization")
 log = logging.getLogger(__name__)
 
 SCRIPT = Path(__file__).with_suffix(".sh")
@@ -35,6 +37,9 @@ LIMITS = Limits(seconds=900, processes=4096, disk_mib=2 * DISK_MIB, memory_mib=4
 PLAIN = ("linux-image-cloud-amd64", "initramfs-tools", "lz4", "systemd", "systemd-sysv", "dbus", "udev", "kmod")
 PLAIN += ("openssh-server", "iproute2")
 FORMAT = {"deb": (), "rpm": ("rpm", "dnf")}
+# the same of an RPM distribution, and what snapshots and tests use in the guest; by names that Fedora and its kin share
+MACHINE = ("kernel", "dracut", "systemd", "openssh-server", "iproute", "e2fsprogs", "dnf", "shadow-utils")
+MACHINE += ("coreutils", "diffutils", "findutils", "gawk", "grep", "sed", "tar", "util-linux", "/usr/bin/perl")
 # the kernel's package makes the initrd: small, with what a machine of ours has, packed so that it unpacks fast
 INITRD = r"""
 mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/usr/share/initramfs-tools/modules.d"
@@ -66,11 +71,9 @@ def image_key(target: Target) -> str:
     """Return the key of all that a target's image is made from.
 
     Raises:
-        RequestError: the target's base cannot be made, or has no upstream.
+        RequestError: the target has no upstream.
     """
-    if target.base != "debian":
-        raise RequestError("machines of RPM distributions are not supported yet: use the base `debian`")
-    scripts = [path.read_text() for path in (Path(__file__), SCRIPT, HOST_PROVIDES)]
+    scripts = [Path(__file__).read_text(), _script(target), HOST_PROVIDES.read_text()]
     description = [target.format, target.machine.packages]
     return _digest(
         [_plain_key(target), description, scripts, run(["qemu-img", "--version"], quiet=True).stdout.decode()]
@@ -93,15 +96,27 @@ def image(config: Config, target: Target, name: str) -> Image:
 
     def make(new: Path) -> None:
         log.info("%s: preparing the machine's disk (once; about a minute)", name)
-        plain = _cached(config, f"plain-{_plain_key(target)}", lambda place: _make_plain(target, place))
-        _make_disk(target, key, plain / "root.tar", new)
+        _make_disk(target, key, _plain(config, target, name), new)
 
     place = _cached(config, key, make)
     record = ImageRecord.read(place / "image.json")
     return Image(place, key, record.host_key)
 
 
+def _script(target: Target) -> str:
+    return SCRIPT.with_name(f"image-{target.base}.sh").read_text() + SCRIPT.read_text()
+
+
+def _plain(config: Config, target: Target, name: str) -> Path:
+    """Return the tar of the plain system that the target's image is made from."""
+    if target.base == "rpm":
+        return distribution_root(config, target, name, (*MACHINE, *target.machine.packages)).path
+    return _cached(config, f"plain-{_plain_key(target)}", lambda place: _make_plain(target, place)) / "root.tar"
+
+
 def _plain_key(target: Target) -> str:
+    if target.base == "rpm":
+        return distribution_key(target, (*MACHINE, *target.machine.packages))
     version = run(["mmdebstrap", "--version"], quiet=True).stdout.decode()
     return _digest([[source.line() for source in apt_sources(target)], version, PLAIN, INITRD])
 
@@ -152,24 +167,24 @@ def _make_plain(target: Target, place: Path) -> None:
     with root.open("wb") as output:
         done = run(command, output=output, check=False, timeout=LIMITS.seconds, quiet=True)
     if done.returncode:
-        raise _failure("mmdebstrap", root)
+        raise failure("a machine's disk: mmdebstrap", root)
 
 
 def _make_disk(target: Target, key: str, root: Path, place: Path) -> None:
     """Make `place`/{disk,kernel,initrd,identity,image.json} from a plain root."""
-    identity, host = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    identity, host = ed25519.Ed25519PrivateKey.generate(), ed25519.Ed25519PrivateKey.generate()
     files = Files()
     files.add("/etc/ssh/ssh_host_ed25519_key", _private(host), 0o600)
     files.add("/etc/ssh/ssh_host_ed25519_key.pub", _public(host) + "\n")
     files.add("/root/.ssh/authorized_keys", _public(identity) + "\n", 0o600)
     files.add("/pkgci-host-provides", HOST_PROVIDES.read_text())
-    packages = (*FORMAT[target.format], *target.machine.packages)
+    packages = (*FORMAT[target.format], *target.machine.packages) if target.base == "debian" else ()
     said = place / "image.log"
     with tempfile.TemporaryDirectory(dir=place) as scratch:
         with said.open("wb") as log_to:
             outcome = execute(
                 root,
-                SCRIPT.read_text(),
+                _script(target),
                 arguments=(target.format, str(DISK_MIB), *packages),
                 files=files,
                 output=Path(scratch),
@@ -178,7 +193,7 @@ def _make_disk(target: Target, key: str, root: Path, place: Path) -> None:
                 network=True,
             )
         if outcome.status:
-            raise _failure("image.sh", said)
+            raise failure("a machine's disk: image.sh", said)
         for name in ("kernel", "initrd"):
             Path(scratch, name).rename(place / name)
         run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", Path(scratch, "disk"), place / "disk"], quiet=True)
@@ -189,20 +204,11 @@ def _make_disk(target: Target, key: str, root: Path, place: Path) -> None:
     ImageRecord(key=key, made=time.time(), host_key=_public(host)).write(place / "image.json")
 
 
-def _failure(what: str, said: Path) -> InfrastructureError:
-    """Return the error of a tool whose last words are the end of the file `said`."""
-    with said.open("rb") as stream:
-        stream.seek(max(0, said.stat().st_size - 4000))
-        text = stream.read().decode(errors="replace")
-    log.error("%s", text)
-    lines = text.strip().splitlines() or ["no output"]
-    errors = [line for line in lines if line.startswith(("E:", "error:"))] or lines
-    return InfrastructureError(f"cannot make a machine's disk: {what}: {errors[-1]}")
+def _private(key: "ed25519.Ed25519PrivateKey") -> bytes:
+    form = serialization.PrivateFormat.OpenSSH
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
 
 
-def _private(key: Ed25519PrivateKey) -> bytes:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-
-
-def _public(key: Ed25519PrivateKey) -> str:
-    return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+def _public(key: "ed25519.Ed25519PrivateKey") -> str:
+    form = serialization.PublicFormat.OpenSSH
+    return key.public_key().public_bytes(serialization.Encoding.OpenSSH, form).decode()

@@ -1,35 +1,18 @@
-#!/bin/sh
-# Turns a plain Debian root into the disk of a machine that boots fast, also where it is emulated. Runs in the sandbox,
-# as root of a throw-away copy of the root; leaves /out/disk (a raw ext4 file system), /out/kernel and /out/initrd.
+# shellcheck shell=sh disable=SC2154  # ssh is set by the other script
+# Turns a plain root into the disk of a machine that boots fast, also where it is emulated. Runs in the sandbox, as root of a
+# throw-away copy of the root; leaves /out/disk (a raw ext4 file system), /out/kernel and /out/initrd. Comes after
+# image-debian.sh or image-rpm.sh, which define what differs by the root's base:
 #
-# usage: image.sh FORMAT DISK_MIB [PACKAGE...]
-# In the root already: /etc/ssh and /root/.ssh with their keys, /pkgci-host-provides.
-set -eu
+#   prepare FORMAT [PACKAGE...]    add packages, and load what their manager knows of the upstream
+#   boot                           leave the kernel and the initrd in /out
+#   ssh                            the name of the ssh server's service
+#
+# usage: sh -eu SCRIPT FORMAT DISK_MIB [PACKAGE...]
+# In the root already: /etc/ssh and /root/.ssh with their keys, and what the other script says.
 format=$1 disk_mib=$2
 shift 2
 
-export DEBIAN_FRONTEND=noninteractive
-printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
-chmod 755 /usr/sbin/policy-rc.d
-[ "$#" = 0 ] || apt-get -q -y install "$@"
-[ "$format" != rpm ] || sh /pkgci-host-provides
-apt-get clean
-rm /usr/sbin/policy-rc.d
-
-# What mmdebstrap was told for its own run: without man pages, packages under test would miss files.
-rm -f /etc/dpkg/dpkg.cfg.d/99mmdebstrap /etc/apt/apt.conf.d/99mmdebstrap
-echo force-unsafe-io >/etc/dpkg/dpkg.cfg.d/pkgci
-# no translations, no diffs of indexes, no preconfiguration, which nobody would answer: all that costs time
-cat >/etc/apt/apt.conf.d/90pkgci <<'X'
-Acquire::Languages "none";
-Acquire::PDiffs "false";
-Acquire::Check-Valid-Until "false";
-Acquire::http::Proxy "http://10.0.2.100:3128";
-APT::Install-Recommends "false";
-#clear DPkg::Pre-Install-Pkgs;
-X
-# An https mirror is asked for by http: the proxy on the host, which may see what the guest fetches, speaks https to it.
-sed -i 's,\(\] \)https://,\1http://,' /etc/apt/sources.list
+prepare "$format" "$@"
 if [ "$format" = rpm ]; then
     cat >/etc/dnf/dnf.conf <<'X'
 [main]
@@ -38,31 +21,37 @@ clean_requirements_on_remove=True
 gpgcheck=True
 install_weak_deps=False
 metadata_expire=0
-module_platform_id=platform:pkgci
 proxy=http://10.0.2.100:3128
 X
+    # without it, dnf complains; a distribution with modules says its own
+    grep -q '^PLATFORM_ID=' /etc/os-release || echo module_platform_id=platform:pkgci >>/etc/dnf/dnf.conf
 fi
-# building the cache here takes a second, in the guest a dozen
-apt-cache gencaches
 
 echo pkgci >/etc/hostname
 printf '127.0.0.1 localhost pkgci\n' >/etc/hosts
 : >/etc/resolv.conf
 echo '/dev/vda / ext4 defaults,noatime,noinit_itable 0 0' >/etc/fstab
 systemd-machine-id-setup
-cat >/etc/systemd/network/10-pkgci.network <<'X'
-[Match]
-Name=eth0
-[Link]
-RequiredForOnline=no
-[Network]
-Address=10.0.2.15/24
-Gateway=10.0.2.2
-IPv6AcceptRA=no
-LinkLocalAddressing=no
+# by hand: which program manages networks differs between distributions, and each takes longer than this
+cat >/etc/systemd/system/pkgci-network.service <<'X'
+[Unit]
+Description=The machine's network
+BindsTo=sys-subsystem-net-devices-eth0.device
+After=sys-subsystem-net-devices-eth0.device
+Wants=network.target
+Before=network.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=ip link set eth0 up
+ExecStart=ip address add 10.0.2.15/24 dev eth0
+ExecStart=ip route add default via 10.0.2.2
+[Install]
+WantedBy=multi-user.target
 X
-# few and cheap algorithms: an emulated machine feels each of them
-cat >/etc/ssh/sshd_config.d/pkgci.conf <<'X'
+# few and cheap algorithms: an emulated machine feels each of them. The first file that says something counts.
+mkdir -p /etc/ssh/sshd_config.d
+cat >/etc/ssh/sshd_config.d/00-pkgci.conf <<'X'
 UseDNS no
 UsePAM no
 PermitRootLogin prohibit-password
@@ -74,9 +63,10 @@ MaxSessions 20
 LoginGraceTime 0
 X
 find /etc/ssh -name 'ssh_host_*' ! -name 'ssh_host_ed25519_key*' -delete
-systemctl enable systemd-networkd ssh
+systemctl enable pkgci-network "$ssh"
 # timers fire when the clock jumps after a restore; the others cost seconds of boot and serve nobody here
 systemctl mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer dnf-makecache.timer logrotate.timer \
+    sshd-keygen@rsa.service sshd-keygen@ecdsa.service sshd-keygen@ed25519.service \
     man-db.timer e2scrub_all.timer fstrim.timer systemd-tmpfiles-clean.timer \
     getty.target systemd-networkd-wait-online.service systemd-timesyncd.service systemd-pstore.service \
     modprobe@drm.service modprobe@loop.service modprobe@efi_pstore.service modprobe@fuse.service modprobe@dm_mod.service \
@@ -93,8 +83,7 @@ done
 
 # /out gets a file system of its own, so that the bind mount, which takes no mounts along, has only the root's files
 mount -t tmpfs out /out
-cp /boot/vmlinuz-* /out/kernel
-cp /boot/initrd.img-* /out/initrd
+boot
 chmod 644 /out/kernel /out/initrd
 rm -rf /vmlinuz* /initrd.img* /pkgci-script /pkgci-host-provides
 find /boot /tmp -mindepth 1 -delete

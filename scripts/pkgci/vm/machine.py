@@ -18,15 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
-import paramiko
-from qemu.qmp import QMPError
-from qemu.qmp.legacy import QEMUMonitorProtocol
-
 from pkgci.command import run, supervised
 from pkgci.errors import InfrastructureError
+from pkgci.lazy import Lazy
 from pkgci.ssh import connect, public_key
 from pkgci.vm.remote import Access, GuestError, Remote
 
+paramiko, qmp, legacy = Lazy("paramiko"), Lazy("qemu.qmp"), Lazy("qemu.qmp.legacy")
 log = logging.getLogger(__name__)
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
@@ -41,9 +39,6 @@ CONTROL_SECONDS = 120
 CONSOLE_BYTES = 16 << 20
 # it reads on when it has kept enough: a console that nobody reads makes the guest wait, a file would fill the host's disk
 CONSOLE = 'head -c "$1" >serial.log; exec cat >/dev/null'
-
-# errors of a login that no second attempt mends
-FINAL = (paramiko.BadHostKeyException, paramiko.AuthenticationException, paramiko.ssh_exception.IncompatiblePeer)
 
 Accelerator = Literal["kvm", "tcg"]
 
@@ -152,7 +147,7 @@ class Machine(Remote):
         self._qmp("migrate", uri="exec:cat >state")
         self._wait_for_migration()
         # not killed: QEMU has yet to write the disk's metadata
-        with suppress(QMPError):
+        with suppress(qmp.QMPError):
             self._qmp("quit")
         assert self._process
         try:
@@ -166,7 +161,7 @@ class Machine(Remote):
         if self._process:
             self._process.kill()
             self._process.wait()
-            with suppress(QMPError, EOFError):
+            with suppress(qmp.QMPError, EOFError):
                 self._monitor.close()
             self._process = None
         if self._console:
@@ -185,11 +180,17 @@ class Machine(Remote):
         port = self.port()
         identity = paramiko.Ed25519Key.from_private_key_file(str(self._access.identity))
         host_key = public_key(self._access.host_key)
+        # errors that no second attempt mends
+        final = (
+            paramiko.BadHostKeyException,
+            paramiko.AuthenticationException,
+            paramiko.ssh_exception.IncompatiblePeer,
+        )
         end = time.monotonic() + seconds
         while True:
             try:
                 self._client = connect("127.0.0.1", port, "root", identity, host_key)
-            except FINAL as error:
+            except final as error:
                 raise GuestError(f"cannot log in to the machine: {error}") from error
             # QEMU accepts connections long before the guest does
             except (OSError, EOFError, paramiko.SSHException) as error:
@@ -243,19 +244,19 @@ class Machine(Remote):
                 raise InfrastructureError(
                     f"cannot run QEMU: {error.filename} is missing; see `pkgci doctor`"
                 ) from error
-        self._monitor = QEMUMonitorProtocol(ours)
+        self._monitor = legacy.QEMUMonitorProtocol(ours)
         self._monitor.settimeout(CONTROL_SECONDS)
         if not select.select([ours], [], [], CONTROL_SECONDS)[0]:
             raise self._failure("does not answer")
         try:
             self._monitor.connect()
-        except (QMPError, EOFError, OSError):
+        except (qmp.QMPError, EOFError, OSError):
             raise self._failure("does not start") from None
 
     def _qmp(self, command: str, **arguments: object) -> object:
         try:
             return self._monitor.cmd(command, **arguments)
-        except (QMPError, TimeoutError, EOFError, OSError) as error:
+        except (qmp.QMPError, TimeoutError, EOFError, OSError) as error:
             raise self._failure(f"{command}: {error or type(error).__name__}") from error
 
     def _ignore_shared_memory(self) -> None:

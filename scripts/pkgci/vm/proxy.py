@@ -20,14 +20,14 @@ from tempfile import NamedTemporaryFile
 from typing import IO
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
-import requests
-
 from pkgci import web
+from pkgci.lazy import Lazy
 
+requests = Lazy("requests")
 log = logging.getLogger(__name__)
 
 URL = "http://10.0.2.100:3128"
-IMMUTABLE = re.compile(r"\.deb$|/by-hash/[A-Za-z0-9]+/[0-9a-f]+$")
+IMMUTABLE = re.compile(r"\.deb$|/by-hash/[A-Za-z0-9]+/[0-9a-f]+$|/repodata/[0-9a-f]{64,}-[^/]+$")
 SECONDS = 60
 REDIRECTS = 5
 CONNECTIONS = 64
@@ -91,8 +91,8 @@ class Rule:
     """What may be fetched: all below `prefix`, an http or https URL that ends with a slash.
 
     A guest asks for an https prefix by http, so that nothing passes here unseen; the proxy goes on by https.
-    `immutable` says that packages and by-hash indexes of this prefix never change and come from a repository that all
-    runs trust: they are cached.
+    `immutable` says that what lies below it comes from a repository that all runs trust, and that packages (of Debian, where
+    none is ever signed anew) and indexes that are named by their checksums never change: these are cached.
     """
 
     prefix: str
@@ -151,7 +151,7 @@ class Proxy:
         finally:
             os.close(descriptor)
 
-    def fetch(self, url: str, method: str, headers: Mapping[str, str]) -> tuple[requests.Response, Rule]:
+    def fetch(self, url: str, method: str, headers: Mapping[str, str]) -> "tuple[requests.Response, Rule]":
         """Ask for `url` and follow its redirects, each under the same rules.
 
         Returns:
@@ -268,7 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
                     self.wfile.write(block)
         return True
 
-    def _send(self, answer: requests.Response, kept: Path | None) -> None:
+    def _send(self, answer: "requests.Response", kept: Path | None) -> None:
         length = answer.headers.get("Content-Length")
         size = int(length) if length and length.isdigit() else None
         if size is not None and size > LARGEST:

@@ -9,9 +9,10 @@ from io import BytesIO
 from pathlib import Path
 from tarfile import TarFile, TarInfo
 
-import paramiko
-
 from pkgci.errors import InfrastructureError
+from pkgci.lazy import Lazy
+
+paramiko = Lazy("paramiko")
 
 FILES_SECONDS = 120
 FILE_BYTES = 64 << 20
@@ -51,7 +52,7 @@ class Remote:
         GuestError: (from any member) it does not do what was asked.
     """
 
-    def __init__(self, client: paramiko.SSHClient | None) -> None:
+    def __init__(self, client: "paramiko.SSHClient | None") -> None:
         self._client = client
 
     def run(self, script: str, *arguments: str, timeout: float, input: bytes = b"", limit: int = 1 << 20) -> Completed:

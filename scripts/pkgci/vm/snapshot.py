@@ -4,8 +4,8 @@
 
 A set is complete in itself and final: `latest` is moved to it, by a rename, only after it was restored once and ssh
 answered. It fits one image, one version of QEMU and one command line; the manifest says which, and any other is refused.
-Once a job, its files' checksums are compared; at each restore only their sizes are, since reading a gigabyte may take longer
-than the restore.
+Once a day, its files' checksums are compared, and once a job if a file was touched since; at each restore only their sizes
+are, since reading a gigabyte may take longer than the restore.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from pkgci.command import run
 from pkgci.config import Config, Target
 from pkgci.errors import InfrastructureError
 from pkgci.locks import locked
-from pkgci.upstream import apt_sources
+from pkgci.upstream import apt_sources, rpm_repositories
 from pkgci.vm.image import Image, image, image_key
 from pkgci.vm.machine import Accelerator, Hardware, Machine, accelerator, qemu_version
 from pkgci.vm.proxy import Proxy, Rule
@@ -54,7 +54,10 @@ date -s "@$1" >/dev/null
 exec perl -e 'read(STDIN, $seed, 256) == 256 or die "no seed";
     open($pool, ">", "/dev/urandom") or die $!; syswrite($pool, $seed) or die $!; ioctl($pool, 0x5207, 0) or die $!'
 """
-PACKAGES = "dpkg-query -W -f '${Package} ${Version}\\n'"
+PACKAGES = {
+    "debian": "dpkg-query -W -f '${Package} ${Version}\\n'",
+    "rpm": "rpm -qa --qf '%{NAME} %{EVR}\\n' | sort",
+}
 FREEZE = "sync; echo 3 >/proc/sys/vm/drop_caches; sync"
 
 
@@ -76,6 +79,13 @@ class Manifest(Record):
     created: datetime
     packages: tuple[str, ...]
     files: tuple[File, ...]
+
+
+class Verified(Record):
+    """`verified.json`: when the files of a snapshot had their checksums, and what would have changed with their content."""
+
+    time: datetime
+    files: dict[str, tuple[int, ...]]
 
 
 class Snapshot:
@@ -114,8 +124,17 @@ class Snapshot:
                 raise UnfitError(f"snapshot {self.id} is damaged: {file.name} is missing or has another size")
 
     def verify(self) -> None:
-        """Check all that `check` does, and the files' content."""
+        """Check all that `check` does, and the files' content, unless that was done within a day and none was touched since."""
         self.check()
+        stats = {file.name: (self.directory / file.name).stat() for file in self.manifest.files}
+        now = {
+            name: (one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for name, one in stats.items()
+        }
+        record = self.directory / "verified.json"
+        with suppress(InfrastructureError):
+            before = Verified.read(record)
+            if before.files == now and datetime.now(UTC) - before.time < timedelta(days=1):
+                return
         for file in self.manifest.files:
             try:
                 same = _sha256(self.directory / file.name) == file.sha256
@@ -123,6 +142,7 @@ class Snapshot:
                 raise UnfitError(f"snapshot {self.id} is damaged: {file.name}: {error.strerror}") from error
             if not same:
                 raise UnfitError(f"snapshot {self.id} is damaged: the content of {file.name} has changed")
+        Verified(time=datetime.now(UTC), files=now).write(record)
 
     @contextmanager
     def restored(self, config: Config, proxy: Proxy, console: Path | None = None) -> Iterator[Machine]:
@@ -194,7 +214,10 @@ def ensure(config: Config, name: str, target: Target, setup: str) -> Snapshot:
 
 def upstream_rules(target: Target) -> tuple[Rule, ...]:
     """Return what machines of a target may fetch from the upstream."""
-    uris = {source.uri.rstrip("/") + "/" for source in apt_sources(target)}
+    if target.base == "rpm":
+        uris = set(rpm_repositories(target))
+    else:
+        uris = {source.uri.rstrip("/") + "/" for source in apt_sources(target)}
     return tuple(Rule(uri, immutable=True) for uri in sorted(uris) if uri.startswith(("http://", "https://")))
 
 
@@ -273,7 +296,7 @@ def _freeze(config: Config, name: str, target: Target, setup: str, origin: Image
                     log.error("%s", done.text()[-4000:])
                     said = done.text().strip().splitlines() or ["it said nothing"]
                     raise GuestError(f"cannot prepare the machine of {name}: {said[-1]}")
-            listed = machine.run(PACKAGES, timeout=RESTORE_SECONDS).text()
+            listed = machine.run(PACKAGES[target.base], timeout=RESTORE_SECONDS).text()
             machine.save()
     Manifest(
         name=name,
