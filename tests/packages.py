@@ -112,15 +112,17 @@ def deliver_debs(
     key: str = "",
     target: str = "bookworm-amd64",
     tree: str = TREE,
+    dsc_name: str = "",
 ) -> Entry:
-    """Put a build of binary packages that `deb` made into the store, with a source package."""
+    """Put a build of binary packages that `deb` made into the store, with a source package (of another name, if given)."""
     place.mkdir(parents=True, exist_ok=True)
     stanzas = place / "index.packages"
     stanzas.write_text("\n".join(path.with_suffix(".stanza").read_text() for path in debs))
     contents = place / "contents.json"
-    said = [PackageContents.model_validate_json(path.with_suffix(".contents").read_bytes()) for path in debs]
+    known = [path.with_suffix(".contents") for path in debs if path.with_suffix(".contents").exists()]
+    said = [PackageContents.model_validate_json(path.read_bytes()) for path in known]
     Contents(packages=tuple(said)).write(contents)
-    files = [*debs, *dsc(place, source, version), stanzas, contents]
+    files = [*debs, *dsc(place, dsc_name or source, version), stanzas, contents]
     packages = []
     for path in debs:
         said = dict(

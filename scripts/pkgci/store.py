@@ -130,8 +130,11 @@ class Store:
             if not there:
                 return None
             try:
-                record = Record.read(directory / RECORD)
                 os.utime(directory)
+            except OSError as error:
+                raise InfrastructureError(f"cannot use store entry {directory}: {error.strerror}") from error
+            try:
+                record = Record.read(directory / RECORD)
                 for file in record.files:
                     if describe(directory / file.name) != file:
                         raise InfrastructureError(f"{file.name} has another checksum than when it was built")

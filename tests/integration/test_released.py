@@ -1,5 +1,6 @@
 """Released repositories, as real apt and dnf see them: publication, readers, and what must hold however a run ends."""
 
+import ctypes
 import hashlib
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -28,6 +30,7 @@ from pkgci import repository, server
 from pkgci.change import Change
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError, PackageError, PkgciError, RequestError
+from pkgci.keys import SigningKey
 from pkgci.publish import publish as publish_job
 from pkgci.released.audit import audit
 from pkgci.released.checks import OlderError
@@ -255,9 +258,9 @@ def leftovers(config: Config, codename: str = "bookworm") -> list[str]:
 
 
 def state(config: Config, codename: str = "bookworm") -> dict[str, tuple]:
-    """What readers see of a repository, and when it was changed."""
+    """What readers see of a repository, and when each file was changed."""
     return {
-        str(path): (path.lstat().st_ino, path.lstat().st_mtime_ns, path.lstat().st_size)
+        str(path): () if path.is_dir() else (path.lstat().st_ino, path.lstat().st_mtime_ns, path.lstat().st_size)
         for path in sorted(root(config, codename).rglob("*"))
     }
 
@@ -667,3 +670,219 @@ def test_readers_never_see_a_broken_or_stale_repository_while_publications_run(g
 def mirror(base: str) -> str:
     """Return what the mirror list of an RPM repository names."""
     return fetched(f"{base}mirrorlist").decode().strip()
+
+
+def with_own_disk(config: Config, size: str, work: Callable[[], None]) -> None:
+    """Do `work` in a process of its own, for which the data directory is a file system of a size, as mount(8) names it."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        said = b""
+        try:
+            # CLONE_NEWNS, and CLONE_NEWUSER where it needs that
+            flags = 0x00020000 if os.getuid() == 0 else 0x10020000
+            ids = os.getuid(), os.getgid()
+            assert ctypes.CDLL(None, use_errno=True).unshare(flags) == 0
+            if ids[0]:
+                Path("/proc/self/setgroups").write_text("deny")
+                Path("/proc/self/uid_map").write_text(f"0 {ids[0]} 1")
+                Path("/proc/self/gid_map").write_text(f"0 {ids[1]} 1")
+            run("mount", "--make-rprivate", "/")
+            config.data.mkdir(parents=True)
+            run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", config.data)
+            work()
+        except BaseException:
+            said = traceback.format_exc().encode()
+        os.write(writing, said or b"well")
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as stream:
+        said = stream.read()
+    os.waitpid(child, 0)
+    assert said == b"well", said.decode()
+
+
+def failure(work: Callable[[], object]) -> str:
+    """Return what an expected error says, or nothing."""
+    try:
+        work()
+    except InfrastructureError as error:
+        return str(error)
+    return ""
+
+
+def test_a_full_disk_is_said_in_one_line_and_leaves_the_repository_whole(config):
+    outcomes = []
+
+    def work() -> None:
+        versions = [built(config, "hello", f"1.{number}") for number in range(50)]
+        put(config, built(config, "other", "1"), versions[0])
+        for number in range(1, 50):
+            free = os.statvfs(config.data).f_bavail * 4096
+            with (config.data / "ballast").open("wb") as ballast:
+                ballast.write(b"x" * max(0, free - number * 4096))
+            said = failure(lambda: put(config, versions[number]))
+            assert re.fullmatch("|.*(No space left|disk is full|disk I/O error|status 2).*", said), said
+            outcomes.append(not said)
+            assert not faults(config)
+            (config.data / "ballast").unlink()
+            put(config, versions[number])
+            assert leftovers(config) == []
+            assert not faults(config)
+        assert set(outcomes) == {False, True}
+
+    with_own_disk(config, "24m", work)
+
+
+def test_a_read_only_file_system_is_said_in_one_line_and_readers_go_on(config):
+    def work() -> None:
+        put(config, built(config, "hello", "1"))
+        two = built(config, "hello", "2")
+        run("mount", "-o", "remount,ro", config.data)
+        with pytest.raises(InfrastructureError, match="Read-only file system") as raised:
+            put(config, two)
+        assert "\n" not in str(raised.value)
+        assert not faults(config)
+        run("mount", "-o", "remount,rw", config.data)
+        assert put(config, two).number == 2
+
+    with_own_disk(config, "24m", work)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "error"),
+    [
+        ("../hello", {}, "a name or version in its record cannot be one of a package"),
+        ("hello\n", {}, "a name or version in its record cannot be one of a package"),
+        ("hello", {"X-Note": "a\x1b[2Jb"}, "index.packages has control characters"),
+        ("hello", {"X-Note": "x" * (5 << 20)}, "index.packages has more than 4 MiB"),
+    ],
+)
+def test_hostile_names_and_control_data_are_refused(config, tmp_path, name, fields, error):
+    put(config, built(config, "other", "1"))
+    deb = packages.deb(tmp_path, "hello", "1", fields=fields)
+    entry = packages.deliver_debs(config, tmp_path, name, "1", [deb], dsc_name="hello")
+    refused(config, PackageError, error, Publication(entry.record.key, ORIGIN))
+    assert leftovers(config) == []
+
+
+def test_a_truncated_package_is_refused(config, tmp_path):
+    put(config, built(config, "other", "1"))
+    deb = packages.deb(tmp_path, "hello", "1")
+    deb.write_bytes(deb.read_bytes()[:-100])
+    # as the sandbox of a build says of what it cannot read
+    deb.with_suffix(".contents").unlink()
+    entry = packages.deliver_debs(config, tmp_path, "hello", "1", [deb])
+    refused(config, PackageError, "hello_1_all.deb: the sandbox of its build", Publication(entry.record.key, ORIGIN))
+    put_rpm(config, built_rpm(config, "other", "1"))
+    for cut, message in ((-10, "rpm finds its digests wrong"), (200, "is no RPM package that can be read")):
+        (tmp_path / str(cut)).mkdir()
+        rpms = packages.rpmbuilt(tmp_path / str(cut), "hello", "1")
+        rpms[0].write_bytes(rpms[0].read_bytes()[:cut])
+        entry = packages.deliver_rpms(config, "hello", "1-1", rpms)
+        refused(config, PackageError, message, Publication(entry.record.key, ORIGIN), codename="debianrpm")
+
+
+def test_a_symbolic_link_in_the_pool_is_not_followed(config, tmp_path):
+    put(config, built(config, "other", "1"))
+    (tmp_path / "elsewhere").mkdir()
+    (root(config) / "pool/hello").symlink_to(tmp_path / "elsewhere")
+    refused(config, InfrastructureError, "pool/hello is a symbolic link", built(config, "hello", "1"))
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    (root(config) / "pool/hello").unlink()
+    put(config, built(config, "hello", "1"))
+    (deb,) = (root(config) / "pool/hello").glob("*/*.deb")
+    content = deb.read_bytes()
+    deb.unlink()
+    (tmp_path / "copy.deb").write_bytes(content)
+    deb.symlink_to(tmp_path / "copy.deb")
+    assert any("is, or is reached by, a symbolic link" in fault for fault in faults(config))
+
+
+def test_no_file_of_the_store_changes_by_a_publication(config):
+    def files() -> dict[str, tuple]:
+        found = [path for path in (config.data / "store").rglob("*") if path.is_file()]
+        stats = {path: path.stat() for path in found}
+        return {str(p): (s.st_ino, s.st_mode, s.st_size, s.st_mtime_ns, p.read_bytes()) for p, s in stats.items()}
+
+    deb, rpm = built(config, "hello", "1"), built_rpm(config, "hello", "1")
+    before = files()
+    put(config, deb)
+    put_rpm(config, rpm)
+    assert files() == before
+    signed = next((root(config, "debianrpm") / "pool/hello").glob("*/*.noarch.rpm"))
+    assert not any(signed.samefile(path) for path in before)
+    assert any(signed.samefile(path) for path in (config.data / "signed").rglob("*.rpm"))
+
+
+def test_apt_refuses_what_is_tampered_with_unsigned_or_signed_by_another_key(config, tmp_path):
+    put(config, built(config, "hello", "1"))
+    sources = (root(config) / "pkgci.sources").read_text()
+    distribution = root(config) / "current/dists/bookworm"
+    good = {path: path.read_bytes() for path in distribution.glob("*Release*")}
+    (deb,) = (root(config) / "pool/hello").glob("*/*.deb")
+    stranger = SigningKey(config)
+
+    def updated(name: str) -> bool:
+        with server.serve(config):
+            return (
+                Apt(tmp_path / name, sources)("update", "-o", "APT::Update::Error-Mode=any", check=False).returncode
+                == 0
+            )
+
+    assert updated("good")
+    (distribution / "InRelease").write_bytes(
+        good[distribution / "InRelease"].replace(b"Origin: pkgci", b"Origin: other")
+    )
+    assert not updated("tampered")
+    (distribution / "InRelease").write_bytes(stranger.clearsign(good[distribution / "Release"]))
+    assert not updated("stranger")
+    for name in ("InRelease", "Release.gpg"):
+        (distribution / name).unlink()
+    assert not updated("unsigned")
+    for path, content in good.items():
+        path.write_bytes(content)
+    assert updated("again")
+    content = deb.read_bytes()
+    deb.unlink()
+    deb.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with server.serve(config):
+        spoilt = Apt(tmp_path / "good", sources)("download", "hello", check=False)
+    assert spoilt.returncode != 0
+    assert "Hash Sum mismatch" in spoilt.stderr
+
+
+def test_dnf_refuses_what_is_tampered_with_unsigned_or_signed_by_another_key(config, tmp_path):
+    put_rpm(config, built_rpm(config, "hello", "1"))
+    repo = (root(config, "debianrpm") / "pkgci.repo").read_text()
+    index = root(config, "debianrpm") / "current/repodata/repomd.xml"
+    signature = index.with_name("repomd.xml.asc")
+    good = {path: path.read_bytes() for path in (index, signature)}
+    stranger = SigningKey(config)
+
+    def made(name: str) -> bool:
+        with server.serve(config):
+            return dnf(tmp_path / name, repo, "makecache", check=False).returncode == 0
+
+    assert made("good")
+    index.write_bytes(good[index] + b"\n")
+    assert not made("tampered")
+    index.write_bytes(good[index])
+    signature.write_bytes(stranger.detach_sign(good[index]))
+    assert not made("stranger")
+    signature.unlink()
+    assert not made("unsigned")
+    signature.write_bytes(good[signature])
+    # an index that is signed, of a package that is not
+    (pool,) = (root(config, "debianrpm") / "pool/hello").iterdir()
+    (package,) = pool.glob("*.noarch.rpm")
+    (unsigned,) = (config.data / "store").glob(f"*/*/{package.name}")
+    package.unlink()
+    shutil.copyfile(unsigned, package)
+    shutil.rmtree(index.parent)
+    run("createrepo_c", "--no-database", "-o", index.parents[1], index.parents[1])
+    signature.write_bytes(Repository(config, "rocket", "debianrpm").key.detach_sign(index.read_bytes()))
+    with server.serve(config):
+        refused = dnf(tmp_path / "package", repo, "install", "hello", check=False)
+    assert refused.returncode != 0
+    assert "is not signed" in refused.stdout + refused.stderr

@@ -105,10 +105,19 @@ def changes(repository: "Repository", entries: Sequence[tuple[Entry, Origin]]) -
 
 
 def _conflicts(repository: "Repository", entries: Sequence[Entry], removed: Sequence[str]) -> None:
-    """Refuse a package with a file that a package of another build has, if both can be installed together."""
+    """Refuse a package with a file that a package of another build has, if both can be installed together.
+
+    One whose files are not known is refused, too.
+    """
     form, index = repository.form, repository.index
     contents = {entry.record.key: form.packaged(entry) for entry in entries}
     for entry in entries:
+        read = {(one.name, one.version.removeprefix("0:")) for one in contents[entry.record.key]}
+        for package in entry.record.packages:
+            if (package.name, package.version.removeprefix("0:")) not in read:
+                raise PackageError(
+                    f"{package.file}: the sandbox of its build could not read what is in it; build it again"
+                )
         paths = {path for package in contents[entry.record.key] for path in package.files}
         for key in index.neighbours(paths, without={entry.record.key, *removed}):
             known = index.build(key)

@@ -189,6 +189,23 @@ class Repository:
             PackageError: a package cannot be indexed.
         """
         former = self.current()
+        try:
+            return self._commit(former, added, removed, kind, reason)
+        except BaseException:
+            # what is committed is finished by the next run; of anything else nothing stays
+            with suppress(OSError, sqlite3.Error):
+                if self.index.generation == (former.number if former else 0):
+                    self._sweep()
+            raise
+
+    def _commit(
+        self,
+        former: Generation | None,
+        added: Sequence[tuple[Entry, Origin | None]],
+        removed: Sequence[str],
+        kind: str,
+        reason: str,
+    ) -> Generation:
         number = self.index.generation + 1
         now = datetime.now(UTC)
         if former:
@@ -319,6 +336,8 @@ class Repository:
                 shutil.rmtree(path.with_name(f".{path.name}.new"), ignore_errors=True)
                 if path.name not in pooled:
                     shutil.rmtree(path, ignore_errors=True)
+                with suppress(OSError):
+                    path.parent.rmdir()
         kept = set(self.index.files())
         for path in self._shared_files():
             if path.relative_to(self.root).as_posix() not in kept:

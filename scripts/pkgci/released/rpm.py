@@ -14,8 +14,9 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from pkgci.command import run
 from pkgci.disk import fsync_all
-from pkgci.errors import InfrastructureError
+from pkgci.errors import InfrastructureError, PackageError
 from pkgci.formats import repomd
 from pkgci.lazy import Lazy
 from pkgci.released.base import Offered, Packaged, Place, Relation, Written
@@ -177,6 +178,10 @@ def _signed(path: Path, digest: str, place: Place) -> Path:
     if final.exists():
         place.key.verify_rpm(final)
         return final
+    # what rpm does not read whole must not get a signature
+    words = ["rpmkeys", "--define", "_pkgverify_level digest", "--nosignature", "--checksig", path]
+    if run(words, check=False, quiet=True).returncode:
+        raise PackageError(f"{path.name}: rpm finds its digests wrong or missing; build it again")
     final.parent.mkdir(parents=True, exist_ok=True)
     new = final.with_name(f".{digest}.{os.getpid()}")
     try:
