@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import struct
 import subprocess
 import tarfile
 from collections.abc import Mapping, Sequence
@@ -169,6 +170,95 @@ def deliver(
     store = Store(config)
     with store.claim(key, wait=0) as lease:
         return lease if isinstance(lease, Entry) else store.deliver(lease, record, files)
+
+
+def rpm(directory: Path, name: str, version: str, *, files: Mapping[str, bytes]) -> Path:
+    """Write a binary package `NAME-VERSION-1.noarch.rpm` into `directory`, as rpm's own format page says.
+
+    Source: https://rpm-software-management.github.io/rpm/manual/format_v4.html
+    """
+    folders = sorted({f"{path.rpartition('/')[0]}/" for path in files})
+    paths = sorted(files)
+    count = len(paths)
+    payload = b"".join(_cpio(f".{path}", files[path], number) for number, path in enumerate(paths, start=1))
+    packed = gzip.compress(payload + _cpio("TRAILER!!!", b"", 0), 6, mtime=0)
+    text, texts, words, short, word = 6, 8, 9, 3, 4
+    tags: list[tuple[int, int, list]] = [
+        (100, texts, ["C"]),
+        (1000, text, [name]),
+        (1001, text, [version]),
+        (1002, text, ["1"]),
+        (1004, words, [f"what {name} is"]),
+        (1005, words, ["It is a package for tests."]),
+        (1006, word, [1_700_000_000]),
+        (1009, word, [sum(map(len, files.values()))]),
+        (1014, text, ["MIT"]),
+        (1016, words, ["Unspecified"]),
+        (1021, text, ["linux"]),
+        (1022, text, ["noarch"]),
+        (1028, word, [len(files[path]) for path in paths]),
+        (1030, short, [0o100644] * count),
+        (1033, short, [0] * count),
+        (1034, word, [1_700_000_000] * count),
+        (1035, texts, [hashlib.sha256(files[path]).hexdigest() for path in paths]),
+        (1036, texts, [""] * count),
+        (1037, word, [0] * count),
+        (1039, texts, ["root"] * count),
+        (1040, texts, ["root"] * count),
+        (1044, text, [f"{name}-{version}-1.src.rpm"]),
+        (1045, word, [0xFFFFFFFF] * count),
+        (1047, texts, [name]),
+        (1048, word, [0x100000A, 0x100000A]),
+        (1049, texts, ["rpmlib(CompressedFileNames)", "rpmlib(PayloadFilesHavePrefix)"]),
+        (1050, texts, ["3.0.4-1", "4.0-1"]),
+        (1095, word, [1] * count),
+        (1096, word, list(range(1, count + 1))),
+        (1097, texts, [""] * count),
+        (1112, word, [8]),
+        (1113, texts, [f"{version}-1"]),
+        (1116, word, [folders.index(f"{path.rpartition('/')[0]}/") for path in paths]),
+        (1117, texts, [path.rpartition("/")[2] for path in paths]),
+        (1118, texts, folders),
+        (1124, text, ["cpio"]),
+        (1125, text, ["gzip"]),
+        (1126, text, ["6"]),
+        (5011, word, [8]),
+        (5062, text, ["utf-8"]),
+        (5092, texts, [hashlib.sha256(packed).hexdigest()]),
+        (5093, word, [8]),
+    ]
+    header = _header(63, tags)
+    digests = [(273, text, [hashlib.sha256(header).hexdigest()]), (1000, word, [len(header) + len(packed)])]
+    signature = _header(62, digests)
+    lead = struct.pack(">4sBBhh66shh16x", b"\xed\xab\xee\xdb", 3, 0, 0, 1, f"{name}-{version}-1".encode()[:65], 1, 5)
+    path = directory / f"{name}-{version}-1.noarch.rpm"
+    path.write_bytes(lead + signature + b"\0" * (-len(signature) % 8) + header + packed)
+    return path
+
+
+def _header(region: int, tags: Sequence[tuple[int, int, list]]) -> bytes:
+    index, store = [], b""
+    for tag, kind, values in tags:
+        if kind in (3, 4):
+            size = {3: 2, 4: 4}[kind]
+            store += b"\0" * (-len(store) % size)
+            data = struct.pack(f">{len(values)}{'H' if kind == 3 else 'I'}", *values)
+        else:
+            data = b"".join(value.encode() + b"\0" for value in values)
+        index.append(struct.pack(">IIII", tag, kind, len(store), len(values)))
+        store += data
+    # the first entry says where the last 16 bytes are, which say where the entries begin
+    index.insert(0, struct.pack(">IIII", region, 7, len(store), 16))
+    store += struct.pack(">IIiI", region, 7, -16 * len(index), 16)
+    return b"\x8e\xad\xe8\x01\0\0\0\0" + struct.pack(">II", len(index), len(store)) + b"".join(index) + store
+
+
+def _cpio(path: str, content: bytes, number: int) -> bytes:
+    name = path.encode() + b"\0"
+    mode = 0o100644 if number else 0
+    fields = [number, mode, 0, 0, 1, 1_700_000_000 if number else 0, len(content), 0, 0, 0, 0, len(name), 0]
+    head = b"070701" + b"".join(b"%08x" % field for field in fields) + name
+    return head + b"\0" * (-len(head) % 4) + content + b"\0" * (-len(content) % 4)
 
 
 SPEC = """Name: {name}

@@ -111,23 +111,25 @@ def _conflicts(repository: "Repository", entries: Sequence[Entry], removed: Sequ
     """
     form, index = repository.form, repository.index
     contents = {entry.record.key: form.packaged(entry) for entry in entries}
+    owners: dict[str, set[str]] = {}
     for entry in entries:
-        read = {(one.name, one.version.removeprefix("0:")) for one in contents[entry.record.key]}
+        key, packages = entry.record.key, contents[entry.record.key]
+        read = {(one.name, one.version.removeprefix("0:")) for one in packages}
         for package in entry.record.packages:
             if (package.name, package.version.removeprefix("0:")) not in read:
                 raise PackageError(
                     f"{package.file}: the sandbox of its build could not read what is in it; build it again"
                 )
-        paths = {path for package in contents[entry.record.key] for path in package.files}
-        for key in index.neighbours(paths, without={entry.record.key, *removed}):
-            known = index.build(key)
-            if known and key not in contents:
-                contents[key] = form.packaged(repository.entry(key, known[0]))
-    new = {entry.record.key for entry in entries}
-    for key in new:
-        for other in sorted(contents.keys() - {key}):
-            for one, two in product(contents[key], contents[other]):
+        paths = {path for package in packages for path in package.files}
+        meets = index.neighbours(paths, without={key, *removed}).union(*(owners.get(path, set()) for path in paths))
+        for other in sorted(meets):
+            known = index.build(other)
+            if known and other not in contents:
+                contents[other] = form.packaged(repository.entry(other, known[0]))
+            for one, two in product(packages, contents[other]):
                 _conflict(repository, one, two)
+        for path in paths:
+            owners.setdefault(path, set()).add(key)
 
 
 def _conflict(repository: "Repository", one: Packaged, two: Packaged) -> None:
