@@ -35,7 +35,7 @@ from pkgci.publish import publish as publish_job
 from pkgci.released.audit import audit
 from pkgci.released.checks import OlderError
 from pkgci.released.records import Commit, Generation, Origin, Provenance, Publication
-from pkgci.released.repository import Repository, publish, rollback
+from pkgci.released.repository import Repository, publish, rollback, try_to_publish
 from pkgci.store import Store
 
 ORIGIN = Origin(branch="main", commits=(Commit(project="tools/hello", commit="c" * 40, tree=packages.TREE),))
@@ -886,3 +886,36 @@ def test_dnf_refuses_what_is_tampered_with_unsigned_or_signed_by_another_key(con
         refused = dnf(tmp_path / "package", repo, "install", "hello", check=False)
     assert refused.returncode != 0
     assert "is not signed" in refused.stdout + refused.stderr
+
+
+def test_a_dependency_that_a_publication_newly_breaks_is_refused_by_apt_with_upstream(config):
+    lib = built(config, "libfoo1", "1", fields={"Depends": "libc6"})
+    app = built(config, "app", "1", fields={"Depends": "libfoo1 (>= 1), libfoo1 (<< 2), libc6"})
+    put(config, lib, app)
+    lib2 = built(config, "libfoo1", "2", fields={"Depends": "libc6"})
+    refused(config, PackageError, "app=1 cannot be installed once this is published: app : Depends: libfoo1 ", lib2)
+    app2 = built(config, "app", "2", fields={"Depends": "libfoo1 (>= 2)"})
+    refused(config, PackageError, "app=2 cannot be installed once this is published", app2)
+    try_to_publish(config, "rocket", "bookworm", [lib2, app2])
+    assert put(config, lib2, app2).number == 2
+    nowhere = built(config, "app", "3", fields={"Depends": "libfoo1, no-such-package"})
+    refused(config, PackageError, "app=3 cannot be installed", nowhere)
+
+
+def test_a_dependency_that_was_broken_before_does_not_stop_others(config, monkeypatch):
+    with monkeypatch.context() as without:
+        without.setattr(Repository, "refuse_unmet", lambda *_: None)
+        put(config, built(config, "app", "1", fields={"Depends": "no-such-package"}), built(config, "lib", "1"))
+    assert put(config, built(config, "app", "2", fields={"Depends": "no-such-package, lib"})).number == 2
+    assert put(config, built(config, "lib", "2")).number == 3
+
+
+def test_a_dependency_that_a_publication_newly_breaks_is_refused_by_dnf(config):
+    put_rpm(
+        config, built_rpm(config, "lib", "1"), built_rpm(config, "app", "1", more="Requires: lib < 2, /bin/sh, other")
+    )
+    lib2 = built_rpm(config, "lib", "2")
+    message = r"app-0:1-1.noarch cannot be installed once this is published: .*nothing provides lib < 2"
+    refused(config, PackageError, message, lib2, codename="debianrpm")
+    app2 = built_rpm(config, "app", "2", more="Requires: lib >= 2, /bin/sh, other")
+    assert put_rpm(config, lib2, app2).number == 2

@@ -84,6 +84,9 @@ class Form(Protocol):
     def lists(self, place: Place) -> list[str]:
         """Return the names of the metadata files."""
 
+    def binary_lists(self, architecture: str) -> list[str]:
+        """Return the names of those that say what an architecture's binary packages need and offer."""
+
     def prepare(self, entry: Entry, place: Place) -> dict[str, Path]:
         """Return the files of a build that are linked into the pool, by name."""
 

@@ -39,6 +39,10 @@ class Deb:
         """Return the metadata files' names below `dists/CODENAME/`."""
         return [*(_packages(one) for one in place.architectures), SOURCES]
 
+    def binary_lists(self, architecture: str) -> list[str]:
+        """Return the name of an architecture's `Packages`."""
+        return [_packages(architecture)]
+
     def prepare(self, entry: Entry, _place: Place) -> dict[str, Path]:
         """Return the files of a build that are linked into the pool, by name: as the store has them."""
         names = {file.name for file in entry.record.files} & {*apt.pool(entry), apt.STANZAS, contents.NAME}

@@ -222,6 +222,11 @@ class Index:
         run.execute("DELETE FROM stanzas WHERE key = ?", [key])
         run.execute("DELETE FROM paths WHERE key = ?", [key])
 
+    def texts(self, name: str, without: Collection[str] = ()) -> list[bytes]:
+        """Return what a metadata file says of each package, but those of the builds `without`."""
+        query = "SELECT text FROM stanzas WHERE list = ? AND key NOT IN (SELECT value FROM json_each(?))"
+        return [text for (text,) in self._database.execute(query, [name, json.dumps(list(without))])]
+
     def refresh(self, name: str, sources: Iterable[str] | None) -> list[bytes]:
         """Make the chunks of a metadata file anew in which source packages changed; return their texts.
 

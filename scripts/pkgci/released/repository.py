@@ -28,7 +28,7 @@ from pkgci.config import Config
 from pkgci.disk import fsync, fsync_all
 from pkgci.errors import InfrastructureError, RequestError
 from pkgci.locks import describe_owner, waiting
-from pkgci.released import checks
+from pkgci.released import checks, closure
 from pkgci.released.base import Form, Place, Written
 from pkgci.released.deb import Deb
 from pkgci.released.index import COMPRESSIONS, Index, errors
@@ -250,8 +250,36 @@ class Repository:
             fsync(directory.parent)
         self._point(number, place)
         self._prune()
+        # they were about the former generation
+        shutil.rmtree(self.place / "closure", ignore_errors=True)
         (self.place / JOURNAL).unlink()
         return record
+
+    def refuse_unmet(self, added: Sequence[Entry], removed: Sequence[str]) -> None:
+        """Refuse dependencies that a publication newly breaks; what was found good for this generation is not asked again.
+
+        Raises:
+            PackageError: a package could not be installed any more.
+            InfrastructureError: upstream cannot be read.
+        """
+        keys = [str(self.index.generation), *sorted(entry.record.key for entry in added), *sorted(removed)]
+        good = self.place / "closure" / hashlib.sha256("\n".join(keys).encode()).hexdigest()
+        if good.exists():
+            return
+        place = self._at(self.index.generation, datetime.now(UTC), 0)
+        new: dict[str, list[bytes]] = {}
+        for entry in added:
+            for stanza in self.form.stanzas(entry, self.directory(entry.record.package, entry.record.key), place):
+                new.setdefault(stanza.list, []).append(stanza.text)
+        for name, target in self.targets.items():
+            lists = self.form.binary_lists(target.architecture)
+            before = {one: self.index.texts(one) for one in lists}
+            after = {one: self.index.texts(one, removed) + new.get(one, []) for one in lists}
+            asked = closure.case(self.format, before, after)
+            if asked:
+                closure.check(asked, target, self.format, self.config.cache / "closure" / name)
+        good.parent.mkdir(exist_ok=True)
+        good.touch()
 
     def released(self, key: str) -> ReleasedBuild:
         """Return a build that is or was in the repository."""
@@ -595,7 +623,30 @@ def publish(config: Config, release: str, codename: str, publications: Sequence[
         changed = checks.changes(repository, entries)
         generation = repository.current()
         if changed.added or generation is None:
+            repository.refuse_unmet([entry for entry, _ in changed.added], changed.removed)
             generation = repository.commit(changed.added, changed.removed, "publish")
         else:
             log.info("all of it is in generation %s of %s already", generation.number, repository.name)
         return Published(repository, generation, changed.keys)
+
+
+def try_to_publish(config: Config, release: str, codename: str, publications: Sequence[Publication]) -> None:
+    """Refuse what `publish` would refuse, and change nothing: so that it is found out before the merge.
+
+    What the package managers answer here is not asked again by a publication of the same, as long as no other came
+    between.
+
+    Args:
+        config: the configuration.
+        release: the release's name.
+        codename: the targets' codename.
+        publications: the builds; their origins are where they will be merged.
+
+    Raises:
+        PkgciError: as `publish`.
+    """
+    repository = Repository(config, release, codename)
+    entries = [(checks.built(repository, Store(config), one), one.origin) for one in publications]
+    with repository.opened():
+        changed = checks.changes(repository, entries)
+        repository.refuse_unmet([entry for entry, _ in changed.added], changed.removed)

@@ -52,6 +52,10 @@ class Rpm:
         """Return the metadata files' types."""
         return list(LISTS)
 
+    def binary_lists(self, _architecture: str) -> list[str]:
+        """Return the metadata files' types: one repository has all architectures."""
+        return list(LISTS)
+
     def prepare(self, entry: Entry, place: Place) -> dict[str, Path]:
         """Return the files of a build that are linked into the pool, by name: its packages as signed copies."""
         return {
