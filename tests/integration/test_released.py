@@ -1,20 +1,17 @@
 """Released repositories, as real apt and dnf see them: publication, readers, and what must hold however a run ends."""
 
-import ctypes
 import hashlib
 import multiprocessing
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -22,89 +19,26 @@ from pathlib import Path
 import packages
 import pytest
 import trees
-import yaml
-from clients import Apt, dnf, free_port, run
+from clients import Apt, dnf, run
 from debian.deb822 import Release
+from released import ORIGIN, built, built_rpm, configure, faults, leftovers, put, put_rpm, refused, root, state
 
 from pkgci import repository, server
 from pkgci.change import Change
 from pkgci.config import Config
-from pkgci.errors import InfrastructureError, PackageError, PkgciError, RequestError
+from pkgci.errors import InfrastructureError, PackageError, RequestError
 from pkgci.keys import SigningKey
 from pkgci.publish import publish as publish_job
 from pkgci.released.audit import audit
 from pkgci.released.checks import OlderError
-from pkgci.released.records import Commit, Generation, Origin, Provenance, Publication
-from pkgci.released.repository import Repository, publish, rollback, try_to_publish
+from pkgci.released.records import Commit, Origin, Provenance, Publication
+from pkgci.released.repository import Repository, rollback, try_to_publish
 from pkgci.store import Store
-
-ORIGIN = Origin(branch="main", commits=(Commit(project="tools/hello", commit="c" * 40, tree=packages.TREE),))
-
-
-@pytest.fixture(scope="session")
-def gnupg():
-    """A home of GnuPG with a key, by its fingerprint; its agent ends with the tests."""
-    # the path of an agent's socket must be short
-    with tempfile.TemporaryDirectory(prefix="pkgci-t-", dir="/tmp") as home:
-        words = ["gpg", "--homedir", home, "--batch", "--passphrase", ""]
-        run(*words, "--quick-generate-key", "Released <released@example.org>", "rsa3072", "sign", "never")
-        listed = run(*words, "--with-colons", "--list-keys").stdout.splitlines()
-        yield home, next(line.split(":")[9] for line in listed if line.startswith("fpr:"))
-        run("gpgconf", "--homedir", home, "--kill", "gpg-agent")
-
-
-def configure(
-    place: Path, gnupg: tuple[str, str], top: Mapping[str, object] | None = None, **released: object
-) -> Config:
-    etc = place / "etc"
-    (etc / "targets").mkdir(parents=True)
-    (etc / "releases").mkdir()
-    settings = {
-        "url": f"http://127.0.0.1:{free_port()}/",
-        "paths": {"data": str(place / "data"), "cache": str(place / "cache")},
-        "released": {"gnupg_home": gnupg[0], "key": gnupg[1], **released},
-        **(top or {}),
-    }
-    (etc / "config.yaml").write_text(yaml.safe_dump(settings))
-    for form, codename in (("deb", "bookworm"), ("rpm", "debianrpm")):
-        (etc / "targets" / f"{codename}-amd64.yaml").write_text(
-            f"format: {form}\ncodename: {codename}\narchitecture: amd64\ntag: t\nupstream: {{machine: true}}\n"
-        )
-    (etc / "releases" / "rocket.yaml").write_text("branches: [main]\ntargets: [bookworm-amd64, debianrpm-amd64]\n")
-    return Config(etc)
 
 
 @pytest.fixture
 def config(tmp_path: Path, gnupg) -> Config:
     return configure(tmp_path, gnupg)
-
-
-def built(config: Config, name: str, version: str, tree: str = packages.TREE, **more) -> Publication:
-    """Put a build of one DEB package into the store; return what publishes it."""
-    with tempfile.TemporaryDirectory() as scratch:
-        deb = packages.deb(Path(scratch), name, version, source=more.pop("source", ""), **more)
-        entry = packages.deliver_debs(config, Path(scratch), name, version, [deb], tree=tree)
-    return Publication(entry.record.key, ORIGIN)
-
-
-def built_rpm(config: Config, name: str, version: str, release: str = "1", more: str = "") -> Publication:
-    """Put a build of one RPM package into the store; return what publishes it."""
-    with tempfile.TemporaryDirectory() as scratch:
-        rpms = packages.rpmbuilt(Path(scratch), name, version, release, more)
-        entry = packages.deliver_rpms(config, name, f"{version}-{release}", rpms)
-    return Publication(entry.record.key, ORIGIN)
-
-
-def put(config: Config, *publications: Publication):
-    return publish(config, "rocket", "bookworm", publications).generation
-
-
-def put_rpm(config: Config, *publications: Publication):
-    return publish(config, "rocket", "debianrpm", publications).generation
-
-
-def root(config: Config, codename: str = "bookworm") -> Path:
-    return config.data / "repositories" / "rocket" / codename
 
 
 def test_apt_installs_what_is_published_and_then_the_next_version(config, tmp_path):
@@ -142,136 +76,6 @@ def test_dnf_installs_what_is_published_and_then_the_next_version_with_all_signa
     assert "hello-1.0-2.noarch" in upgraded
     assert set(listed) == {"hello-1.0-2.noarch", "hello-1.0-2.src", "other-3-1.noarch", "other-3-1.src"}
     assert not faults(config, "debianrpm")
-
-
-def faults(config: Config, codename: str = "bookworm") -> list[str]:
-    """What a reader finds wrong in any generation that is kept."""
-    repository = Repository(config, "rocket", codename)
-    return [*audit(repository), *audit(repository, everything=True)]
-
-
-class Fault:
-    """Kills this process when it comes to its `number`-th fault point: whatever Python's audit events name.
-
-    So the points are all those calls that touch the file system, run a program or reach the database, found by running
-    the code; see https://docs.python.org/3/library/audit_events.html.
-    """
-
-    EVENTS = ("open", "os.", "shutil.", "subprocess.", "sqlite3.", "pathlib.", "tempfile.")
-
-    def __init__(self, number: int) -> None:
-        self.number, self.count, self.armed = number, 0, True
-        sys.addaudithook(self)
-
-    def __call__(self, event: str, arguments: tuple) -> None:
-        if not event.startswith(self.EVENTS) or not self.armed:
-            return
-        if (
-            event == "open"
-            and not (isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"))
-            and not (arguments[1] is None and arguments[2] & (os.O_WRONLY | os.O_RDWR))
-        ):
-            return  # reading changes nothing
-        self.count += 1
-        if self.count == self.number:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def killed_at(number: int, work: Callable[[], object]) -> int | None:
-    """Do `work` in a process that is killed at a fault point; return None if it was, else how many there are."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        fault = Fault(number)
-        work()
-        fault.armed = False
-        os.write(writing, str(fault.count).encode())
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as stream:
-        said = stream.read()
-    _, status = os.waitpid(child, 0)
-    assert said or os.waitstatus_to_exitcode(status) == -signal.SIGKILL
-    return int(said) if said else None
-
-
-def killed_everywhere(config: Config, codename: str, work: Callable[[], Generation], place: Path) -> int:
-    """Kill `work`, which makes generation 2, at each of its fault points; return how many there are.
-
-    After each the repository is whole for a reader, the next run succeeds, and nothing is left over. Every tenth time
-    apt or dnf itself looks.
-    """
-    saved, points, number, seen = place / "saved", None, 0, set()
-    shutil.copytree(config.data, saved, symlinks=True)
-    while points is None:
-        number += 1
-        shutil.rmtree(config.data)
-        shutil.copytree(saved, config.data, symlinks=True)
-        points = killed_at(number, work)
-        assert not faults(config, codename), number
-        if number % 10 == 0:
-            look(config, codename, place / f"client-{number}")
-        seen.add(os.readlink(root(config, codename) / "current"))
-        assert work().number == 2, number
-        assert not faults(config, codename), number
-        assert leftovers(config, codename) == [], number
-    assert seen == {"generations/1", "generations/2"}
-    return points
-
-
-def look(config: Config, codename: str, place: Path) -> None:
-    """Let apt or dnf download what the repository offers as `hello`."""
-    with server.serve(config):
-        if codename == "bookworm":
-            apt = Apt(place, (root(config) / "pkgci.sources").read_text())
-            apt("update", "-o", "APT::Update::Error-Mode=any")
-            apt("download", "hello")
-        else:
-            repo = (root(config, codename) / "pkgci.repo").read_text()
-            dnf(place, repo, "install", "--downloadonly", f"--downloaddir={place}", "hello")
-
-
-def test_a_publication_of_debs_is_killed_at_every_fault_point(config, tmp_path):
-    put(config, built(config, "hello", "1.0-1"), built(config, "other", "3"))
-    publication = built(config, "hello", "1.0-2")
-    assert killed_everywhere(config, "bookworm", lambda: put(config, publication), tmp_path) > 50
-    assert put(config, built(config, "hello", "1.0-3")).number == 3
-    assert not faults(config)
-
-
-def test_a_publication_of_rpms_is_killed_at_every_fault_point(config, tmp_path):
-    put_rpm(config, built_rpm(config, "hello", "1.0"))
-    publication = built_rpm(config, "hello", "2.0")
-    assert killed_everywhere(config, "debianrpm", lambda: put_rpm(config, publication), tmp_path) > 50
-
-
-def leftovers(config: Config, codename: str = "bookworm") -> list[str]:
-    """What nothing refers to, in the repository and beside it."""
-    places = [root(config, codename), config.data / "released" / "rocket" / codename]
-    hidden = [str(path) for place in places for path in place.rglob(".*") if "/key-" not in str(path)]
-    kept = {int(path.name) for path in (places[0] / "generations").iterdir()}
-    known = {int(path.stem) for path in (places[0] / "log").iterdir()}
-    journal = [str(path) for path in places[1].glob("journal.json")]
-    pool = {path.parent for path in (places[0] / "pool").glob("*/*/entry.json")}
-    empty = [str(path) for path in (places[0] / "pool").glob("*/*") if path not in pool]
-    return [*(path for path in hidden if not path.endswith("/.owner")), *journal, *empty, *map(str, kept ^ known)]
-
-
-def state(config: Config, codename: str = "bookworm") -> dict[str, tuple]:
-    """What readers see of a repository, and when each file was changed."""
-    return {
-        str(path): () if path.is_dir() else (path.lstat().st_ino, path.lstat().st_mtime_ns, path.lstat().st_size)
-        for path in sorted(root(config, codename).rglob("*"))
-    }
-
-
-def refused(config: Config, error: type[PkgciError], message: str, *publications: Publication, codename="bookworm"):
-    """Publish what must be refused in one clear line, with nothing changed."""
-    before = state(config, codename)
-    with pytest.raises(error, match=message) as raised:
-        publish(config, "rocket", codename, publications)
-    assert "\n" not in str(raised.value)
-    assert state(config, codename) == before
 
 
 def test_a_lower_version_is_refused_by_the_formats_own_comparison(config):
@@ -670,83 +474,6 @@ def test_readers_never_see_a_broken_or_stale_repository_while_publications_run(g
 def mirror(base: str) -> str:
     """Return what the mirror list of an RPM repository names."""
     return fetched(f"{base}mirrorlist").decode().strip()
-
-
-def with_own_disk(config: Config, size: str, work: Callable[[], None]) -> None:
-    """Do `work` in a process of its own, for which the data directory is a file system of a size, as mount(8) names it."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        said = b""
-        try:
-            # CLONE_NEWNS, and CLONE_NEWUSER where it needs that
-            flags = 0x00020000 if os.getuid() == 0 else 0x10020000
-            ids = os.getuid(), os.getgid()
-            assert ctypes.CDLL(None, use_errno=True).unshare(flags) == 0
-            if ids[0]:
-                Path("/proc/self/setgroups").write_text("deny")
-                Path("/proc/self/uid_map").write_text(f"0 {ids[0]} 1")
-                Path("/proc/self/gid_map").write_text(f"0 {ids[1]} 1")
-            run("mount", "--make-rprivate", "/")
-            config.data.mkdir(parents=True)
-            run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", config.data)
-            work()
-        except BaseException:
-            said = traceback.format_exc().encode()
-        os.write(writing, said or b"well")
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as stream:
-        said = stream.read()
-    os.waitpid(child, 0)
-    assert said == b"well", said.decode()
-
-
-def failure(config: Config, publication: Publication) -> str:
-    """Publish, and return what an expected error says, or nothing."""
-    try:
-        put(config, publication)
-    except InfrastructureError as error:
-        return str(error)
-    return ""
-
-
-def test_a_full_disk_is_said_in_one_line_and_leaves_the_repository_whole(config):
-    outcomes = []
-
-    def work() -> None:
-        versions = [built(config, "hello", f"1.{number}") for number in range(50)]
-        put(config, built(config, "other", "1"), versions[0])
-        for number in range(1, 50):
-            free = os.statvfs(config.data).f_bavail * 4096
-            with (config.data / "ballast").open("wb") as ballast:
-                ballast.write(b"x" * max(0, free - number * 4096))
-            said = failure(config, versions[number])
-            assert re.fullmatch("|.*(No space left|disk is full|disk I/O error|status 2).*", said), said
-            outcomes.append(not said)
-            assert not faults(config)
-            (config.data / "ballast").unlink()
-            put(config, versions[number])
-            assert leftovers(config) == []
-            assert not faults(config)
-        assert set(outcomes) == {False, True}
-
-    with_own_disk(config, "24m", work)
-
-
-def test_a_read_only_file_system_is_said_in_one_line_and_readers_go_on(config):
-    def work() -> None:
-        put(config, built(config, "hello", "1"))
-        two = built(config, "hello", "2")
-        run("mount", "-o", "remount,ro", config.data)
-        with pytest.raises(InfrastructureError, match="Read-only file system") as raised:
-            put(config, two)
-        assert "\n" not in str(raised.value)
-        assert not faults(config)
-        run("mount", "-o", "remount,rw", config.data)
-        assert put(config, two).number == 2
-
-    with_own_disk(config, "24m", work)
 
 
 @pytest.mark.parametrize(

@@ -83,12 +83,12 @@ def changes(repository: "Repository", entries: Sequence[tuple[Entry, Origin]]) -
         if (record.package, record.target) in seen:
             raise RequestError(f"{record.package} for {record.target} comes twice in one publication")
         seen.add((record.package, record.target))
-        former = repository.index.live(record.package, record.target)
+        former = [key for key, target, _ in repository.index.live_of(record.package) if target == record.target]
         there = {
-            (one.file.rpartition("/")[2], one.sha256) for key, *_ in former for one in repository.index.packages_of(key)
+            (one.file.rpartition("/")[2], one.sha256) for key in former for one in repository.index.packages_of(key)
         }
         same = there == {(one.file, one.sha256) for one in record.packages}
-        keys.append(former[0][0] if same else record.key)
+        keys.append(former[0] if same else record.key)
         if same:
             continue
         hold = held.get(record.package)
@@ -99,7 +99,7 @@ def changes(repository: "Repository", entries: Sequence[tuple[Entry, Origin]]) -
             )
         _compare(repository, entry)
         added.append((entry, origin))
-        removed += [key for key, *_ in former]
+        removed += former
     _conflicts(repository, [entry for entry, _ in added], removed)
     return Changes(tuple(added), tuple(removed), tuple(keys))
 
@@ -171,7 +171,7 @@ def _compare(repository: "Repository", entry: Entry) -> None:
     """Compare versions and contents of a build with what is and was released."""
     record, index = entry.record, repository.index
     newer = FORMATS[repository.format].newer
-    for _, _, target, version in index.live(record.package):
+    for _, target, version in index.live_of(record.package):
         if newer(version, record.version):
             raise OlderError(
                 f"{record.package} {record.version} is lower than {version}, which {repository.name} has for {target}"

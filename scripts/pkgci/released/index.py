@@ -38,7 +38,8 @@ CREATE INDEX builds_source ON builds (source, target);
 CREATE TABLE stanzas (list TEXT, source TEXT, key TEXT, file TEXT, text BLOB,
     PRIMARY KEY (list, source, key, file)) WITHOUT ROWID;
 CREATE INDEX stanzas_key ON stanzas (key);
-CREATE TABLE chunks (list TEXT, first TEXT, packages INTEGER, plain BLOB, gz BLOB, zst BLOB, PRIMARY KEY (list, first));
+CREATE TABLE chunks (list TEXT, compression TEXT, first TEXT, packages INTEGER, data BLOB,
+    PRIMARY KEY (list, compression, first));
 CREATE TABLE paths (hash INTEGER, key TEXT, PRIMARY KEY (hash, key)) WITHOUT ROWID;
 CREATE INDEX paths_key ON paths (key);
 CREATE TABLE generations (number INTEGER PRIMARY KEY, replaced REAL);
@@ -53,11 +54,8 @@ COMPRESSIONS: Mapping[str, Callable[[bytes], bytes]] = {
     "gz": lambda data: gzip.compress(data, 6, mtime=0),
     "zst": lambda data: zstandard.ZstdCompressor(level=6).compress(data),
 }
-JOIN = {
-    "plain": "SELECT plain FROM chunks WHERE list = ? ORDER BY first",
-    "gz": "SELECT gz FROM chunks WHERE list = ? ORDER BY first",
-    "zst": "SELECT zst FROM chunks WHERE list = ? ORDER BY first",
-}
+# kept for all metadata files: where chunks begin is read from it
+MAIN = "gz"
 
 
 @dataclass(frozen=True)
@@ -133,13 +131,15 @@ class Index:
         self._database.execute("UPDATE meta SET value = ? WHERE name = 'generation'", [number])
         self._database.execute("INSERT INTO generations VALUES (?, ?)", [number - 1, replaced])
 
-    def live(self, source: str | None = None, target: str | None = None) -> list[tuple[str, str, str, str]]:
-        """Return key, source, target and version of the builds that the repository has now: all, or a source's."""
-        return self._database.execute(
-            "SELECT key, source, target, version FROM builds JOIN lives USING (key) WHERE until IS NULL "
-            "AND (?1 IS NULL OR source = ?1) AND (?2 IS NULL OR target = ?2) ORDER BY source, target",
-            [source, target],
-        ).fetchall()
+    def live(self) -> list[tuple[str, str]]:
+        """Return key and source of all builds that the repository has now."""
+        query = "SELECT key, source FROM lives CROSS JOIN builds USING (key) WHERE until IS NULL ORDER BY source"
+        return self._database.execute(query).fetchall()
+
+    def live_of(self, source: str) -> list[tuple[str, str, str]]:
+        """Return key, target and version of the builds of a source package that the repository has now."""
+        query = "SELECT key, target, version FROM builds JOIN lives USING (key) WHERE source = ? AND until IS NULL"
+        return self._database.execute(query, [source]).fetchall()
 
     def live_at(self, generation: int) -> set[str]:
         """Return the keys of the builds of a generation."""
@@ -239,7 +239,7 @@ class Index:
             self._database.execute("DELETE FROM chunks WHERE list = ?", [name])
             sources = [source for (source,) in self._database.execute(everything, [name])]
         # the first chunk is always there: a compressed file without any part would be none
-        there = self._one("SELECT 1 FROM chunks WHERE list = ? AND first = ''", name)
+        there = self._begun(name, "")
         made: dict[str, bytes] = {} if there else {"": b""}
         for source in sorted(sources):
             has = self._one("SELECT 1 FROM stanzas WHERE list = ? AND source = ? LIMIT 1", name, source)
@@ -248,9 +248,10 @@ class Index:
                 # what was behind it goes to the chunk before
                 self._database.execute("DELETE FROM chunks WHERE list = ? AND first = ?", [name, source])
                 made.pop(source, None)
-            elif begins and self._one("SELECT 1 FROM chunks WHERE list = ? AND first = ?", name, source) is None:
+            elif begins and not self._begun(name, source):
                 before = self._first(name, source)
-                self._database.execute("INSERT INTO chunks (list, first) VALUES (?, ?)", [name, source])
+                query = "INSERT INTO chunks (list, compression, first) VALUES (?, ?, ?)"
+                self._database.execute(query, [name, MAIN, source])
                 made[before] = b""
             made[self._first(name, source)] = b""
         for first in made:
@@ -259,12 +260,13 @@ class Index:
 
     def join(self, name: str, compression: str) -> Iterator[bytes]:
         """Yield a metadata file, as `compression` has it, in parts."""
-        for (part,) in self._database.execute(JOIN[compression], [name]):
+        query = "SELECT data FROM chunks WHERE list = ? AND compression = ? ORDER BY first"
+        for (part,) in self._database.execute(query, [name, compression]):
             yield part
 
     def count(self, name: str) -> int:
         """Return how many packages a metadata file has."""
-        return self._one("SELECT coalesce(sum(packages), 0) FROM chunks WHERE list = ?", name)
+        return self._one("SELECT sum(packages) FROM chunks WHERE list = ? AND compression = ?", name, MAIN)
 
     def wrote(self, current: Iterable[str]) -> None:
         """Note the files that this generation's metadata consist of; what the former one had beyond them is not needed."""
@@ -307,7 +309,8 @@ class Index:
         return numbers, files, builds
 
     def _compress(self, name: str, first: str) -> bytes:
-        following = self._one("SELECT min(first) FROM chunks WHERE list = ? AND first > ?", name, first)
+        query = "SELECT min(first) FROM chunks WHERE list = ? AND compression = ? AND first > ?"
+        following = self._one(query, name, MAIN, first)
         texts = [
             text
             for (text,) in self._database.execute(
@@ -317,14 +320,18 @@ class Index:
             )
         ]
         plain = b"".join(texts)
-        kept = [COMPRESSIONS[which](plain) if which in self._compressions else None for which in COMPRESSIONS]
-        row = [name, first, len(texts), *kept]
-        self._database.execute("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?, ?, ?)", row)
+        rows = ([name, one, first, len(texts), COMPRESSIONS[one](plain)] for one in self._compressions)
+        self._database.executemany("INSERT OR REPLACE INTO chunks VALUES (?, ?, ?, ?, ?)", rows)
         return plain
 
     def _first(self, name: str, source: str) -> str:
         """Return where the chunk begins that a source package belongs to: the empty name is before all."""
-        return self._one("SELECT max(first) FROM chunks WHERE list = ? AND first <= ?", name, source) or ""
+        query = "SELECT max(first) FROM chunks WHERE list = ? AND compression = ? AND first <= ?"
+        return self._one(query, name, MAIN, source) or ""
+
+    def _begun(self, name: str, first: str) -> bool:
+        query = "SELECT 1 FROM chunks WHERE list = ? AND compression = ? AND first = ?"
+        return self._one(query, name, MAIN, first) is not None
 
     def _one(self, query: str, *arguments: object):
         row = self._database.execute(query, arguments).fetchone()

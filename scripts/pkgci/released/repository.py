@@ -316,7 +316,7 @@ class Repository:
                     index.add(build.key, (build.source, build.target, build.version), packages)
             if last:
                 place = self._at(last.number, last.time, last.stamp)
-                for key, source, *_ in index.live():
+                for key, source in index.live():
                     entry = self.entry(key, source)
                     self._fill(entry, place)
                 kept = [int(path.name) for path in (self.root / "generations").glob("[0-9]*")]
