@@ -336,6 +336,31 @@ def test_an_installation_that_hangs_is_a_finding(config, debs, tmp_path, monkeyp
     assert "waiting" in (ran.artifacts / "logs" / "hanging.log").read_text()
 
 
+ATTACKS = (
+    Deb("killing", scripts=(("postinst", "pkill -KILL sshd; sleep 1000"),)),
+    Deb("halting", scripts=(("postinst", "systemctl poweroff -ff; sleep 1000"),)),
+    Deb("flooding", scripts=(("postinst", "yes >/dev/ttyS0 & yes; sleep 1000"),)),
+    Deb("shouting", scripts=(("postinst", "touch /srv/$(printf 'owned\\033[2J')"),)),
+    Deb("innocent", files=(("usr/bin/innocent", "#!/bin/sh\n"),)),
+)
+
+
+def test_scripts_that_attack_their_machine_are_findings_and_the_next_package_is_tested(
+    config, debs, tmp_path, caplog, monkeypatch
+):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(job, "INSTALL_SECONDS", 60)
+    ran = run_job(config, DEB, debs("attacks", ATTACKS), tmp_path / "artifacts")
+    found = {package.name: ran.found(package.name) for package in ATTACKS}
+    assert "the connection to the machine is lost" in found["killing"]["install", None]
+    assert "the connection to the machine is lost" in found["halting"]["install", None]
+    assert found["flooding"]
+    assert found["shouting"]["leftover", "/srv/owned?[2J"] == "is left after the removal"
+    assert found["innocent"] == {}
+    assert sum(path.stat().st_size for path in ran.artifacts.rglob("*")) < 20 << 20
+    assert all(line.isprintable() for line in caplog.text.splitlines())
+
+
 @pytest.fixture
 def upstream(tmp_path: Path) -> Iterator[tuple[str, Callable[[Deb], None]]]:
     """An upstream of one package: its URL, and what replaces the package."""
