@@ -24,7 +24,7 @@ from pkgci import engines
 from pkgci.artifacts import ARTIFACTS, Child, Result
 from pkgci.config import Config
 from pkgci.engines.base import BuildRef, Engine, Outcome
-from pkgci.errors import Aborted, Exit, InfrastructureError, PackageError, PkgciError, RequestError
+from pkgci.errors import DISK, Aborted, Exit, InfrastructureError, PackageError, PkgciError, RequestError
 
 log = logging.getLogger(__name__)
 
@@ -234,8 +234,12 @@ def run(
         except PkgciError as error:
             reason, code = str(error), error.exit
         except Exception as error:
-            log.exception("a bug in pkgci")
-            reason, code, fault = f"{type(error).__name__}: {error}", Exit.INFRASTRUCTURE, "bug"
+            code = Exit.INFRASTRUCTURE
+            if isinstance(error, OSError) and error.errno in DISK:
+                reason = f"cannot write {error.filename or 'a file'}: {error.strerror}; make room, or mend the disk"
+            else:
+                log.exception("a bug in pkgci")
+                reason, fault = f"{type(error).__name__}: {error}", "bug"
         result = Result(
             step=step,
             result={Exit.PASSED: "SUCCESS", Exit.ABORTED: "ABORTED"}.get(code, "FAILURE"),

@@ -1,5 +1,6 @@
 """What a step runs in: its result, its signals, its children, and the watch on who started it."""
 
+import errno
 import json
 import os
 import signal
@@ -107,6 +108,13 @@ def test_an_expected_error_becomes_its_exit_code_and_one_line(run, capsys, error
     got, result = run(raising(error))
     assert (got, result.exit, result.result, result.fault) == (code, code, "FAILURE", fault)
     assert result.reason == "it does not build"
+    assert "Traceback" not in capsys.readouterr().out
+
+
+def test_a_full_disk_is_the_machines_fault_wherever_it_comes_up(run, capsys):
+    code, result = run(raising(OSError(errno.ENOSPC, "No space left on device", "/data/new")))
+    assert (code, result.exit, result.fault) == (3, 3, "infrastructure")
+    assert result.reason == "cannot write /data/new: No space left on device; make room, or mend the disk"
     assert "Traceback" not in capsys.readouterr().out
 
 
