@@ -19,6 +19,7 @@ from pkgci.store import Store
 
 # all that can be made again: a name a directory of the cache, each with entries of their own age
 CACHES = (
+    "apt",
     "contents",
     "dependencies",
     "images",
