@@ -217,7 +217,7 @@ def run(
     """
     _log_to_stdout()
     log.info("About: %s", _about())
-    started = datetime.now(UTC)
+    started, start = datetime.now(UTC), time.monotonic()
     context = StepContext(engine)
     stop = _Stop()
     fault, emptied = None, False
@@ -247,7 +247,7 @@ def run(
             exit=code,
             reason=" ".join(reason.split()),
             started=started,
-            seconds=round((datetime.now(UTC) - started).total_seconds(), 1),
+            seconds=round(time.monotonic() - start, 1),
             children=tuple(context.children),
         )
         try:

@@ -400,6 +400,18 @@ def test_what_has_left_the_upstream_since_the_snapshot_is_looked_for_again(confi
     assert said.endswith("moved\t2.0-1\n")
 
 
+def test_a_repository_of_a_clock_that_is_ahead_is_used(config, debs):
+    target = config.target(DEB)
+    records = repository.read(config, DEB, [debs("ahead", (Deb("ahead"),))])
+    settings = guest.settings(target, records, repository.under_test(records, ""))
+    with guest.plain(config, DEB).restored(config, guest.proxy(config, target, records)) as machine:
+        machine.run('date -s "2 hours ago"', timeout=60)
+        machine.put(settings)
+        done = machine.run(guest.script(target), "install", "ahead", "1.0-1", "amd64", timeout=300)
+        said = machine.run("cat /run/pkgci/log", timeout=60).text()
+    assert (done.status, done.text()) == (0, ""), said
+
+
 def test_a_good_rpm_passes(rpm_run):
     assert rpm_run.found("fine") == {}
 
