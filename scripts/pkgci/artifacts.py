@@ -4,6 +4,7 @@ Each file has a `schema` number; a reader refuses one that it does not know. The
 that a reader of the former form would not understand gets a new number.
 """
 
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, Self
@@ -39,7 +40,11 @@ class Record(BaseModel):
         """Write the record to `path`, replacing what is there in one step."""
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_name(f".{path.name}.new")
-        new.write_text(self.model_dump_json(indent=2, by_alias=True) + "\n")
+        with new.open("w") as stream:
+            stream.write(self.model_dump_json(indent=2, by_alias=True) + "\n")
+            stream.flush()
+            # on disk before it has its name: a crash of the machine leaves none or a whole one
+            os.fsync(stream.fileno())
         new.replace(path)
 
 

@@ -29,6 +29,8 @@ def build(context: StepContext, target_name: str, parameters: Parameters) -> str
         PkgciError: what a job ended with, naming the job.
     """
     config = context.config
+    # all of them: two that both build what is architecture-independent would meet in the repository
+    config.targets()
     target = config.target(target_name)
     change = parameters.change(config)
     parameters.repositories(config)

@@ -20,6 +20,7 @@ from pkgci.store import Store
 
 # all that can be made again: a name a directory of the cache, each with entries of their own age
 CACHES = (
+    "apt",
     "closure",
     "contents",
     "dependencies",

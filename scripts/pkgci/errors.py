@@ -1,10 +1,15 @@
 """The errors a step ends with, and the one place where they map to exit codes.
 
 Whoever reads an exit code or the class in `result.json` knows who has to act: the package's author, whoever made the
-request, or whoever runs the machines. Anything else that escapes a step is a bug and shows its traceback.
+request, or whoever runs the machines. Anything else that escapes a step is a bug and shows its traceback, but for a full
+disk, which may come up wherever something is written.
 """
 
+import errno
 from enum import IntEnum
+
+# a disk that is full, failing or read-only
+DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS))
 
 
 class Exit(IntEnum):

@@ -1,4 +1,7 @@
-"""Locks on directories, for processes of one host: they end with their holder, however that one ends."""
+"""Locks on directories, for processes of one host: they end with their holder, however that one ends.
+
+What is yet to be made, and appears by a rename, cannot be locked itself: a file beside it is, by `filelock`.
+"""
 
 import fcntl
 import os

@@ -253,20 +253,28 @@ def _digest(made_from: object) -> str:
 
 
 def _existing(place: Path, config: Config) -> Root | None:
+    made = _made(place / "root.json")
+    return Root(place / "root.tar", made["sha256"]) if made and not _old(made, config) else None
+
+
+def _made(record: Path) -> dict | None:
+    """Return what is recorded of a root, or None: it is not there, or a crash of the machine cut it short."""
     try:
-        made = json.loads((place / "root.json").read_text())
-    except FileNotFoundError:
+        return json.loads(record.read_text())
+    except (FileNotFoundError, ValueError):
         return None
-    if time.time() - made["made"] > config.settings.root_days * 86400:
-        return None
-    return Root(place / "root.tar", made["sha256"])
+
+
+def _old(made: dict, config: Config) -> bool:
+    """Return whether a root is too old, or was made by a clock that was far ahead."""
+    return abs(time.time() - made["made"]) > config.settings.root_days * 86400
 
 
 def _remove_older(config: Config, name: str) -> None:
     """Remove this target's roots that nobody can ask for any more."""
     for marker in (config.cache / "roots").glob("*/root.json"):
-        made = json.loads(marker.read_text())
-        if made["target"] == name and time.time() - made["made"] > config.settings.root_days * 86400:
+        made = _made(marker)
+        if made and made["target"] == name and _old(made, config):
             shutil.rmtree(marker.parent)
 
 

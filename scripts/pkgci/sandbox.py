@@ -6,7 +6,6 @@ network. Files go in and come out as tar streams; no directory of the host is vi
 limited size, so that nothing is left behind however it ends; when the process that waits for it dies, so does all in it.
 """
 
-import errno
 import fcntl
 import io
 import logging
@@ -31,7 +30,7 @@ from typing import IO, Literal
 
 from pkgci.command import run, supervised
 from pkgci.config import Limits
-from pkgci.errors import InfrastructureError, PackageError
+from pkgci.errors import DISK, InfrastructureError, PackageError
 
 log = logging.getLogger(__name__)
 
@@ -511,6 +510,6 @@ def unpack(archive: IO[bytes], output: Path, largest: int) -> Iterator[Path]:
                 tar.makefile(member, target)
                 yield target
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        if isinstance(error, OSError) and error.errno in DISK:
             raise InfrastructureError(f"cannot keep a build's output in {output}: {error.strerror}") from error
         raise PackageError(f"the build's output cannot be read: {error}") from error

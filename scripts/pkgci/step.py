@@ -24,7 +24,7 @@ from pkgci import engines
 from pkgci.artifacts import ARTIFACTS, Child, Result
 from pkgci.config import Config
 from pkgci.engines.base import BuildRef, Engine, Outcome
-from pkgci.errors import Aborted, Exit, InfrastructureError, PackageError, PkgciError, RequestError
+from pkgci.errors import DISK, Aborted, Exit, InfrastructureError, PackageError, PkgciError, RequestError
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ def run(
     """
     _log_to_stdout()
     log.info("About: %s", _about())
-    started = datetime.now(UTC)
+    started, start = datetime.now(UTC), time.monotonic()
     context = StepContext(engine)
     stop = _Stop()
     fault, emptied = None, False
@@ -234,8 +234,12 @@ def run(
         except PkgciError as error:
             reason, code = str(error), error.exit
         except Exception as error:
-            log.exception("a bug in pkgci")
-            reason, code, fault = f"{type(error).__name__}: {error}", Exit.INFRASTRUCTURE, "bug"
+            code = Exit.INFRASTRUCTURE
+            if isinstance(error, OSError) and error.errno in DISK:
+                reason = f"cannot write {error.filename or 'a file'}: {error.strerror}; make room, or mend the disk"
+            else:
+                log.exception("a bug in pkgci")
+                reason, fault = f"{type(error).__name__}: {error}", "bug"
         result = Result(
             step=step,
             result={Exit.PASSED: "SUCCESS", Exit.ABORTED: "ABORTED"}.get(code, "FAILURE"),
@@ -243,7 +247,7 @@ def run(
             exit=code,
             reason=" ".join(reason.split()),
             started=started,
-            seconds=round((datetime.now(UTC) - started).total_seconds(), 1),
+            seconds=round(time.monotonic() - start, 1),
             children=tuple(context.children),
         )
         try:

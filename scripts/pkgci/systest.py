@@ -18,7 +18,7 @@ import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -48,6 +48,8 @@ INSTALL = "install"
 MACHINE = "the machine"
 OWN_TESTS = "autopkgtest"
 OWN_TESTS_SCRIPT = Path(__file__).with_name("autopkgtest.sh")
+# the status of the guest's script
+UNREADABLE = 75
 INSTALL_SECONDS = 900
 LOG_SECONDS = 60
 LOGIN_SECONDS = 30
@@ -60,9 +62,19 @@ LOGS = {
     "deb": ("/var/log/apt/history.log", "/var/log/apt/term.log", "/var/log/dpkg.log"),
     "rpm": ("/var/log/dnf.log", "/var/log/dnf.rpm.log"),
 }
-# autopkgtest(1), EXIT STATUS: passed, also with tests skipped or without any; failed; the package's tests are broken
-PASSED, FAILED, BROKEN = (0, 2, 8), (4, 6), (12, 14)
+# autopkgtest(1), EXIT STATUS: passed, also with tests skipped or without any; failed, or broken by the package
+PASSED, FAILED = (0, 2, 8), (4, 6, 12, 14)
 SUMMARY = re.compile(r"(\S+)\s+(PASS|FAIL|SKIP|FLAKY)\b\s*(.*)")
+# What the machine sees of the upstream in each attempt, and what autopkgtest says when another one is needed. apt needs
+# many seconds to read large lists where it is emulated, and most tests need nothing of them.
+UPSTREAM = {
+    "none": (
+        "Test dependencies are unsatisfiable",
+        "the tests need more than the test repositories have: the upstream is asked",
+    ),
+    "all": (" 404 ", "the upstream has moved since the snapshot was made: its lists are loaded again"),
+    "moved": None,
+}
 RESULTS = {"PASS": "passed", "FAIL": "failed", "SKIP": "skipped", "FLAKY": "skipped"}
 
 
@@ -80,12 +92,19 @@ class _Run:
     records: tuple[Repository, ...]
     tested: tuple[RepositoryPackage, ...]
     artifacts: Path
+    outcomes: list[ScenarioOutcome] = field(default_factory=list)
 
     @property
     def node(self) -> str:
         """The machine's name."""
         (name,) = self.environment.nodes
         return name
+
+    def note(self, *outcomes: ScenarioOutcome) -> None:
+        """Add outcomes, and say them."""
+        for outcome in outcomes:
+            self.outcomes.append(outcome)
+            log.info("%s", _line(outcome))
 
     @contextmanager
     def restored(self, logs: Path) -> Iterator[Machine]:
@@ -158,7 +177,6 @@ def systest(config: Config, target_name: str, parameters: Parameters, artifacts:
     name, home, environment = _environment(config, target_name, parameters)
     scenarios = _scenarios(name, environment, target, parameters.get("SCENARIOS").split())
     _check_scenarios(name, home, environment, scenarios)
-    outcomes: list[ScenarioOutcome] = []
     with serve(config):
         records = repository.read(config, target_name, parameters.repositories(config))
         tested = tuple(repository.under_test(records, parameters.get("BUILD_KEY")))
@@ -167,9 +185,12 @@ def systest(config: Config, target_name: str, parameters: Parameters, artifacts:
         log.info("environment %s: snapshot %s of %s", name, snapshot.id, f"{snapshot.manifest.created:%Y-%m-%d %H:%M}")
         run = _Run(config, target_name, target, home, environment, scenarios, snapshot, records, tested, artifacts)
         try:
-            for outcome in _outcomes(run):
-                outcomes.append(outcome)
-                log.info("%s", _line(outcome))
+            if set(scenarios) != {OWN_TESTS}:
+                _operators_scenarios(run)
+            if OWN_TESTS in scenarios:
+                for record in records:
+                    for source in dict.fromkeys(package.source for package in tested if package in record.packages):
+                        _own_tests(run, record, source)
         finally:
             record = Systest(
                 target=target_name,
@@ -178,12 +199,12 @@ def systest(config: Config, target_name: str, parameters: Parameters, artifacts:
                 repositories=tuple(record.url + repository.RECORD for record in records),
                 parameters=dict(parameters.values),
                 packages=tuple(Package(**package.model_dump(include=set(Package.model_fields))) for package in tested),
-                outcomes=tuple(outcomes),
+                outcomes=tuple(run.outcomes),
                 notice=target.notice,
             )
             record.write(artifacts / "systest.json")
             _write_junit(record, artifacts / "junit" / "systest.xml")
-    failed = [outcome for outcome in outcomes if outcome.result == "failed"]
+    failed = [outcome for outcome in run.outcomes if outcome.result == "failed"]
     if failed:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         # the last one of a machine that is gone says so
@@ -233,61 +254,63 @@ def _check_scenarios(name: str, home: Path, environment: Environment, scenarios:
             )
 
 
-def _outcomes(run: _Run) -> Iterator[ScenarioOutcome]:
-    if set(run.scenarios) != {OWN_TESTS}:
-        yield from _operators_scenarios(run)
-    if OWN_TESTS in run.scenarios:
-        for record in run.records:
-            for source in dict.fromkeys(package.source for package in run.tested if package in record.packages):
-                yield from _own_tests(run, record, source)
-
-
-def _operators_scenarios(run: _Run) -> Iterator[ScenarioOutcome]:
+def _operators_scenarios(run: _Run) -> None:
     """Install the packages together and run the operator's scenarios, all in one restored machine."""
+    log_name = {"deb": "logs/apt.log", "rpm": "logs/dnf.log"}[run.target.format]
     with run.restored(run.artifacts / "logs") as machine:
         started = time.monotonic()
-        try:
-            installed, apart, wrong = _install(run, machine)
-        except GuestError as error:
-            wrong = [str(error)]
-        seconds = round(time.monotonic() - started, 1)
-        log_name = {"deb": "logs/apt.log", "rpm": "logs/dnf.log"}[run.target.format]
+        installed, apart, wrong = _install(run, machine, "together")
+        installation = partial(
+            ScenarioOutcome,
+            scenario=INSTALL,
+            test="together",
+            seconds=round(time.monotonic() - started, 1),
+            log=log_name,
+        )
         if wrong:
-            yield ScenarioOutcome(
-                scenario=INSTALL, test="together", result="failed", seconds=seconds, message=wrong[0], log=log_name
-            )
+            run.note(installation(result="failed", message=wrong[0]))
             return
-        yield ScenarioOutcome(scenario=INSTALL, test="together", result="passed", seconds=seconds, log=log_name)
+        run.note(installation(result="passed"))
         for package, reason in apart.items():
-            yield ScenarioOutcome(
-                scenario=INSTALL, test=package, result="skipped", seconds=0, message=reason, log=log_name
+            run.note(
+                ScenarioOutcome(
+                    scenario=INSTALL, test=package, result="skipped", seconds=0, message=reason, log=log_name
+                )
             )
         with _handover(run, machine, installed) as directory:
             for scenario in (name for name in run.scenarios if name != OWN_TESTS):
                 outcomes = _scenario(run, scenario, directory)
-                yield from outcomes
+                run.note(*outcomes)
                 if any(outcome.result == "failed" for outcome in outcomes):
                     reason = _why_unusable(machine)
                     if reason:
-                        yield _gone(scenario, reason, f"logs/{scenario}.log")
+                        run.note(_gone(scenario, reason, f"logs/{scenario}.log"))
                         return
 
 
-def _install(run: _Run, machine: Machine) -> tuple[tuple[RepositoryPackage, ...], dict[str, str], list[str]]:
-    """Install the packages under test at their exact versions.
+def _install(
+    run: _Run, machine: Machine, action: str
+) -> tuple[tuple[RepositoryPackage, ...], dict[str, str], list[str]]:
+    """Install packages under test at their exact versions.
+
+    Args:
+        run: the system test.
+        machine: the machine.
+        action: of the guest's script: `together` for all of them, `replace` for those that are there in another version.
 
     Returns:
         Those that are in, those left out since they exclude others with the reason, and what went wrong.
 
     Raises:
-        GuestError: the guest hangs or is gone.
-        InfrastructureError: it cannot read the repositories.
+        InfrastructureError: the machine cannot read the repositories.
     """
     words = [word for package in run.tested for word in (package.name, package.version, package.architecture)]
-    script = guest.script(run.target)
-    done = machine.run(script, "together", *words, timeout=INSTALL_SECONDS, limit=FINDINGS_BYTES)
-    if done.status == 75:
-        raise InfrastructureError("cannot read the repositories in the machine; see logs/ for what it said")
+    try:
+        done = machine.run(guest.script(run.target), action, *words, timeout=INSTALL_SECONDS, limit=FINDINGS_BYTES)
+    except GuestError as error:
+        return (), {}, [f"while the packages were installed: {error}"]
+    if done.status == UNREADABLE:
+        raise InfrastructureError("cannot read the repositories in the machine; logs/ has what it said")
     apart: dict[str, str] = {}
     wrong = [f"the installation was ended in the machine, with status {done.status}"] if done.status else []
     for line in done.text().splitlines():
@@ -418,7 +441,7 @@ def _gone(scenario: str, reason: str, log_name: str) -> ScenarioOutcome:
     )
 
 
-def _own_tests(run: _Run, record: Repository, source: str) -> Iterator[ScenarioOutcome]:
+def _own_tests(run: _Run, record: Repository, source: str) -> None:
     """Run the tests of a source package of a repository, if it has some, in a restored machine of their own."""
     stanza = _source(record, source)
     if stanza is None:
@@ -426,91 +449,111 @@ def _own_tests(run: _Run, record: Repository, source: str) -> Iterator[ScenarioO
         return
     log.info("%s: %s %s", OWN_TESTS, source, stanza["Version"])
     directory = f"logs/{OWN_TESTS}-{source}"
-    log_name = f"{directory}/{OWN_TESTS}.log"
-    own = partial(ScenarioOutcome, scenario=OWN_TESTS, log=log_name)
     started = time.monotonic()
-    with run.restored(run.artifacts / directory) as machine, tempfile.TemporaryDirectory(prefix="pkgci-") as scratch:
-        if machine.run(guest.script(run.target), "fetch", timeout=INSTALL_SECONDS).status:
-            raise InfrastructureError(f"cannot read the repositories in the machine; see {directory}/apt.log")
-        try:
-            ended = _autopkgtest(run, record, stanza, machine, Path(scratch))
-            if ended.status in BROKEN and " 404 " in ended.said:
-                log.info(
-                    "the upstream has moved since the snapshot was made: its lists are loaded again, and the tests repeated"
-                )
-                machine.run(guest.script(run.target), "lists", timeout=INSTALL_SECONDS)
-                ended = _autopkgtest(run, record, stanza, machine, Path(scratch))
-        except PackageError as error:
-            ended = _Ended(None, "", str(error))
-        finally:
-            if not isinstance(sys.exception(), Aborted):
-                _keep(run.artifacts / log_name, (Path(scratch) / "log").read_bytes())
-        seconds = round(time.monotonic() - started, 1)
-        tests = [match for match in map(SUMMARY.fullmatch, ended.summary.splitlines()) if match]
-        outcomes = [
-            own(
-                test=printable(f"{source}: {match[1]}"),
-                result=RESULTS[match[2]],
-                seconds=round(seconds / len(tests), 1),
-                message=printable(match[3]),
-            )
-            for match in tests
-        ]
-        yield from outcomes
-        failed = any(outcome.result == "failed" for outcome in outcomes)
-        if ended.status in PASSED or (ended.status in FAILED and failed):
+    for upstream, reason in UPSTREAM.items():
+        with run.restored(run.artifacts / directory) as machine:
+            ended = _autopkgtest(run, record, stanza, machine, upstream, f"{directory}/{OWN_TESTS}.log")
+            if reason and reason[0] in ended.said:
+                log.info("%s", reason[1])
+                continue
+            _note_own(run, machine, source, ended, round(time.monotonic() - started, 1), f"{directory}/{OWN_TESTS}.log")
             return
-        if ended.status not in (*FAILED, *BROKEN):
-            reason = _why_unusable(machine)
-            if reason:
-                yield _gone(OWN_TESTS, reason, log_name)
-                return
-        rest = [line for line in ended.summary.splitlines() if not SUMMARY.fullmatch(line)]
-        message = printable(ended.error or (rest or [f"status {ended.status}"])[-1])
-        if ended.status is None or ended.status in (*FAILED, *BROKEN):
-            yield own(test=source, result="failed", seconds=seconds, message=message)
-            return
-        raise InfrastructureError(f"{OWN_TESTS}: {source}: {message}; see {log_name}")
 
 
 @dataclass(frozen=True)
 class _Ended:
-    """How autopkgtest ended, None when it was ended; its summary; why it was ended, and the end of what it said."""
+    """How autopkgtest ended (None: not by itself, but by `error`), its summary, and the end of what it said."""
 
     status: int | None
-    summary: str
+    summary: tuple[str, ...]
+    said: str
     error: str = ""
-    said: str = ""
 
 
-def _autopkgtest(run: _Run, record: Repository, stanza: Sources, machine: Machine, scratch: Path) -> _Ended:
-    """Run autopkgtest in the sandbox, with nothing but the machine's ssh server in reach; its output goes to `scratch`/log.
+def _autopkgtest(
+    run: _Run, record: Repository, stanza: Sources, machine: Machine, upstream: str, log_name: str
+) -> _Ended:
+    """Run autopkgtest in the sandbox, with nothing but the machine's ssh server in reach.
+
+    Args:
+        run: the system test.
+        record: the repository.
+        stanza: what its index says of the source package.
+        machine: the machine.
+        upstream: one of `UPSTREAM`.
+        log_name: what takes its output, below the artifacts.
 
     Raises:
-        PackageError: it was ended at a limit.
-        InfrastructureError: the source package cannot be read, or the sandbox cannot be made.
+        InfrastructureError: the source package or the repositories cannot be read, or the sandbox cannot be made.
     """
-    files = Files()
+    if upstream == "moved" and machine.run(guest.script(run.target), "lists", timeout=INSTALL_SECONDS).status:
+        raise InfrastructureError("cannot read the upstream's lists in the machine; logs/ has what it said")
+    # what a test needs is installed for it, but for what is there in whatever version
+    _, _, wrong = _install(run, machine, "replace")
+    if wrong:
+        return _Ended(None, (), "", wrong[0])
+    files, access = Files(), run.snapshot.access
     for name, content in _source_files(record, stanza):
         files.add(f"/in/{name}", content)
-    access = run.snapshot.access
     files.add("/root/identity", access.identity.read_bytes(), 0o600)
     limits = run.config.settings.limits.model_copy(update={"seconds": run.environment.scenario_seconds})
-    output = Path(tempfile.mkdtemp(dir=scratch))
-    with (scratch / "log").open("wb") as stream, _relay(machine.port(), output) as socket:
-        outcome = execute(
-            tools_root(run.config, run.target_name).path,
-            OWN_TESTS_SCRIPT.read_text(),
-            arguments=(access.host_key,),
-            files=files,
-            output=output,
-            limits=limits,
-            log_to=stream,
-            where=partial(contained, socket=socket),
+    with tempfile.TemporaryDirectory(prefix="pkgci-") as scratch:
+        output, said = Path(scratch, "out"), Path(scratch, "log")
+        output.mkdir()
+        status, error = None, ""
+        try:
+            with said.open("wb") as stream, _relay(machine.port(), Path(scratch)) as socket:
+                status = execute(
+                    tools_root(run.config, run.target_name).path,
+                    OWN_TESTS_SCRIPT.read_text(),
+                    arguments=(access.host_key, upstream),
+                    files=files,
+                    output=output,
+                    limits=limits,
+                    log_to=stream,
+                    where=partial(contained, socket=socket),
+                ).status
+        except PackageError as ended:
+            error = str(ended)
+        finally:
+            _keep(run.artifacts / log_name, said.read_bytes())
+        summary = output / "summary"
+        text = lines(summary.read_bytes()[:FINDINGS_BYTES]) if summary.exists() else ""
+        last = said.read_bytes()[-FINDINGS_BYTES:].decode(errors="replace")
+        return _Ended(status, tuple(text.splitlines()), last, error)
+
+
+def _note_own(run: _Run, machine: Machine, source: str, ended: _Ended, seconds: float, log_name: str) -> None:
+    """Note the outcome of each test of a source package, and of what went wrong beside them.
+
+    Raises:
+        InfrastructureError: autopkgtest could not use the machine, which can be used.
+    """
+    own = partial(ScenarioOutcome, scenario=OWN_TESTS, log=log_name)
+    tests = [match for match in map(SUMMARY.fullmatch, ended.summary) if match]
+    outcomes = [
+        own(
+            test=printable(f"{source}: {match[1]}"),
+            result=RESULTS[match[2]],
+            seconds=round(seconds / len(tests), 1),
+            message=printable(match[3]),
         )
-    summary = output / "summary"
-    text = lines(summary.read_bytes()[:FINDINGS_BYTES]) if summary.exists() else ""
-    return _Ended(outcome.status, text, said=(scratch / "log").read_bytes()[-FINDINGS_BYTES:].decode(errors="replace"))
+        for match in tests
+    ]
+    run.note(*outcomes)
+    if ended.status in PASSED:
+        return
+    if ended.status in FAILED and any(outcome.result == "failed" for outcome in outcomes):
+        return
+    rest = [line for line in ended.summary if line and not SUMMARY.fullmatch(line)]
+    message = printable(ended.error or (rest or [f"status {ended.status}"])[-1])
+    if ended.status is not None and ended.status not in FAILED:
+        reason = _why_unusable(machine)
+        if reason:
+            run.note(_gone(OWN_TESTS, reason, log_name))
+            return
+        raise InfrastructureError(f"{OWN_TESTS}: {source}: {message}; see {log_name}")
+    run.note(own(test=source, result="failed", seconds=seconds, message=message))
 
 
 @contextmanager

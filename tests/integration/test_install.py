@@ -336,6 +336,31 @@ def test_an_installation_that_hangs_is_a_finding(config, debs, tmp_path, monkeyp
     assert "waiting" in (ran.artifacts / "logs" / "hanging.log").read_text()
 
 
+ATTACKS = (
+    Deb("killing", scripts=(("postinst", "pkill -KILL sshd; sleep 1000"),)),
+    Deb("halting", scripts=(("postinst", "systemctl poweroff -ff; sleep 1000"),)),
+    Deb("flooding", scripts=(("postinst", "yes >/dev/ttyS0 & yes; sleep 1000"),)),
+    Deb("shouting", scripts=(("postinst", "touch /srv/$(printf 'owned\\033[2J')"),)),
+    Deb("innocent", files=(("usr/bin/innocent", "#!/bin/sh\n"),)),
+)
+
+
+def test_scripts_that_attack_their_machine_are_findings_and_the_next_package_is_tested(
+    config, debs, tmp_path, caplog, monkeypatch
+):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(job, "INSTALL_SECONDS", 60)
+    ran = run_job(config, DEB, debs("attacks", ATTACKS), tmp_path / "artifacts")
+    found = {package.name: ran.found(package.name) for package in ATTACKS}
+    assert "the connection to the machine is lost" in found["killing"]["install", None]
+    assert "the connection to the machine is lost" in found["halting"]["install", None]
+    assert found["flooding"]
+    assert found["shouting"]["leftover", "/srv/owned?[2J"] == "is left after the removal"
+    assert found["innocent"] == {}
+    assert sum(path.stat().st_size for path in ran.artifacts.rglob("*")) < 20 << 20
+    assert all(line.isprintable() for line in caplog.text.splitlines())
+
+
 @pytest.fixture
 def upstream(tmp_path: Path) -> Iterator[tuple[str, Callable[[Deb], None]]]:
     """An upstream of one package: its URL, and what replaces the package."""
@@ -373,6 +398,18 @@ def test_what_has_left_the_upstream_since_the_snapshot_is_looked_for_again(confi
     assert (done.status, done.text()) == (0, ""), said
     assert "The upstream has moved" in said
     assert said.endswith("moved\t2.0-1\n")
+
+
+def test_a_repository_of_a_clock_that_is_ahead_is_used(config, debs):
+    target = config.target(DEB)
+    records = repository.read(config, DEB, [debs("ahead", (Deb("ahead"),))])
+    settings = guest.settings(target, records, repository.under_test(records, ""))
+    with guest.plain(config, DEB).restored(config, guest.proxy(config, target, records)) as machine:
+        machine.run('date -s "2 hours ago"', timeout=60)
+        machine.put(settings)
+        done = machine.run(guest.script(target), "install", "ahead", "1.0-1", "amd64", timeout=300)
+        said = machine.run("cat /run/pkgci/log", timeout=60).text()
+    assert (done.status, done.text()) == (0, ""), said
 
 
 def test_a_good_rpm_passes(rpm_run):

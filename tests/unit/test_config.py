@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from pkgci import config as module
+from pkgci.build import build
+from pkgci.change import Parameters
 from pkgci.config import EMBEDDED, ROOT, Config, Limits
 from pkgci.errors import RequestError
+from pkgci.step import StepContext
 
 TARGET = """\
 format: deb
@@ -247,6 +250,13 @@ def test_the_example_of_a_configuration_is_valid():
     config = Config(ROOT / "etc" / "example")
     assert config.settings.url
     assert {config.target(name).base for name in config.names("targets")} == {"debian", "rpm"}
+
+
+def test_nothing_is_built_where_two_targets_build_what_is_architecture_independent(directory, monkeypatch):
+    for name in ("one", "two"):
+        (directory / "targets" / f"{name}.yaml").write_text(TARGET)
+    monkeypatch.setenv("PKGCI_CONFIG", str(directory))
+    assert "one and two with" in refused(lambda: build(StepContext(), "one", Parameters.read({})))
 
 
 @pytest.mark.parametrize("name", ["../config", "a/b", "", ".x", "-x", "A", "a\n"])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner
@@ -436,6 +437,18 @@ def test_builds_of_a_label_run_one_after_the_other_in_order_with_one_executor(tm
     refs = [engine.start("run-build", {"COMMAND": overlap}) for _ in range(4)]
     assert [engine.wait(ref, 60) for ref in refs] == ["SUCCESS"] * 4
     assert (tmp_path / "order").read_text().split() == ["1", "2", "3", "4"]
+
+
+def test_builds_that_were_queued_before_a_clock_was_set_back_have_their_turn(tmp_path, monkeypatch):
+    engine = make_engine(tmp_path, executors=1)
+    holder = engine.start("run-build", {"COMMAND": HELD, "WHO": str(tmp_path / "held")})
+    until((tmp_path / "held").exists)
+    with monkeypatch.context() as ahead:
+        ahead.setattr(local, "datetime", Mock(now=lambda zone: datetime.now(zone) + timedelta(days=9)))
+        queued = [engine.start("run-build", {"COMMAND": "true"})]
+    queued.append(engine.start("run-build", {"COMMAND": "true"}))
+    engine.abort(holder)
+    assert [engine.wait(ref, 60) for ref in queued] == ["SUCCESS", "SUCCESS"]
 
 
 def test_a_queued_build_says_so_and_can_be_aborted(tmp_path):

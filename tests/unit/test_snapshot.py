@@ -2,7 +2,8 @@
 
 import logging
 import shutil
-from datetime import UTC, datetime
+from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import trees
 
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError
-from pkgci.vm.snapshot import Manifest, ensure
+from pkgci.vm import snapshot
+from pkgci.vm.machine import Hardware
+from pkgci.vm.snapshot import Manifest, UnfitError, ensure
 
 TARGET = "bookworm-amd64"
 
@@ -35,21 +38,16 @@ def latest(config: Config) -> Path:
     return place / "1"
 
 
+def manifest(**values: object) -> Manifest:
+    """Return the manifest of a snapshot without files, for a QEMU that is nowhere."""
+    known = {"name": TARGET, "key": "", "image": "", "qemu": "QEMU emulator version 7", "accelerator": "tcg"}
+    known |= {"memory_mib": 512, "command": (), "host_key": "", "created": datetime.now(UTC), "packages": ()}
+    return Manifest(files=(), **{**known, **values})
+
+
 def test_a_missing_tool_is_no_reason_to_make_a_snapshot_anew(config, latest, caplog):
     caplog.set_level(logging.INFO, logger="pkgci.vm.snapshot")
-    Manifest(
-        name=TARGET,
-        key="",
-        image="",
-        qemu="QEMU emulator version 7",
-        accelerator="tcg",
-        memory_mib=512,
-        command=(),
-        host_key="",
-        created=datetime.now(UTC),
-        packages=(),
-        files=(),
-    ).write(latest / "manifest.json")
+    manifest().write(latest / "manifest.json")
     with pytest.raises(InfrastructureError, match="cannot run qemu-system-x86_64: not installed"):
         ensure(config, TARGET, config.target(TARGET), "true")
     assert caplog.messages == []
@@ -59,5 +57,19 @@ def test_why_a_snapshot_is_made_anew_is_said_once(config, latest, caplog):
     caplog.set_level(logging.INFO, logger="pkgci.vm.snapshot")
     with pytest.raises(InfrastructureError, match="not installed"):
         ensure(config, TARGET, config.target(TARGET), "true")
-    manifest = latest / "manifest.json"
-    assert caplog.messages == [f"{TARGET}: a snapshot is made: cannot read {manifest}: No such file or directory"]
+    missing = latest / "manifest.json"
+    assert caplog.messages == [f"{TARGET}: a snapshot is made: cannot read {missing}: No such file or directory"]
+
+
+@pytest.mark.parametrize(("days", "fits"), [(-8, False), (-6, True), (6, True), (8, False)])
+def test_a_snapshot_from_long_ago_or_of_a_clock_that_was_far_ahead_is_made_anew(
+    config, latest, monkeypatch, days, fits
+):
+    monkeypatch.setattr(snapshot, "qemu_version", lambda: "QEMU emulator version 7")
+    monkeypatch.setattr(snapshot, "image_key", lambda _: "image")
+    created = datetime.now(UTC) + timedelta(days=days)
+    command = tuple(Hardware("tcg", 512).command())
+    manifest(key=snapshot._key("image", "true", 512), command=command, created=created).write(latest / "manifest.json")
+    expected = nullcontext() if fits else pytest.raises(UnfitError, match="not made within the last 7 days")
+    with expected:
+        snapshot._latest(config, TARGET, config.target(TARGET), "true")

@@ -1,12 +1,15 @@
 """What a step runs in: its result, its signals, its children, and the watch on who started it."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from local_jobs import alive, end_all, log_of, make_engine, pid_in, supervisor_of, until
@@ -108,6 +111,22 @@ def test_an_expected_error_becomes_its_exit_code_and_one_line(run, capsys, error
     assert (got, result.exit, result.result, result.fault) == (code, code, "FAILURE", fault)
     assert result.reason == "it does not build"
     assert "Traceback" not in capsys.readouterr().out
+
+
+def test_a_full_disk_is_the_machines_fault_wherever_it_comes_up(run, capsys):
+    code, result = run(raising(OSError(errno.ENOSPC, "No space left on device", "/data/new")))
+    assert (code, result.exit, result.fault) == (3, 3, "infrastructure")
+    assert result.reason == "cannot write /data/new: No space left on device; make room, or mend the disk"
+    assert "Traceback" not in capsys.readouterr().out
+
+
+def test_a_clock_that_is_set_back_does_not_show_in_the_seconds(run, monkeypatch):
+    def main(_: StepContext) -> str:
+        monkeypatch.setattr("pkgci.step.datetime", Mock(now=lambda _: datetime(2001, 1, 1, tzinfo=UTC)))
+        return "done"
+
+    _, result = run(main)
+    assert 0 <= result.seconds < 60
 
 
 def test_a_bug_shows_its_traceback_and_is_nobody_elses_fault(run, capsys):

@@ -123,9 +123,8 @@ class Deb:
         signed, detached = place.key.sign_both(text)
         for path, content in zip(pointers, (text, detached, signed), strict=True):
             path.write_bytes(content)
-        if place.key.verify(pointers[2]) != text:
+        if place.key.verify_both(pointers[2], pointers[1], pointers[0]) != text:
             raise InfrastructureError(f"{pointers[2]}: what is signed is not the Release file")
-        place.key.verify(pointers[1], pointers[0])
         return pointers
 
     def clients(self, place: Place) -> dict[str, str]:

@@ -46,6 +46,13 @@ class ReleaseKey:
             signed, detached = pool.submit(self.clearsign, text), pool.submit(self.detach_sign, text)
             return signed.result(), detached.result()
 
+    def verify_both(self, signed: Path, signature: Path, data: Path) -> bytes:
+        """Verify a clear-signed file, and a signature and its data, at once; return what is signed in the former."""
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            content, other = pool.submit(self.verify, signed), pool.submit(self.verify, signature, data)
+            other.result()
+            return content.result()
+
     def verify(self, *files: Path) -> bytes:
         """Return what is signed by this key in a clear-signed file, or in a signature and its data; see gpgv(1)."""
         return run(["gpgv", "--keyring", self.keyring, "--output", "-", *files], timeout=SECONDS, quiet=True).stdout

@@ -441,51 +441,59 @@ class Repository:
 
     def _write_lists(self, place: Place, sources: Iterable[str] | None) -> list[Written]:
         """Write the metadata files, joined from chunks, into what all generations share."""
-        everything: list[Written] = []
         names = self.form.lists(place)
-        for name in names:
-            known = self.index.get(f"list {name}")
-            fresh = self.index.refresh(name, sources if known else None)
-            if fresh or not known:
-                self.form.examine(name, fresh)
-                everything += self._join(name, place)
-            else:
-                everything += [Written(*row) for row in known]
-        for name in names:
-            self.index.set(f"list {name}", [[*vars(one).values()] for one in everything if one.list == name])
+        written: dict[str, list[Written]] = {}
+        # the main thread reads the index, the others compress, write and let the format's tool read
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            examined, joined = [], {}
+            for name in names:
+                known = self.index.get(f"list {name}")
+                fresh = self.index.refresh(name, sources if known else None)
+                if known and not fresh:
+                    written[name] = [Written(*row) for row in known]
+                    continue
+                examined.append(pool.submit(self.form.examine, name, fresh))
+                frame = self.form.frame(name, self.index.count(name))
+                joined[name] = [
+                    pool.submit(self._join, name, which, frame, list(self.index.join(name, which)), place)
+                    for which in self.form.compressions
+                ]
+            for job in examined:
+                job.result()
+            written |= {name: [job.result() for job in jobs] for name, jobs in joined.items()}
+        everything = [one for name in names for one in written[name]]
+        for name in joined:
+            self.index.set(f"list {name}", [[*vars(one).values()] for one in written[name]])
         self.index.set("architectures", list(place.architectures))
         self.index.wrote(self.form.path(one) for one in everything if one.compression != "plain")
         return everything
 
-    def _join(self, name: str, place: Place) -> list[Written]:
-        head, tail = self.form.frame(name, self.index.count(name))
-
-        def one(compression: str, parts: list[bytes]) -> Written:
-            frame = [COMPRESSIONS[compression](part) if part else b"" for part in (head, tail)]
-            digest, size = hashlib.sha256(), 0
-            parts = [frame[0], *parts, frame[1]]
-            for part in parts:
-                digest.update(part)
-                size += len(part)
-            written = Written(name, compression, digest.hexdigest(), size)
-            if compression != "plain":
-                final = place.root / self.form.path(written)
-                # the same content may have been there before: its time grows all the same
-                if not final.exists() or final.stat().st_size != size:
-                    final.parent.mkdir(parents=True, exist_ok=True)
-                    new = final.with_name(f".{final.name}.new")
-                    with new.open("wb") as stream:
-                        stream.writelines(parts)
-                        stream.flush()
-                        os.fsync(stream.fileno())
-                    new.rename(final)
-                os.utime(final, (place.stamp, place.stamp))
-                fsync(final.parent)
+    def _join(
+        self, name: str, compression: str, frame: tuple[bytes, bytes], parts: list[bytes], place: Place
+    ) -> Written:
+        """Write a metadata file from its chunks and what stands around them."""
+        head, tail = (COMPRESSIONS[compression](part) if part else b"" for part in frame)
+        parts = [head, *parts, tail]
+        digest, size = hashlib.sha256(), 0
+        for part in parts:
+            digest.update(part)
+            size += len(part)
+        written = Written(name, compression, digest.hexdigest(), size)
+        if compression == "plain":
             return written
-
-        with ThreadPoolExecutor(max_workers=len(self.form.compressions)) as pool:
-            jobs = [pool.submit(one, which, list(self.index.join(name, which))) for which in self.form.compressions]
-            return [job.result() for job in jobs]
+        final = place.root / self.form.path(written)
+        if not final.exists() or final.stat().st_size != size:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            new = final.with_name(f".{final.name}.new")
+            with new.open("wb") as stream:
+                stream.writelines(parts)
+                stream.flush()
+                os.fsync(stream.fileno())
+            new.rename(final)
+        # the same content may have been there before: its time grows all the same
+        os.utime(final, (place.stamp, place.stamp))
+        fsync(final.parent)
+        return written
 
     def _point(self, number: int, place: Place) -> None:
         """Let readers see a generation, from one moment to the next."""

@@ -64,7 +64,8 @@ TIME_STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ?")
 ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(\x07|\x1b\\)|\x1b[@-_]")
 # what a step and its engine say at the end of every log
 EPILOGUE = re.compile(
-    r"\w+ (SUCCESS|FAILURE|ABORTED) \(fault: |The step ended with status |Finished: |Build step '|Archiving artifacts"
+    r"\w+ (SUCCESS|FAILURE|ABORTED) \(fault: |The step ended with status |asked to stop|Finished: |Build step '"
+    r"|Archiving artifacts"
 )
 
 Item = TypeVar("Item")

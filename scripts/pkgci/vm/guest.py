@@ -89,6 +89,8 @@ def _deb_settings(records: Sequence[Repository], tested: Sequence[RepositoryPack
         key = f"/etc/apt/pkgci-{number}.gpg"
         files[key] = _dearmoured(record.signing_key)
         fields = {"Types": "deb", "URIs": record.url, "Suites": record.codename, "Components": record.component}
+        # the clock of the repositories' host may be ahead
+        fields["Check-Date"] = "no"
         sources.append("".join(f"{name}: {value}\n" for name, value in {**fields, "Signed-By": key}.items()))
     for package in [package for record in records for package in record.packages]:
         priority = 1002 if package in tested else 1001

@@ -16,7 +16,7 @@
 #   state               print the installed packages
 #
 # usage: sh -euc SCRIPT sh baseline | install NAME VERSION ARCHITECTURE | try NAME | remove NAME
-#        | together [NAME VERSION ARCHITECTURE]...
+#        | together [NAME VERSION ARCHITECTURE]... | replace [NAME VERSION ARCHITECTURE]...
 # stdout: findings, one a line, `PHASE<TAB>FILE<TAB>MESSAGE`; all that a person may want to read goes to $log.
 # Status 75: the test repositories cannot be read, which is not the package's fault.
 # The package under test can do as it likes here: whoever reads this output trusts none of it.
@@ -150,6 +150,18 @@ together() { # [NAME VERSION ARCHITECTURE]...
             *) finding apart "$name" 'left out, since it excludes others of the packages under test' ;;
         esac
     done <$work/together
+}
+
+# Those of the packages that are in the machine already, in whatever version, are installed at the given one.
+replace() { # [NAME VERSION ARCHITECTURE]...
+    fetch || exit 75
+    specs=
+    while [ $# -gt 0 ]; do
+        ! present "$1" || specs="$specs $(spec "$1" "$2" "$3")"
+        shift 3
+    done
+    # shellcheck disable=SC2086  # names and versions have no spaces
+    [ -z "$specs" ] || add $specs || failed
 }
 
 # Set `specs` to those of SPEC... that can be installed together, and to one that cannot be installed at all.

@@ -133,7 +133,7 @@ class Snapshot:
         record = self.directory / "verified.json"
         with suppress(InfrastructureError):
             before = Verified.read(record)
-            if before.files == now and datetime.now(UTC) - before.time < timedelta(days=1):
+            if before.files == now and _within(timedelta(days=1), before.time):
                 return
         for file in self.manifest.files:
             try:
@@ -230,11 +230,16 @@ def _latest(config: Config, name: str, target: Target, setup: str) -> Snapshot:
     snapshot.verify()
     if snapshot.manifest.key != _key(image_key(target), setup, target.machine.memory_mib):
         raise UnfitError("what the former one was made from has changed")
-    if datetime.now(UTC) - snapshot.manifest.created > timedelta(days=config.settings.root_days):
-        raise UnfitError(f"the former one is older than {config.settings.root_days} days")
+    if not _within(timedelta(days=config.settings.root_days), snapshot.manifest.created):
+        raise UnfitError(f"the former one was not made within the last {config.settings.root_days} days")
     if snapshot.manifest.accelerator == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
         raise UnfitError("the former one needs /dev/kvm, which is not accessible")
     return snapshot
+
+
+def _within(age: timedelta, then: datetime) -> bool:
+    """Return whether `then` is not longer ago than `age`, nor, by a clock that was wrong then, longer ahead."""
+    return abs(datetime.now(UTC) - then) < age
 
 
 def _key(image: str, setup: str, memory_mib: int) -> str:

@@ -1,0 +1,379 @@
+"""The system test on tiny real packages, in real machines, by scenarios good and bad."""
+
+import re
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+
+import processes
+import pytest
+import trees
+
+from pkgci.artifacts import Result, ScenarioOutcome, Systest
+from pkgci.change import Parameters
+from pkgci.compile import compile
+from pkgci.config import EMBEDDED, Config
+from pkgci.engines.base import BuildRef
+from pkgci.engines.local import LocalEngine
+from pkgci.errors import InfrastructureError, PackageError, RequestError
+from pkgci.publish import publish
+from pkgci.systest import systest
+
+DEB, RPM = "bookworm-amd64", "debianrpm-amd64"
+OWN = BuildRef("compile-by-hand", 1)
+WAIT = "waits-until-it-is-aborted"
+
+ENVIRONMENT = """
+nodes: {lab: {}}
+scenarios:
+  package: scenarios/test_package.py
+  all: scenarios/all
+  failing: scenarios/failing.py
+  halting: scenarios/halting.py
+  deaf: scenarios/deaf.py
+  endless: scenarios/endless.py
+  crooked: scenarios/crooked.py
+  empty: scenarios/empty.py
+scenario_seconds: 600
+"""
+VERSIONS = """
+    query = {"deb": "dpkg-query -W -f '${Version}' \\"$1\\"", "rpm": "rpm -q --qf '%{VERSION}-%{RELEASE}' \\"$1\\""}
+    assert node.run(query[target.format], package.name).text() == package.version
+"""
+SCENARIOS = {
+    "all/test_versions.py": f"def test_exact(node, package, target):{VERSIONS}",
+    "all/test_nodes.py": """
+import stat
+
+def test_files(nodes, packages, repositories):
+    assert list(nodes) == ["lab"] and len(packages) == len(repositories) == 1
+    nodes["lab"].put({"/srv/new/file": b"\\0content"})
+    assert nodes["lab"].get("/srv/new/file") == b"\\0content"
+
+def test_status_and_output(node):
+    done = node.run("printf '\\\\033[31mred\\\\n'; echo \\"$1\\"; exit 7", "it's")
+    assert (done.status, done.text()) == (7, "\\033[31mred\\nit's\\n")
+
+def test_nobody_else_may_log_in(pytestconfig):
+    handover = pytestconfig.getoption("--pkgci")
+    assert stat.S_IMODE(handover.stat().st_mode) == 0o600
+    assert stat.S_IMODE(handover.parent.stat().st_mode) == 0o700
+""",
+    "failing.py": """
+import pytest
+
+def test_good(node):
+    pass
+
+def test_bad(node):
+    assert node.run("cat /etc/hostname").text() == "elsewhere"
+
+@pytest.mark.skip(reason="not here")
+def test_skipped():
+    pass
+""",
+    "halting.py": "def test_use(node):\n    assert node.run('small halt').status == 0\n",
+    "deaf.py": "def test_use(node):\n    assert node.run('small deaf').status == 0\n",
+    "endless.py": "def test_use(node):\n    node.run('echo begun; sleep 1000', timeout=2000)\n",
+    "crooked.py": "import no_such_module\n\ndef test_use(node):\n    pass\n",
+    "empty.py": "def use(node):\n    pass\n",
+}
+# a package that does to its machine what it is told
+PROGRAM = """#!/bin/sh
+case ${1:-} in
+    halt) systemctl poweroff -ff ;;
+    deaf) systemctl stop ssh; pkill sshd ;;
+    *) echo small ;;
+esac
+"""
+TESTS = """
+Tests: good
+Depends: @
+
+Tests: upstream
+Depends: @, hello
+"""
+BAD_TESTS = """
+Tests: good, bad
+Depends: @
+
+Tests: online
+Depends: @
+Restrictions: needs-internet
+"""
+SECOND = """
+Package: lz4-other
+Architecture: all
+Conflicts: lz4
+Depends: ${misc:Depends}
+Description: small package for tests that excludes the other one
+ It holds nothing.
+"""
+
+
+def shell(text: str) -> str:
+    return f"#!/bin/sh\nset -e\n{text}\n"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A configuration with scenarios."""
+    made = trees.config(tmp_path_factory.mktemp("systest"))
+    trees.write(made.directory, {f"scenarios/{name}": text for name, text in SCENARIOS.items()})
+    embedded = (EMBEDDED / "scenarios" / "test_package.py").read_text()
+    trees.write(made.directory, {"scenarios/test_package.py": embedded, "environments/lab.yaml": ENVIRONMENT})
+    return made
+
+
+@pytest.fixture(scope="module")
+def published(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Build a package and publish it to a test repository; return the URL of its record."""
+
+    def build(target: str, run: str, name: str, files: dict[str, str]) -> str:
+        place = tmp_path_factory.mktemp(run)
+        trees.commit(place / name, files)
+        (config.state / "changes" / name).unlink(missing_ok=True)
+        given = trees.local(config, place / name)
+        made = compile(config, target, given, place / "artifacts", OWN)
+        record = publish(config, target, given.change(config), made.key, run, place / "artifacts")
+        return f"{record.url}repository.json"
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def small(published) -> str:
+    """A DEB that does to its machine what it is told, also in a test of its own."""
+    control = "Tests: halt\nDepends: @\nRestrictions: needs-root\n"
+    return published(
+        DEB,
+        "small",
+        "small",
+        trees.deb()
+        | {"small": PROGRAM, "debian/tests/control": control, "debian/tests/halt": shell("small halt; sleep 60")},
+    )
+
+
+def run_job(config: Config, target: str, artifacts: Path, **parameters: str) -> tuple[Systest, Exception | None]:
+    """Run the job in the environment `lab`; return its record and how it failed."""
+    artifacts.mkdir(exist_ok=True)
+    failure = None
+    try:
+        systest(config, target, Parameters.read({"ENVIRONMENT": "lab", **parameters}), artifacts)
+    except (PackageError, InfrastructureError, RequestError) as error:
+        failure = error
+    return Systest.read(artifacts / "systest.json"), failure
+
+
+def results(record: Systest) -> dict[str, str]:
+    return {f"{outcome.scenario}: {outcome.test}": outcome.result for outcome in record.outcomes}
+
+
+def find(record: Systest, test: str) -> ScenarioOutcome:
+    return next(outcome for outcome in record.outcomes if outcome.test == test)
+
+
+@pytest.fixture(scope="module")
+def good(config: Config, published, tmp_path_factory) -> tuple[Systest, Exception | None, Path]:
+    """A DEB of a lower version than machines have, with a package that excludes it, and with tests of its own."""
+    files = trees.deb("lz4", version="0.1-1")
+    files["debian/control"] += SECOND
+    # the upstream has it as `any`; its conffile is changed by the embedded scenario
+    files["debian/lz4.install"] = "lz4 usr/bin\nlz4.conf etc\n"
+    files["lz4.conf"] = "a = 1\n"
+    files["debian/lz4.lz4.service"] = (
+        "[Service]\nExecStart=/bin/sleep infinity\n[Install]\nWantedBy=multi-user.target\n"
+    )
+    files["debian/rules"] += "\noverride_dh_installsystemd:\n\tdh_installsystemd --name=lz4\n"
+    files["debian/tests/control"] = TESTS.replace("@", "lz4")
+    files["debian/tests/good"] = shell('[ "$(lz4)" = small ]; [ "$(id -u)" != 0 ]')
+    files["debian/tests/upstream"] = shell("hello")
+    url = published(DEB, "lz4", "lz4", files)
+    artifacts = tmp_path_factory.mktemp("good")
+    given = {"REPOSITORIES": url, "SCENARIOS": "package all autopkgtest"}
+    return *run_job(config, DEB, artifacts, **given), artifacts
+
+
+def test_a_deb_below_the_machines_own_passes_by_scenarios_and_by_its_own_tests(good):
+    record, failure, _ = good
+    assert failure is None
+    assert results(record) == {
+        "install: together": "passed",
+        "install: lz4-other": "skipped",
+        "package: test_its_files_are_as_it_ships_them[lz4]": "passed",
+        "package: test_its_services_come_back_from_a_restart[lz4]": "passed",
+        "package: test_installed_again_it_keeps_changed_configuration_and_its_services[lz4]": "passed",
+        "package: test_the_system_is_whole": "passed",
+        "all: test_nodes: test_files": "passed",
+        "all: test_nodes: test_status_and_output": "passed",
+        "all: test_nodes: test_nobody_else_may_log_in": "passed",
+        "all: test_versions: test_exact[lz4]": "passed",
+        "autopkgtest: lz4: good": "passed",
+        "autopkgtest: lz4: upstream": "passed",
+    }
+
+
+def test_a_package_that_excludes_others_is_left_out_and_said(good):
+    assert find(good[0], "lz4-other").message == "left out, since it excludes others of the packages under test"
+
+
+def test_the_record_has_what_a_repetition_needs(good):
+    record = good[0]
+    assert record.environment == "lab"
+    assert record.snapshot.startswith(f"{DEB}/")
+    assert record.parameters["SCENARIOS"] == "package all autopkgtest"
+    assert {package.name for package in record.packages} == {"lz4", "lz4-other"}
+
+
+def test_all_logs_are_kept_without_what_a_terminal_obeys(good):
+    logs = good[2] / "logs"
+    for name in ("", "autopkgtest-lz4/"):
+        assert (logs / f"{name}console.log").exists()
+        assert "systemd" in (logs / f"{name}journal.log").read_text()
+        assert "DOWNGRADED" in (logs / f"{name}apt.log").read_text()
+    assert "lz4.service" in (logs / "package.log").read_text()
+    assert "?[31mred" in (logs / "all.log").read_text()
+    assert "good                 PASS" in (logs / "autopkgtest-lz4" / "autopkgtest.log").read_text()
+    for path in logs.rglob("*.log"):
+        assert re.search(rb"[\x00-\x08\x0b-\x1f\x7f]", path.read_bytes()) is None, path
+    assert {outcome.log for outcome in good[0].outcomes} <= {
+        str(path.relative_to(good[2])) for path in logs.rglob("*.log")
+    }
+
+
+def test_junit_has_a_suite_a_scenario(good):
+    suites = {suite.get("name"): suite for suite in ET.parse(good[2] / "junit" / "systest.xml").getroot()}
+    assert {
+        name: (suite.get("tests"), suite.get("failures"), suite.get("skipped")) for name, suite in suites.items()
+    } == {
+        f"systest-{DEB}-install": ("2", "0", "1"),
+        f"systest-{DEB}-package": ("4", "0", "0"),
+        f"systest-{DEB}-all": ("4", "0", "0"),
+        f"systest-{DEB}-autopkgtest": ("2", "0", "0"),
+    }
+
+
+def test_a_failing_scenario_and_failing_tests_of_a_package_are_its_fault(config, published, tmp_path):
+    files = trees.deb("bad") | {"debian/tests/control": BAD_TESTS}
+    files |= {"debian/tests/good": shell("bad"), "debian/tests/bad": shell("echo out; echo why >&2; exit 3")}
+    files["debian/tests/online"] = shell("exit 1")
+    url = published(DEB, "bad", "bad", files)
+    given = {"REPOSITORIES": url, "SCENARIOS": "failing autopkgtest"}
+    record, failure = run_job(config, DEB, tmp_path / "artifacts", **given)
+    assert isinstance(failure, PackageError)
+    assert str(failure).startswith("system test: failing: test_bad: failed, ")
+    assert str(failure).endswith("(and 1 more)")
+    assert results(record) == {
+        "install: together": "passed",
+        "failing: test_good": "passed",
+        "failing: test_bad": "failed",
+        "failing: test_skipped": "skipped",
+        "autopkgtest: bad: good": "passed",
+        "autopkgtest: bad: bad": "failed",
+        "autopkgtest: bad: online": "skipped",
+    }
+    assert "elsewhere" in find(record, "test_bad").message
+    assert "3" in find(record, "bad: bad").message
+    assert "elsewhere" in (tmp_path / "artifacts" / "logs" / "failing.log").read_text()
+
+
+def test_an_rpm_below_another_repositorys_passes_at_its_exact_version(config, published, tmp_path):
+    higher = published(RPM, "higher", "small", trees.rpm(version="2.0"))
+    lower = published(RPM, "lower", "small", trees.rpm(version="1.0"))
+    key = re.search(r'"key": "([0-9a-f]{64})"', (_directory(config, lower) / "repository.json").read_text())[1]
+    given = {"REPOSITORIES": f"{higher} {lower}", "BUILD_KEY": key, "SCENARIOS": "package all"}
+    record, failure = run_job(config, RPM, tmp_path / "artifacts", **given)
+    assert results(record)["all: test_versions: test_exact[small]"] == "passed"
+    assert [package.version[:4] for package in record.packages] == ["1.0-"]
+    # only this one counts repositories
+    assert [name for name, result in results(record).items() if result == "failed"] == ["all: test_nodes: test_files"]
+    assert isinstance(failure, PackageError)
+    assert "small" in (tmp_path / "artifacts" / "logs" / "dnf.log").read_text()
+
+
+def _directory(config: Config, url: str) -> Path:
+    return config.data / "repositories" / url.removeprefix(config.settings.url).rpartition("/")[0]
+
+
+@pytest.mark.parametrize(
+    ("scenario", "said"), [("halting", "the machine was halted from within"), ("deaf", "no ssh to the machine")]
+)
+def test_a_machine_that_the_package_makes_unusable_is_its_fault(config, small, tmp_path, scenario, said):
+    record, failure = run_job(config, DEB, tmp_path / "artifacts", REPOSITORIES=small, SCENARIOS=f"{scenario} failing")
+    assert isinstance(failure, PackageError)
+    assert str(failure).startswith(f"system test: {scenario}: the machine: failed")
+    assert said in str(failure)
+    # the machine is gone: no further scenario has a chance
+    assert "failing" not in {outcome.scenario for outcome in record.outcomes}
+
+
+def test_a_machine_that_the_packages_own_tests_halt_is_its_fault(config, small, tmp_path):
+    record, failure = run_job(config, DEB, tmp_path / "artifacts", REPOSITORIES=small, SCENARIOS="autopkgtest")
+    assert isinstance(failure, PackageError)
+    assert "the machine was halted from within" in str(failure)
+    assert results(record)["autopkgtest: the machine"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("scenario", "said"),
+    [("crooked", "cannot be run: ModuleNotFoundError: No module named 'no_such_module'"), ("empty", "has no test")],
+)
+def test_a_scenario_that_cannot_be_run_is_not_the_packages_fault(config, small, tmp_path, scenario, said):
+    record, failure = run_job(config, DEB, tmp_path / "artifacts", REPOSITORIES=small, SCENARIOS=scenario)
+    assert isinstance(failure, RequestError)
+    assert str(failure) == f"scenario {scenario}: {config.directory}/scenarios/{scenario}.py {said}"
+    assert results(record) == {"install: together": "passed"}
+    assert (tmp_path / "artifacts" / "logs" / f"{scenario}.log").exists()
+
+
+def test_a_package_that_does_not_install_fails(config, published, tmp_path):
+    files = trees.deb("needy")
+    files["debian/control"] = files["debian/control"].replace("${misc:Depends}", "${misc:Depends}, no-such-package")
+    url = published(DEB, "needy", "needy", files)
+    record, failure = run_job(config, DEB, tmp_path / "artifacts", REPOSITORIES=url)
+    assert isinstance(failure, PackageError)
+    assert "needy : Depends: no-such-package but it is not installable" in str(failure)
+    assert results(record) == {"install: together": "failed"}
+
+
+@pytest.fixture(scope="module")
+def waiting(published) -> str:
+    """A DEB with a test of its own that has no end."""
+    files = trees.deb("waiting") | {"debian/tests/control": f"Tests: {WAIT}\nDepends: @\n"}
+    return published(DEB, "waiting", "waiting", files | {f"debian/tests/{WAIT}": shell("sleep 1000")})
+
+
+@pytest.mark.parametrize("scenario", ["endless", "autopkgtest"])
+def test_an_abort_leaves_no_process_within_five_seconds(config, waiting, scenario):
+    engine = LocalEngine(config)
+    given = {"REPOSITORIES": waiting, "ENVIRONMENT": "lab", "SCENARIOS": scenario}
+    ref = engine.start(f"systest-{DEB}", given)
+    # pytest names its file, ssh in the sandbox the test that it runs
+    marker = {"endless": f"{config.directory}/scenarios/endless.py", "autopkgtest": f"debian/tests/{WAIT}"}[scenario]
+    until = time.monotonic() + 300
+    while not processes.with_marker(marker):
+        assert time.monotonic() < until
+        assert engine.state(ref) in ("queued", "running")
+        time.sleep(0.2)
+    cookie = engine.record(ref).cookie
+    assert any(b"qemu-system" in command for command in commands_of(cookie))
+    began = time.monotonic()
+    engine.abort(ref)
+    assert engine.wait(ref, 60) == "ABORTED"
+    assert time.monotonic() - began < 5
+    assert commands_of(cookie) == []
+    assert processes.with_marker(marker) == []
+    assert Result.read(engine.directory(ref) / "archive" / "artifacts" / "result.json").fault == "aborted"
+
+
+def commands_of(cookie: str) -> list[bytes]:
+    """Return the command lines of the processes of a build, without those in a sandbox."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if cookie.encode() in (path / "environ").read_bytes():
+                found.append((path / "cmdline").read_bytes())
+        except OSError:
+            continue
+    return found

@@ -1,0 +1,129 @@
+"""What a system test is asked for, before any machine is needed: environments, and scenarios in them."""
+
+from pathlib import Path
+
+import pytest
+
+from pkgci.change import Parameters
+from pkgci.config import EMBEDDED, Config
+from pkgci.errors import RequestError
+from pkgci.systest import systest
+
+DEB, RPM = "bookworm-amd64", "debianrpm-amd64"
+ENVIRONMENT = "nodes: {one: {}}\nscenarios: {basic: scenarios/basic.py, more: scenarios/more}\n"
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A configuration with an environment `lab`, whose scenarios are not there."""
+    place = tmp_path / "etc"
+    for kind in ("targets", "releases", "environments"):
+        (place / kind).mkdir(parents=True)
+    for path in (EMBEDDED / "targets").glob("*.yaml"):
+        (place / "targets" / path.name).write_bytes(path.read_bytes())
+    (place / "config.yaml").write_text(f"paths: {{cache: {tmp_path}/cache, data: {tmp_path}/data}}\n")
+    (place / "environments" / "lab.yaml").write_text(ENVIRONMENT)
+    return place
+
+
+def refused(directory: Path, target: str = DEB, **parameters: str) -> str:
+    """Return what is said of a system test that is a wrong request."""
+    with pytest.raises(RequestError) as caught:
+        systest(Config(directory), target, Parameters.read(parameters), directory / "artifacts")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("scenarios: {a: a.py}\n", "lab.yaml:1: nodes: Field required"),
+        ("nodes: {}\nscenarios: {a: a.py}\n", "lab.yaml:1: nodes: Dictionary should have at least 1 item"),
+        (
+            "nodes:\n  a: {}\n  b: {}\nscenarios: {a: a.py}\n",
+            "lab.yaml:1: nodes: Dictionary should have at most 1 item",
+        ),
+        ("nodes:\n  a:\n    memory_mib: 1\nscenarios: {a: a.py}\n", "lab.yaml:3: nodes.a.memory_mib: Input should be"),
+        ("nodes: {a: {}}\nscenarios:\n  a: ../a.py\n", "lab.yaml:3: scenarios.a: Value error, must be a relative path"),
+        ("nodes: {a: {}}\nscenarios:\n  a: /a.py\n", "lab.yaml:3: scenarios.a: Value error, must be a relative path"),
+        (
+            "nodes: {a: {}}\nscenarios:\n  console: a.py\n",
+            "lab.yaml:3: scenarios.console.[key]: Value error, 'console'",
+        ),
+        ("nodes: {a: {}}\nscenarios:\n  autopkgtest: a.py\n", "'autopkgtest' has a meaning of its own"),
+        ("nodes: {a: {}}\nscenarios: {A: a.py}\n", "lab.yaml:2: scenarios.A.[key]: String should match pattern"),
+        ("nodes: {a: {}}\nscenarios: {a: a.py}\nsnapshots: 1\n", "lab.yaml:3: snapshots: unknown key"),
+    ],
+)
+def test_what_is_wrong_in_an_environment_is_said_with_file_and_line(directory: Path, text: str, said: str):
+    (directory / "environments" / "lab.yaml").write_text(text)
+    assert said in refused(directory, ENVIRONMENT="lab")
+
+
+def test_an_unknown_environment_lists_the_known(directory: Path):
+    assert refused(directory, ENVIRONMENT="lap").endswith(
+        f"unknown environment 'lap'; {directory}/environments has: lab"
+    )
+
+
+def test_an_unknown_scenario_lists_the_known(directory: Path):
+    said = refused(directory, ENVIRONMENT="lab", SCENARIOS="basic other")
+    assert said == "parameter SCENARIOS: 'other' is not in environment lab, which has: basic, more, autopkgtest"
+
+
+def test_an_rpm_has_no_tests_of_its_own(directory: Path):
+    said = refused(directory, RPM, ENVIRONMENT="lab", SCENARIOS="autopkgtest")
+    assert said == "parameter SCENARIOS: 'autopkgtest' is not in environment lab, which has: basic, more"
+
+
+def test_a_scenario_that_is_not_there_is_said_with_its_place(directory: Path):
+    said = refused(directory, ENVIRONMENT="lab", SCENARIOS="more")
+    assert said == f"{directory}/environments/lab.yaml: scenario more: {directory}/scenarios/more does not exist"
+
+
+def test_an_environment_for_other_targets_is_refused(directory: Path):
+    (directory / "environments" / "lab.yaml").write_text(f"{ENVIRONMENT}targets: [{RPM}]\n")
+    assert "environment lab is made for debianrpm-amd64, not for bookworm-amd64" in refused(
+        directory, ENVIRONMENT="lab"
+    )
+
+
+@pytest.mark.parametrize(
+    ("release", "branch", "target", "used"),
+    [
+        ("environment: lab\n", "main", DEB, "lab"),
+        (f"environments: {{{DEB}: lab}}\n", "main", DEB, "lab"),
+        (f"environment: none\nenvironments: {{{DEB}: lab}}\n", "main", RPM, "none"),
+        ("environment: lab\n", "other", DEB, "default"),
+        ("environment: lab\n", "", DEB, "default"),
+    ],
+)
+def test_the_environment_is_that_of_the_branchs_release_and_the_target(directory, release, branch, target, used):
+    (directory / "releases" / "r.yaml").write_text(f"branches: [main]\ntargets: [{DEB}, {RPM}]\n{release}")
+    said = refused(directory, target, ZUUL_BRANCH=branch, SCENARIOS="nothing")
+    assert f"environment {used}, which has" in said or said.startswith(f"unknown environment {used!r}")
+
+
+def test_a_configuration_may_have_a_default_of_its_own(directory: Path):
+    assert Config(directory).environment("default") == (EMBEDDED, Config(EMBEDDED).environment("default")[1])
+    (directory / "environments" / "default.yaml").write_text(ENVIRONMENT)
+    assert Config(directory).environment("default")[0] == directory
+
+
+def test_nothing_is_tested_without_repositories(directory: Path):
+    (directory / "config.yaml").write_text(f"serve: false\npaths: {{data: {directory.parent}/data}}\n")
+    assert "nothing to install: no binary package of build (any) in 0 repositories" in refused(directory)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ENVIRONMENT", "../lab"),
+        ("ENVIRONMENT", "lab lab"),
+        ("SCENARIOS", "a;b"),
+        ("SCENARIOS", "a\nb"),
+        ("SCENARIOS", "-a"),
+    ],
+)
+def test_hostile_names_are_refused(directory: Path, name: str, value: str):
+    assert refused(directory, **{name: value}).startswith(f"parameter {name}: ")
