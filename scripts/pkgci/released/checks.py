@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -170,7 +171,7 @@ def _holds(repository: "Repository", relation: Relation, version: str) -> bool:
 def _compare(repository: "Repository", entry: Entry) -> None:
     """Compare versions and contents of a build with what is and was released."""
     record, index = entry.record, repository.index
-    newer = FORMATS[repository.format].newer
+    newer = cache(FORMATS[repository.format].newer)
     for _, target, version in index.live_of(record.package):
         if newer(version, record.version):
             raise OlderError(

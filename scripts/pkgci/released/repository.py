@@ -16,7 +16,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -244,7 +244,14 @@ class Repository:
             entries.parent.mkdir(exist_ok=True)
             entries.unlink(missing_ok=True)
             os.link(making / "generation.json", entries)
-            own = [*pointers, making / "generation.json", *(path for path in making.rglob("*") if path.is_dir())]
+            shared = [self.root / self.form.path(one) for one in written if one.compression != "plain"]
+            own = [
+                *shared,
+                *{path.parent for path in shared},
+                *pointers,
+                making / "generation.json",
+                *(path for path in making.rglob("*") if path.is_dir()),
+            ]
             fsync_all([*own, making, entries.parent])
             making.rename(directory)
             fsync(directory.parent)
@@ -442,6 +449,7 @@ class Repository:
     def _write_lists(self, place: Place, sources: Iterable[str] | None) -> list[Written]:
         """Write the metadata files, joined from chunks, into what all generations share."""
         names = self.form.lists(place)
+        kept = frozenset(self.index.files())
         written: dict[str, list[Written]] = {}
         # the main thread reads the index, the others compress, write and let the format's tool read
         with ThreadPoolExecutor(max_workers=4) as pool:
@@ -455,7 +463,7 @@ class Repository:
                 examined.append(pool.submit(self.form.examine, name, fresh))
                 frame = self.form.frame(name, self.index.count(name))
                 joined[name] = [
-                    pool.submit(self._join, name, which, frame, list(self.index.join(name, which)), place)
+                    pool.submit(self._join, name, which, frame, list(self.index.join(name, which)), place, kept)
                     for which in self.form.compressions
                 ]
             for job in examined:
@@ -469,7 +477,13 @@ class Repository:
         return everything
 
     def _join(
-        self, name: str, compression: str, frame: tuple[bytes, bytes], parts: list[bytes], place: Place
+        self,
+        name: str,
+        compression: str,
+        frame: tuple[bytes, bytes],
+        parts: list[bytes],
+        place: Place,
+        kept: Container[str],
     ) -> Written:
         """Write a metadata file from its chunks and what stands around them."""
         head, tail = (COMPRESSIONS[compression](part) if part else b"" for part in frame)
@@ -482,17 +496,14 @@ class Repository:
         if compression == "plain":
             return written
         final = place.root / self.form.path(written)
-        if not final.exists() or final.stat().st_size != size:
+        if self.form.path(written) not in kept:
             final.parent.mkdir(parents=True, exist_ok=True)
             new = final.with_name(f".{final.name}.new")
             with new.open("wb") as stream:
                 stream.writelines(parts)
-                stream.flush()
-                os.fsync(stream.fileno())
             new.rename(final)
         # the same content may have been there before: its time grows all the same
         os.utime(final, (place.stamp, place.stamp))
-        fsync(final.parent)
         return written
 
     def _point(self, number: int, place: Place) -> None:
