@@ -1,7 +1,7 @@
 """The system test: the packages of a build together in an environment, and scenarios against them.
 
 The operator's scenarios are pytest files of the configuration directory; they run in a process of this job, and reach the
-machine by ssh. A source package's own tests (DEB: `debian/tests`, https://people.debian.org/~eriberto/README.package-tests.html)
+machine by ssh. A source package's own tests (DEB: `debian/tests`, autopkgtest(1))
 are one scenario more, `autopkgtest`, in a restored machine of their own: that tool, which reads what a package says of its
 tests, runs in the sandbox. Each test is an outcome; nothing is retried.
 """

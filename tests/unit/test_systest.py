@@ -1,13 +1,16 @@
 """What a system test is asked for, before any machine is needed: environments, and scenarios in them."""
 
+import os
+import sys
 from pathlib import Path
 
+import processes
 import pytest
 
 from pkgci.change import Parameters
 from pkgci.config import EMBEDDED, Config
 from pkgci.errors import RequestError
-from pkgci.systest import systest
+from pkgci.systest import _wait, systest
 
 DEB, RPM = "bookworm-amd64", "debianrpm-amd64"
 ENVIRONMENT = "nodes: {one: {}}\nscenarios: {basic: scenarios/basic.py, more: scenarios/more}\n"
@@ -127,3 +130,13 @@ def test_nothing_is_tested_without_repositories(directory: Path):
 )
 def test_hostile_names_are_refused(directory: Path, name: str, value: str):
     assert refused(directory, **{name: value}).startswith(f"parameter {name}: ")
+
+
+def test_a_scenario_ends_at_its_time_limit_with_all_that_it_started(tmp_path: Path):
+    marker = f"marker={tmp_path}"
+    started = (
+        "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(100)', sys.argv[1]])"
+    )
+    command = [sys.executable, "-c", started, marker]
+    assert _wait(command, tmp_path, os.environ, tmp_path / "log", 2) is None
+    processes.wait_until_gone(marker)
