@@ -1,9 +1,9 @@
 """The system test: the packages of a build together in an environment, and scenarios against them.
 
 The operator's scenarios are pytest files of the configuration directory; they run in a process of this job, and reach the
-machine by ssh. A source package's own tests (DEB: `debian/tests`, autopkgtest(1))
-are one scenario more, `autopkgtest`, in a restored machine of their own: that tool, which reads what a package says of its
-tests, runs in the sandbox. Each test is an outcome; nothing is retried.
+machine by ssh. A source package's own tests (DEB: `debian/tests`) are one scenario more, `autopkgtest`, in a restored
+machine of their own: that tool, see autopkgtest(1), reads what a package says of its tests, and so runs in the sandbox.
+Each test is an outcome; what fails is not tried again.
 """
 
 import hashlib
@@ -53,6 +53,7 @@ UNREADABLE = 75
 INSTALL_SECONDS = 900
 LOG_SECONDS = 60
 LOGIN_SECONDS = 30
+RESTARTED_SECONDS = 5
 FINDINGS_BYTES = 1 << 18
 LOG_BYTES = 16 << 20
 INDEX_BYTES = 64 << 20
@@ -128,6 +129,12 @@ class _Run:
     def _keep_logs(self, machine: Machine, logs: Path) -> None:
         manager = {"deb": "apt.log", "rpm": "dnf.log"}[self.target.format]
         everything = ("/run/pkgci/log", *LOGS[self.target.format])
+        with suppress(InfrastructureError):
+            try:
+                machine.run("true", timeout=LOG_SECONDS)
+            except GuestError:
+                # it may have been restarted
+                machine.connect(RESTARTED_SECONDS)
         for name, script, arguments in (
             ("journal.log", 'journalctl --no-pager -o short-precise | tail -c "$1"', ()),
             (manager, 'size=$1; shift; tail -c "$size" "$@" 2>/dev/null || true', everything),

@@ -115,10 +115,10 @@ def test_doctor_finds_nothing_missing(ready: Account):
 
 
 def test_the_sandbox_holds(testing: Account):
-    chosen = "nobody or network or outlives or time_limit or dies_with or disk or number or memory_of_a"
+    chosen = "nobody or network or outlives or time_limit or dies_with or disk or number or memory_of_a or socket"
     done = testing.run(".venv/bin/pytest", "-q", "tests/integration/test_sandbox.py", "-k", chosen)
     assert done.returncode == 0, done.stdout
-    assert "8 passed" in done.stdout
+    assert "9 passed" in done.stdout
 
 
 def test_a_build_host_works_without_rights(testing: Account):
@@ -130,12 +130,15 @@ def test_a_build_host_works_without_rights(testing: Account):
 
 def test_a_package_passes_for_all_targets(ready: Account):
     tree = ready.home / "small"
-    trees.commit(tree, trees.deb() | trees.rpm())
+    own_tests = {"debian/tests/control": "Tests: works\nDepends: @\n", "debian/tests/works": "#!/bin/sh\nsmall\n"}
+    trees.commit(tree, trees.deb() | trees.rpm() | own_tests)
     ready.own(tree)
     done = ready.run(".venv/bin/pkgci", "check", tree)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "preparing" not in done.stderr
     assert "install-debianrpm-amd64" in done.stdout
+    # installation, four tests of the scenario, and that of the package
+    assert "system test: 6 passed" in done.stdout
     left = subprocess.run(["pgrep", "-u", NAME, "-a", "-r", "D,R,S,T"], capture_output=True, text=True, check=False)
     assert left.stdout == ""
 
