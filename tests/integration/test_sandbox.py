@@ -11,6 +11,7 @@ import tarfile
 import threading
 import time
 import uuid
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from processes import wait_until_gone, with_marker
 from pkgci.config import Config, Limits
 from pkgci.errors import InfrastructureError, PackageError
 from pkgci.roots import Root, build_root
-from pkgci.sandbox import Files, Outcome, _cgroup, execute, unpack
+from pkgci.sandbox import Files, Outcome, _cgroup, contained, execute, unpack
 
 
 @pytest.fixture(scope="session")
@@ -127,6 +128,31 @@ def test_loopback_works_inside(box):
             IO::Socket::INET->new("127.0.0.1:" . $s->sockport) or die "no loopback"'
     """)
     assert outcome.status == 0, said
+
+
+def test_a_socket_is_all_that_is_reached_of_what_is_outside(root: Root, tmp_path: Path):
+    with socket.socket(socket.AF_UNIX) as server, (tmp_path / "log").open("wb") as log:
+        # by its directory: a path may be too long for a socket
+        before = os.getcwd()
+        os.chdir(tmp_path)
+        server.bind("reached")
+        os.chdir(before)
+        (tmp_path / "reached").chmod(0o666)
+        server.listen()
+        answer = threading.Thread(target=lambda: server.accept()[0].sendall(b"from outside"), daemon=True)
+        answer.start()
+        ask = "perl -MIO::Socket::UNIX -e 'print readline(IO::Socket::UNIX->new(Peer => shift) or die $!)'"
+        outcome = execute(
+            root.path,
+            f'{ask} "/proc/$$/fd/5" >/out/said; ! ls "/proc/$$/fd/5/.." && ! cat "/proc/$$/fd/5"',
+            files=Files(),
+            output=tmp_path,
+            limits=Limits(),
+            log_to=log,
+            where=partial(contained, socket=tmp_path / "reached"),
+        )
+    assert outcome.status == 0, (tmp_path / "log").read_text()
+    assert (tmp_path / "said").read_text() == "from outside"
 
 
 def test_no_process_outlives_it(box):
