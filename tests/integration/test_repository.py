@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import trees
 
 from pkgci import repository, server
 from pkgci.artifacts import Package, Repository
@@ -109,13 +109,10 @@ def rpm_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     etc = tmp_path / "etc"
     (etc / "targets").mkdir(parents=True)
     (etc / "config.yaml").write_text(
-        f"url: http://127.0.0.1:{port}/\ngerrit: file://{tmp_path}/gerrit/\n"
+        f"url: http://127.0.0.1:{trees.free_port()}/\ngerrit: file://{tmp_path}/gerrit/\n"
         f"paths: {{data: {tmp_path / 'data'}, cache: {tmp_path / 'cache'}}}\n"
     )
     for form, name in TARGETS.items():
