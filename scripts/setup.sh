@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes this machine ready: Debian packages of bindep.txt, a range of sub-ids for the user, the Python environment.
 #
-# usage: setup.sh [test]; `test` adds what only the tests need.
+# usage: setup.sh [test|bench]; adds what only the tests or the benchmarks need.
 # As root or with sudo it installs what is missing. Otherwise it prints the one command for an administrator and ends with 3.
 set -eu
 kind=${1:-}
