@@ -5,11 +5,12 @@ It fetches and merges with git and runs no code of the change. What follows a fa
 
 from types import ModuleType
 
-from pkgci import source
+from pkgci import repository, source
 from pkgci.artifacts import ARTIFACTS, Build, ChangeSummary, Repository, Run
 from pkgci.change import COMPILE, TESTS, Change, Parameters
 from pkgci.config import Config, Target
 from pkgci.formats import FORMATS
+from pkgci.server import serve
 from pkgci.source import Sources
 from pkgci.step import StepContext
 
@@ -40,6 +41,10 @@ def build(context: StepContext, target_name: str, parameters: Parameters) -> str
     if nothing:
         return f"nothing to build: {nothing}"
     assert sources is not None
+    with serve(config):
+        released = repository.released(config, change.branch, target_name)
+    if released:
+        parameters = parameters.seeing(released)
     _describe(context, target_name, parameters, change, sources)
     for tree in {sources.source, sources.packaging}:
         source.refuse_unfit(config, tree, sources.entry, sources.package)
@@ -58,10 +63,11 @@ def build(context: StepContext, target_name: str, parameters: Parameters) -> str
     testing = given
     if "publish" in parameters.steps:
         [published] = context.run_together([(f"publish-{target_name}", given)])
-        repository = Repository.read(published / "repository.json")
-        done = f"{done}: {repository.url}"
-        testing = {**given, "REPOSITORIES": " ".join([f"{repository.url}repository.json", *repositories.split()])}
-    tests = [(step, given if step == "lint" else testing) for step in parameters.steps if step in TESTS]
+        made_for = Repository.read(published / "repository.json")
+        done = f"{done}: {made_for.url}"
+        testing = {**given, "REPOSITORIES": " ".join([f"{made_for.url}repository.json", *repositories.split()])}
+    linting = {**given, "REPOSITORIES": repositories}
+    tests = [(step, linting if step == "lint" else testing) for step in parameters.steps if step in TESTS]
     context.run_together([(f"{step}-{target_name}", those) for step, those in tests])
     return done
 

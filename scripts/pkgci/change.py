@@ -170,6 +170,11 @@ class Parameters:
             check_repository_url(url, config)
         return urls
 
+    def seeing(self, url: str) -> "Parameters":
+        """Return the same with one more URL in REPOSITORIES, the last."""
+        urls = [*(one for one in self.get("REPOSITORIES").split() if one != url), url]
+        return Parameters({**self.values, "REPOSITORIES": " ".join(urls)})
+
     def change(self, config: Config) -> Change:
         """Return the change that the parameters name.
 

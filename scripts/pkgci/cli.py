@@ -132,7 +132,8 @@ def lint(target: str) -> None:
     def body(context) -> str:
         parameters = Parameters.read(os.environ)
         change, key = parameters.change(context.config), parameters.required("BUILD_KEY")
-        return summary(job(context.config, target, change, key, ARTIFACTS))
+        repositories = parameters.repositories(context.config)
+        return summary(job(context.config, target, change, key, repositories, ARTIFACTS))
 
     _step("lint", body)
 
@@ -149,7 +150,9 @@ def install(target: str) -> None:
         parameters = Parameters.read(os.environ)
         repositories = parameters.repositories(context.config)
         made = job(context.config, target, repositories, parameters.get("BUILD_KEY"), ARTIFACTS)
-        return f"{len(made.packages)} packages installed and removed"
+        upgraded = sum(bool(one.former_version and not one.notice) for one in made.packages)
+        more = f", {upgraded} of them upgraded" if upgraded else ""
+        return f"{sum(not one.former_version for one in made.packages)} packages installed and removed{more}"
 
     _step("install", body)
 

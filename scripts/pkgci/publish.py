@@ -81,6 +81,7 @@ def _release(config: Config, target_name: str, change: Change, entry: Entry) -> 
             for package in entry.record.packages
         ),
         signing_key=done.repository.key.public,
+        released=True,
     )
 
 

@@ -92,6 +92,23 @@ def read(config: Config, target_name: str, urls: Sequence[str]) -> tuple[Reposit
     return tuple(found)
 
 
+def released(config: Config, branch: str, target_name: str) -> str | None:
+    """Return the URL of the `repository.json` of the released repository that a branch's packages go to; None for none yet.
+
+    Raises:
+        InfrastructureError: it cannot be read.
+    """
+    claimed = config.release_of(branch)
+    if config.settings.released is None or claimed is None:
+        return None
+    url = f"{config.settings.url}{claimed[0]}/{config.target(target_name).codename}/{RECORD}"
+    try:
+        web.read(url, upstream=False, largest=RECORD_BYTES)
+    except web.NotFoundError:
+        return None
+    return url
+
+
 def under_test(records: Sequence[Repository], build_key: str) -> list[RepositoryPackage]:
     """Return the packages to install from repositories: those of kind `binary` of a build; of all, if `build_key` is empty.
 

@@ -47,9 +47,11 @@ class Built:
     parameters: trees.Parameters
     key: str
     artifacts: Path
+    repositories: tuple[str, ...] = ()
 
     def lint(self, target: str) -> Lint:
-        return lint(self.config, target, self.parameters.change(self.config), self.key, self.artifacts)
+        change = self.parameters.change(self.config)
+        return lint(self.config, target, change, self.key, self.repositories, self.artifacts)
 
     @property
     def record(self) -> Lint:
@@ -211,4 +213,4 @@ def test_a_build_that_is_not_in_the_store_or_is_of_another_target_is_a_wrong_req
         built.lint(RPM)
     change = built.parameters.change(built.config)
     with pytest.raises(RequestError, match=f"is not in the store; run compile-{DEB} again"):
-        lint(built.config, DEB, change, "0" * 64, built.artifacts)
+        lint(built.config, DEB, change, "0" * 64, (), built.artifacts)
