@@ -10,6 +10,7 @@ Source: https://createrepo-c.readthedocs.io; rpmsign(8); dnf.conf(5), `mirrorlis
 import gzip
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ LISTS: Mapping[str, str] = {
 }
 OPERATORS = {"LT": "<<", "LE": "<=", "EQ": "=", "GE": ">=", "GT": ">>"}
 REPOMD = "repodata/repomd.xml"
+PACKAGE = re.compile(rb"<package .*?</package>\n?", re.DOTALL)
 KEYRING = """Name: {label}-keyring
 Version: {version}
 Release: 1
@@ -218,6 +220,13 @@ or only the lines:
             raise InfrastructureError(f"{generation}: its metadata files say that they have {counts} packages")
         for package in packages:
             yield Offered(package.location_href, package.size_package, package.pkgId)
+
+    def texts(self, generation: Path) -> dict[str, list[bytes]]:
+        """Return the elements of each metadata file."""
+        return {
+            record.type: PACKAGE.findall(gzip.decompress((generation / record.location_href).read_bytes()))
+            for record in createrepo_c.Repomd(str(generation / REPOMD)).records
+        }
 
     def examine_package(self, path: Path, key: ReleaseKey) -> None:
         """Check a package's signature by rpm itself."""
