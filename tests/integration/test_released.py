@@ -29,7 +29,7 @@ from pkgci.config import Config
 from pkgci.errors import InfrastructureError, PackageError, RequestError
 from pkgci.keys import SigningKey
 from pkgci.publish import publish as publish_job
-from pkgci.released import checks
+from pkgci.released import checks, remote
 from pkgci.released.audit import audit
 from pkgci.released.checks import OlderError
 from pkgci.released.records import Commit, Origin, Provenance, Publication
@@ -362,6 +362,23 @@ def test_a_merged_change_is_published_to_the_released_repository_of_its_branch(g
     other = built(config, "hello", "2")
     with pytest.raises(RequestError, match="hello 2 is not built from what main of tools/hello has or had"):
         publish_job(config, "bookworm-amd64", change, other.key, "run-1", tmp_path / "artifacts")
+
+
+def test_what_is_released_of_a_package_is_read_by_the_url_of_its_repository(config):
+    put(config, built(config, "hello", "1"), built(config, "other", "3"))
+    put_rpm(config, built_rpm(config, "hello", "2"), built_rpm(config, "other", "3"))
+    with server.serve(config):
+        for target, version in (("bookworm-amd64", "1"), ("debianrpm-amd64", "2-1")):
+            url = repository.released(config, "main", target)
+            (record,) = repository.read(config, target, [url])
+            assert (record.released, record.packages) == (True, ())
+            (package,) = remote.listed(record, "amd64", {"hello", "none"}).packages
+            assert (package.name, package.version, package.source) == ("hello", version, "hello")
+            assert remote.record(record, package).key == package.key
+            assert package.file.startswith(f"pool/hello/{package.key[:16]}/hello")
+            if record.format == "deb":
+                assert remote.inside(record, package).packages[0].name == "hello"
+        assert repository.released(config, "wild", "bookworm-amd64") is None
 
 
 @contextmanager

@@ -184,7 +184,11 @@ def _apt(which: int, states: Sequence[State], target: Target, cache: Path) -> It
         options |= {"Dir::Etc": cache / "etc", "APT::Architecture": target.architecture, "Debug::NoLocking": "true"}
         apt = ["apt-get", "-q", *(word for name, value in options.items() for word in ("-o", f"{name}={value}"))]
         environment |= {"LC_ALL": "C"}
-        run([*apt, "-o", "APT::Update::Error-Mode=any", "update"], env=environment, timeout=SECONDS, quiet=True)
+        update = [*apt, "-o", "APT::Update::Error-Mode=any", "update"]
+        done = run(update, env=environment, timeout=SECONDS, check=False, quiet=True)
+        if done.returncode:
+            why = _why(done.stdout + done.stderr, "Failed to fetch", "E: ")
+            raise InfrastructureError(f"dependencies cannot be checked, since upstream cannot be read: {why}; retry later")
 
         class Apt:
             def unmet(self, packet: Packet) -> str:
