@@ -34,18 +34,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Step:
-    """A step of the guest's script: the phase of what it finds, its time limit, whether it is told the exact package."""
+    """A step: the guest script's word for it, the phase of what it finds, its time limit, whether it is told the exact package."""
 
+    word: str
     phase: str
     seconds: int
     exact: bool = False
 
 
 STEPS = {
-    "install": _Step("install", 900, exact=True),
-    "upgrade": _Step("upgrade", 900, exact=True),
-    "try": _Step("run", 900),
-    "remove": _Step("remove", 600),
+    "install": _Step("install", "install", 900, exact=True),
+    "upgrade": _Step("replace", "upgrade", 900, exact=True),
+    "try": _Step("try", "run", 900),
+    "remove": _Step("remove", "remove", 600),
 }
 LOG_BYTES = 1 << 20
 FINDINGS_BYTES = 1 << 18
@@ -205,11 +206,13 @@ def _step(machine: Machine, script: str, step: str, package: RepositoryPackage) 
     """
     described = STEPS[step]
     arguments = (package.name, package.version, package.architecture) if described.exact else (package.name,)
-    done = machine.run(script, step, *arguments, timeout=described.seconds, limit=FINDINGS_BYTES)
+    done = machine.run(script, described.word, *arguments, timeout=described.seconds, limit=FINDINGS_BYTES)
     if described.exact and done.status == 75:
         last = _log_of(machine).decode(errors="replace").strip().splitlines() or ["no output"]
         raise InfrastructureError(f"cannot read the repositories in the machine: {last[-1]}")
     found = _parse(package.name, described.phase, done.text())
+    if step == "upgrade":
+        found = [one.model_copy(update={"phase": step}) if one.phase == "install" else one for one in found]
     if done.status:
         message = f"the test was ended in the machine, with status {done.status}"
         found.append(Finding(package=package.name, phase=described.phase, message=message))

@@ -58,6 +58,7 @@ def test_a_check_holds_a_package_against_the_released_one_and_tries_the_upgrade(
     parameters = trees.local(config, tree, RUN_TESTS="false")
     built = compile(config, target, parameters, tmp_path / "artifacts")
     release(config, target, Store(config).required(built.key, target))
+    (config.state / "changes/small").unlink()
     trees.commit(tree, {"small": "#!/bin/sh\necho smaller\n"})
     pkgci = [sys.executable, "-c", "from pkgci.cli import main; main()", "check"]
     env = {"PKGCI_CONFIG": str(config.directory), "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -188,7 +188,9 @@ def _apt(which: int, states: Sequence[State], target: Target, cache: Path) -> It
         done = run(update, env=environment, timeout=SECONDS, check=False, quiet=True)
         if done.returncode:
             why = _why(done.stdout + done.stderr, "Failed to fetch", "E: ")
-            raise InfrastructureError(f"dependencies cannot be checked, since upstream cannot be read: {why}; retry later")
+            raise InfrastructureError(
+                f"dependencies cannot be checked, since upstream cannot be read: {why}; retry later"
+            )
 
         class Apt:
             def unmet(self, packet: Packet) -> str:

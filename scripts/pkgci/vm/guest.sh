@@ -15,8 +15,7 @@
 #   drop NAME           remove the package, with its configuration and what came with it; report findings of phase remove
 #   state               print the installed packages
 #
-# usage: sh -euc SCRIPT sh baseline | install NAME VERSION ARCHITECTURE | upgrade NAME VERSION ARCHITECTURE
-#        | try NAME | remove NAME
+# usage: sh -euc SCRIPT sh baseline | install NAME VERSION ARCHITECTURE | try NAME | remove NAME
 #        | together [NAME VERSION ARCHITECTURE]... | replace [NAME VERSION ARCHITECTURE]...
 # stdout: findings, one a line, `PHASE<TAB>FILE<TAB>MESSAGE`; all that a person may want to read goes to $log.
 # Status 75: the test repositories cannot be read, which is not the package's fault.
@@ -112,16 +111,6 @@ install() { # NAME VERSION ARCHITECTURE
     fetch || exit 75
     present "$1" && touch $work/present
     add "$(spec "$@")" || failed
-    exactly "$@"
-}
-
-# What `install` installed is replaced.
-upgrade() { # NAME VERSION ARCHITECTURE
-    fetch || exit 75
-    if ! add "$(spec "$@")"; then
-        finding upgrade '' "$(why)"
-        exit 0
-    fi
     exactly "$@"
 }
 
