@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Step:
-    """A step: the guest script's word for it, the phase of what it finds, its time limit, whether it is told the exact package."""
+    """A step: the word for it in the guest, the phase of what it finds, its time limit, if it is told the exact package."""
 
     word: str
     phase: str
