@@ -20,7 +20,7 @@ from processes import wait_until_gone, with_marker
 from pkgci.config import Config, Limits
 from pkgci.errors import InfrastructureError, PackageError
 from pkgci.roots import Root, build_root
-from pkgci.sandbox import Files, Outcome, _cgroup, contained, execute, memory_control, unpack
+from pkgci.sandbox import OUT_FILES, Files, Outcome, _cgroup, contained, execute, memory_control, unpack
 
 
 @pytest.fixture(scope="session")
@@ -200,6 +200,12 @@ def test_what_comes_back_is_limited(box):
     outcome, said = box("truncate -s 1E /out/a", disk_mib=1000)
     assert outcome.status != 0
     assert "File size limit exceeded" in said
+
+
+def test_the_number_of_files_that_come_back_is_limited(box, tmp_path: Path):
+    with pytest.raises(PackageError, match="more in its output than its limits allow"):
+        box("cd /out && seq 20000 | xargs touch")
+    assert len(list((tmp_path / "out").iterdir())) <= OUT_FILES
 
 
 def test_the_disk_is_limited(box):
