@@ -236,6 +236,27 @@ def test_the_memory_of_all_processes_is_limited_where_a_cgroup_can_be_made(box):
     assert said.count("had it") < 8
 
 
+def test_what_is_killed_from_outside_is_not_the_packages_fault(box):
+    if memory_control() != "cgroup":
+        pytest.xfail("this user may make no cgroup: nobody can tell who killed it")
+    marker = f"killed-{uuid.uuid4()}"
+
+    def kill() -> None:
+        deadline = time.monotonic() + 60
+        while not (found := with_marker(marker)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        pid = found[0]
+        while Path(f"/proc/{pid}/comm").read_text() != "unshare\n":
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(InfrastructureError, match="the sandbox was killed from outside of it"):
+        box(f"sh -c 'sleep 1000; : {marker}'")
+    killer.join()
+
+
 def test_a_cgroup_whose_maker_was_killed_is_removed_by_the_next():
     program = "from pkgci.sandbox import _cgroup\nwith _cgroup() as group: print(group or '', flush=True); input()"
     command = [sys.executable, "-c", program]
