@@ -106,9 +106,11 @@ class Parameters:
             RequestError: a value breaks its rule.
         """
         values = {}
+        moved = bool(environment.get("ZUUL_NEWREV", "").strip())
         for name, rule in RULES.items():
             value = environment.get(name, "").strip()
-            if not value:
+            # Zuul 2 says of a branch that has moved the same again by these names, not by the rule
+            if not value or (moved and name in ("ZUUL_REF", "ZUUL_COMMIT")):
                 continue
             if not re.fullmatch(rule, value, re.ASCII):
                 raise RequestError(f"parameter {name}: {value[:120]!r} is not allowed; it must match {rule}")
@@ -118,6 +120,8 @@ class Parameters:
                     f"parameter {name}: {value[:120]!r} is not allowed; no '..', and no part that ends in '.' or '.lock'"
                 )
             values[name] = value
+        if moved and "ZUUL_CHANGES" in values:
+            raise RequestError("parameter ZUUL_CHANGES: not with ZUUL_NEWREV; a branch that has moved has no queue")
         return cls(values)
 
     def get(self, name: str) -> str:

@@ -106,14 +106,18 @@ def compile_(target: str) -> None:
 @main.command()
 @click.argument("target")
 def publish(target: str) -> None:
-    """Job: publish a build from the store to a test repository."""
+    """Job: publish a build to a test repository, or, after a merge, what a gate has tested to the released one."""
     from pkgci.artifacts import ARTIFACTS
     from pkgci.change import Parameters
     from pkgci.publish import publish as job
+    from pkgci.released.merges import publish_tested
 
     def body(context) -> str:
         parameters = Parameters.read(os.environ)
-        change, key = parameters.change(context.config), parameters.required("BUILD_KEY")
+        change = parameters.change(context.config)
+        if parameters.merged and not parameters.get("BUILD_KEY"):
+            return publish_tested(context.config, target, change, ARTIFACTS).reason
+        key = parameters.required("BUILD_KEY")
         made = job(context.config, target, change, key, parameters.run_name(key), ARTIFACTS)
         return f"{len(made.packages)} packages at {made.url}"
 

@@ -8,7 +8,7 @@ one that it was built from is.
 """
 
 import hashlib
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -162,14 +162,21 @@ def find(config: Config, package: str, branch: str, target: str, source_tree: st
     return [one for one in every if one.of == wanted]
 
 
-def unmerged(config: Config, record: GateRecord) -> frozenset[int]:
-    """Return the positions of those changes of a record that are not merged, as Git says now.
+def unmerged(config: Config, records: Sequence[GateRecord]) -> list[frozenset[int]]:
+    """Return, of each record, the positions of those changes that are not merged, as Git says now.
 
     Raises:
         RequestError: the configuration names no remote.
         InfrastructureError: the remote does not answer.
     """
-    branches = {place: Branch(config, *place) for place in {(one.project, one.branch) for one in record.changes}}
+    branches: dict[tuple[str, str], Branch] = {}
+    for place in ((one.project, one.branch) for record in records for one in record.changes):
+        if place not in branches:
+            branches[place] = Branch(config, *place)
+    return [_unmerged(branches, record) for record in records]
+
+
+def _unmerged(branches: Mapping[tuple[str, str], Branch], record: GateRecord) -> frozenset[int]:
     merged: set[tuple[str, str]] = set()
     found = set()
     # from the newest to the oldest: a branch that has a later state of the run has the changes before it, too

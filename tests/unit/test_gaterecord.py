@@ -102,11 +102,11 @@ def test_a_build_counts_once_all_changes_up_to_its_last_one_are_merged(config, t
     )
     made = record(changes, first, second)
     merge(app)
-    left = gaterecord.unmerged(config, made)
+    (left,) = gaterecord.unmerged(config, [made])
     assert left == {0}
     assert [one.name for one in gaterecord.Gated(made, second).lacks(left)] == ["1,1"]
     merge(lib)
-    assert gaterecord.unmerged(config, made) == frozenset()
+    assert gaterecord.unmerged(config, [made])[0] == frozenset()
     # and one that is ahead does not wait for one that is behind
     assert gaterecord.Gated(made, first).lacks({1}) == []
 
@@ -115,9 +115,9 @@ def test_a_chain_that_is_submitted_at_once_is_merged_though_only_its_last_state_
     lib, _ = two
     first = change(lib, "1").model_copy(update={"tree": "a" * 40})
     made = record([first, change(lib, "2")], build(built(config, tmp_path / "x", "lib", change(lib, "2").tree), 0, 1))
-    assert gaterecord.unmerged(config, made) == {0, 1}
+    assert gaterecord.unmerged(config, [made])[0] == {0, 1}
     merge(lib)
-    assert gaterecord.unmerged(config, made) == frozenset()
+    assert gaterecord.unmerged(config, [made])[0] == frozenset()
 
 
 def test_what_the_store_does_not_have_as_the_record_says_is_refused(config, tmp_path):
