@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import re
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -275,8 +274,9 @@ def lint_output(place: Place, script_name: str, files: Files) -> dict[str, bytes
     """
 
     def failure(status: int, said: str) -> PkgciError:
-        if status == 128 + signal.SIGKILL or re.search(EXHAUSTED, _end_of(place.log_path, 0), re.IGNORECASE):
-            return PackageError(f"lint reached a limit of memory, processes or disk: {said}")
+        # a tool without memory may also crash; and one that crashes on a package will do so again
+        if status > 128 or re.search(EXHAUSTED, _end_of(place.log_path, 0), re.IGNORECASE):
+            return PackageError(f"lint reached a limit of memory, processes or disk, or crashed: {said}")
         return InfrastructureError(f"the lint tool failed with status {status}: {said}")
 
     with tempfile.TemporaryDirectory() as output:
