@@ -170,6 +170,15 @@ def systest(target: str) -> None:
     _step("systest", lambda context: summary(job(context.config, target, Parameters.read(os.environ), ARTIFACTS)))
 
 
+@main.command("repository-maintain")
+def repository_maintain() -> None:
+    """Job: sign released repositories anew where that is due, remove former generations, warn before the key expires."""
+    from pkgci.artifacts import ARTIFACTS
+    from pkgci.maintain import maintain as job
+
+    _step("repository-maintain", lambda context: job(context.config, datetime.now(UTC), ARTIFACTS))
+
+
 @main.command()
 @click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".")
 @click.option("--target", "targets", multiple=True, help="Only for this target; may be given several times.")
