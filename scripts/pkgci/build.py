@@ -6,7 +6,6 @@ Of a merged change it has published what a gate has tested; only when there is n
 """
 
 import logging
-
 from types import ModuleType
 
 from pkgci import source

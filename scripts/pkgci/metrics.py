@@ -16,8 +16,7 @@ from pathlib import Path
 
 from pkgci.config import Config
 from pkgci.errors import PkgciError
-from pkgci.locks import locked
-from pkgci.released.repository import Repository
+from pkgci.released.repository import Repository, repositories
 
 log = logging.getLogger(__name__)
 
@@ -43,15 +42,6 @@ MISSING = Metric(
 )
 EXPIRY = Metric("pkgci_release_key_expiry_days", "gauge", "Days until the release key expires; +Inf for never.")
 METRICS = (PUBLISHED, GENERATION, FAILED, HELD, MISSING, EXPIRY)
-
-
-def repositories(config: Config) -> Iterator[Repository]:
-    """Yield the released repositories that the configuration describes, published to or not."""
-    if config.settings.released is None:
-        return
-    for release in config.names("releases"):
-        for codename in sorted({config.target(name).codename for name in config.release(release).targets}):
-            yield Repository(config, release, codename)
 
 
 @contextmanager

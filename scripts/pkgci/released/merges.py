@@ -152,9 +152,9 @@ def _publish_gated(config: Config, place: Place, target_name: str, change: Chang
             continue
         about = f"{build.package} for {build.target}"
         other = Store(config).lookup(build.key)
-        if Gated(gated.record, build).lacks(unmerged):
-            behind = ", ".join(gated.record.changes[one].name for one in build.changes if one in unmerged)
-            left.append(f"{about}: {behind or 'what is ahead of it'} is not merged after all that time")
+        lacking = ", ".join(one.name for one in Gated(gated.record, build).lacks(unmerged))
+        if lacking:
+            left.append(f"{about}: {lacking} is not merged")
         elif other is None:
             left.append(f"{about}: its build is not in the store any more")
         else:
