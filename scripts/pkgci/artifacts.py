@@ -234,6 +234,29 @@ class ReleaseOutcome(Record):
     left: tuple[str, ...] = ()
 
 
+class UnpublishedBuild(Part):
+    """A head of a branch that is not in the repository (`RELEASE/CODENAME`) of its release; `released` is what is there.
+
+    `commit` is that of the source project. With `hold`, its reason, a person keeps it so.
+    """
+
+    package: str
+    project: str
+    branch: str
+    commit: str
+    target: str
+    repository: str
+    released: str
+    hold: str = ""
+
+
+class Unpublished(Record):
+    """`unpublished.json`: what is merged and not released. `problems` says what could not be compared, and why."""
+
+    missing: tuple[UnpublishedBuild, ...]
+    problems: tuple[str, ...] = ()
+
+
 class Finding(Part):
     """What an install test found wrong: with which package, in which phase, with which file if it is about one."""
 

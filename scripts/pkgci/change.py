@@ -49,6 +49,7 @@ RULES = {
     "REPRODUCIBLE": r"true|false",
     "KEEP_ROOT": r"true|false",
     "BUILD_KEY": r"[0-9a-f]{64}",
+    "PACKAGE": NAME,
     "REPOSITORIES": r"https?://[A-Za-z0-9/._~:%+\[\]-]+( https?://[A-Za-z0-9/._~:%+\[\]-]+)*",
     "SOURCE_TREE": OBJECT,
     "PACKAGING_TREE": OBJECT,

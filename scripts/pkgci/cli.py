@@ -85,7 +85,14 @@ def build(target: str) -> None:
     from pkgci.build import build as job
     from pkgci.change import Parameters
 
-    _step("build", lambda context: job(context, target, Parameters.read(os.environ)), report.write)
+    def tell(artifacts: Path) -> None:
+        if os.environ.get("ZUUL_NEWREV"):
+            from pkgci.review import tell_failure
+
+            tell_failure(Config(), os.environ, artifacts)
+        report.write(artifacts)
+
+    _step("build", lambda context: job(context, target, Parameters.read(os.environ)), tell)
 
 
 @main.command("compile")
@@ -122,6 +129,25 @@ def publish(target: str) -> None:
         return f"{len(made.packages)} packages at {made.url}"
 
     _step("publish", body)
+
+
+@main.command()
+def republish() -> None:
+    """Job: publish what is merged and not released. PACKAGE in the environment names the only package to look at."""
+    from pkgci.change import Parameters
+    from pkgci.republish import republish as job
+
+    _step("republish", lambda context: job(context, Parameters.read(os.environ)))
+
+
+@main.command()
+def unpublished() -> None:
+    """Job: find the heads of branches that are not released. PACKAGE in the environment names the only one to look at."""
+    from pkgci.artifacts import ARTIFACTS
+    from pkgci.change import Parameters
+    from pkgci.unpublished import unpublished as job
+
+    _step("unpublished", lambda context: job(context.config, Parameters.read(os.environ).get("PACKAGE"), ARTIFACTS))
 
 
 @main.command()
