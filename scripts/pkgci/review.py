@@ -7,7 +7,6 @@ Source: https://gerrit-review.googlesource.com/Documentation/rest-api-changes.ht
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote

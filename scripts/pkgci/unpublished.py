@@ -4,7 +4,6 @@ A merge whose event was missed, or whose publication failed, is found so. It cha
 """
 
 import logging
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,16 +59,13 @@ def unpublished(config: Config, package: str, artifacts: Path) -> str:
     missing: list[UnpublishedBuild] = []
     problems: list[str] = []
 
-    def look(name: str) -> tuple[list[UnpublishedBuild], list[str]]:
-        try:
-            return _compare(config, name, standing)
-        except PkgciError as error:
-            return [], [f"{name}: {error}"]
-
     with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
-        for found, trouble in pool.map(look, names):
-            missing += found
-            problems += trouble
+        looking = {name: pool.submit(_compare, config, name, standing) for name in names}
+    for name, looked in looking.items():
+        try:
+            missing += looked.result()
+        except PkgciError as error:
+            problems.append(f"{name}: {error}")
     for one in missing:
         why = f"on hold: {one.hold}" if one.hold else f"released is {one.released or 'nothing'}"
         log.info("%s for %s: %s of %s, %s", one.package, one.target, one.commit[:12], one.branch, why)
@@ -94,13 +90,13 @@ def _standing(repository: Repository) -> Standing:
     return Standing(builds, repository.holds())
 
 
-def _compare(config: Config, name: str, standing: dict[str, Standing]) -> tuple[list[UnpublishedBuild], list[str]]:
-    """Return what is missing of a package, and what a person has to look at."""
+def _compare(config: Config, name: str, standing: dict[str, Standing]) -> list[UnpublishedBuild]:
+    """Return what is missing of a package."""
     entry = config.package(name)
     heads = [source.heads(config, project) for project in entry.projects]
     # a pair is built from branches of one name
     branches = sorted(set.intersection(*(set(one) for one in heads)))
-    missing, problems = [], []
+    missing = []
     claimed: dict[str, list[str]] = {}
     for branch in branches:
         found = config.release_of(branch)
@@ -121,9 +117,6 @@ def _compare(config: Config, name: str, standing: dict[str, Standing]) -> tuple[
                     continue
                 if not _packaged(config, name, entry.source, branch, commits[entry.source], target_name):
                     continue
-                if version and origin is None:
-                    problems.append(f"{name} {version} for {target_name}: {repository} does not say where it is from")
-                    continue
                 hold = standing[repository].holds.get(name)
                 missing.append(
                     UnpublishedBuild(
@@ -137,7 +130,7 @@ def _compare(config: Config, name: str, standing: dict[str, Standing]) -> tuple[
                         hold=hold.reason if hold else "",
                     )
                 )
-    return missing, problems
+    return missing
 
 
 def _packaged(config: Config, name: str, project: str, branch: str, commit: str, target_name: str) -> bool:
