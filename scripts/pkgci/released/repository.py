@@ -15,7 +15,6 @@ import logging
 import os
 import shutil
 import sqlite3
-import tempfile
 import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -597,11 +596,14 @@ class Repository:
         inside = hashlib.sha256(f"{self.url}\n{self.key.public}".encode()).hexdigest()
         if final.exists() and known.exists() and known.read_text() == inside:
             return
-        with tempfile.TemporaryDirectory(dir=self.place, prefix=".keyring-") as scratch:
-            new = Path(scratch, final.name)
-            self.form.make_keyring(place, new)
-            new.chmod(0o644)
-            new.replace(final)
+        new = self.place / ".keyring" / final.name
+        shutil.rmtree(new.parent, ignore_errors=True)
+        new.parent.mkdir()
+        self.form.make_keyring(place, new)
+        new.chmod(0o644)
+        new.replace(final)
+        shutil.rmtree(new.parent)
+        # last: whoever is killed before makes it again
         known.write_text(inside)
 
     def _pointer(self) -> int:
