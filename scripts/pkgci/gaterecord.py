@@ -4,11 +4,11 @@ A record is written on the repository host when the system test of a gate run pa
 asked, at the remote, which of its changes are merged now, and a build of it counts only when every change up to the last
 one that it was built from is.
 
-`gate/TREE/NAME.json` below the data directory: the whole record for each source tree of its builds.
+`gate/TREE-NAME.json` below the data directory: the whole record for each source tree of its builds.
 """
 
 import hashlib
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -99,12 +99,12 @@ def write(config: Config, record: GateRecord) -> Path:
     for build in record.builds:
         _verify(config, build)
     digest = hashlib.sha256(record.model_dump_json().encode()).hexdigest()
-    places = [config.data / "gate" / tree for tree in sorted({build.source_tree for build in record.builds})]
-    paths = [place / f"{record.time:%Y%m%d%H%M%S}-{digest[:16]}.json" for place in places]
+    trees = sorted({build.source_tree for build in record.builds})
+    paths = [config.data / "gate" / f"{tree}-{record.time:%Y%m%d%H%M%S}-{digest[:16]}.json" for tree in trees]
     try:
         for path in paths:
             record.write(path)
-        fsync_all({folder for path in paths for folder in (path.parent, path.parent.parent)})
+        fsync_all([config.data / "gate", config.data])
     except OSError as error:
         raise InfrastructureError(f"cannot write gate record {paths[0]}: {error.strerror}") from error
     return paths[0]
@@ -157,7 +157,7 @@ def find(config: Config, package: str, branch: str, target: str, source_tree: st
         InfrastructureError: a record cannot be read.
     """
     wanted = (package, branch, target, source_tree, packaging_tree)
-    paths = sorted((config.data / "gate" / source_tree).glob("[0-9]*.json"), reverse=True)
+    paths = sorted((config.data / "gate").glob(f"{source_tree}-*.json"), reverse=True)
     every = (Gated(record, build) for record in map(GateRecord.read, paths) for build in record.builds)
     return [one for one in every if one.of == wanted]
 
@@ -189,12 +189,16 @@ def _unmerged(branches: Mapping[tuple[str, str], Branch], record: GateRecord) ->
     return frozenset(found)
 
 
-def records(config: Config) -> Iterator[Path]:
-    """Yield the files of all records; one of several trees has several."""
-    yield from sorted((config.data / "gate").glob("*/[0-9]*.json"))
-
-
 def referenced(config: Config, since: float) -> set[str]:
-    """Return the keys of the store entries that records written since the time stamp `since` name."""
-    kept = (path for path in records(config) if path.stat().st_mtime >= since)
+    """Return the keys of the store entries that records name which were written since the time stamp `since`."""
+    kept = (path for path in _paths(config) if path.stat().st_mtime >= since)
     return {build.key for path in kept for build in GateRecord.read(path).builds}
+
+
+def older(config: Config, before: float) -> list[Path]:
+    """Return the files of records that were written before the time stamp `before`."""
+    return [path for path in _paths(config) if path.stat().st_mtime < before]
+
+
+def _paths(config: Config) -> list[Path]:
+    return sorted((config.data / "gate").glob("[0-9a-f]*.json"))

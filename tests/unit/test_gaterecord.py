@@ -1,6 +1,7 @@
 """Gate records: written whole, found by their trees, and valid by what Git says is merged."""
 
-from datetime import UTC, datetime
+import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import packages
@@ -9,6 +10,7 @@ import trees
 from pydantic import ValidationError
 
 from pkgci import gaterecord
+from pkgci.clean import clean
 from pkgci.config import Config
 from pkgci.errors import RequestError
 from pkgci.gaterecord import GatedBuild, GatedChange, GateRecord
@@ -133,6 +135,19 @@ def test_what_the_store_does_not_have_as_the_record_says_is_refused(config, tmp_
     with pytest.raises(RequestError, match="was built by a check, of a change that was not approved"):
         gaterecord.write(config, record([of], build(check, 0)))
     assert not (config.data / "gate").exists()
+
+
+def test_what_a_record_names_stays_until_the_record_goes_by_its_age(config, tmp_path):
+    entry = built(config, tmp_path / "a", "lib", "1" * 40)
+    of = GatedChange(project="lib", branch="main", tree="1" * 40, count=1)
+    path = gaterecord.write(config, record([of], build(entry, 0)))
+    late = datetime.now(UTC) + timedelta(days=config.settings.store_days + 1)
+    old = datetime.now(UTC).timestamp() - 10 * 86400
+    os.utime(entry.directory, (old, old))
+    before = late - timedelta(days=2)
+    assert clean(config, remove=True, now=before).builds == ()
+    assert clean(config, remove=True, now=late).builds == (entry.record.key,)
+    assert not path.exists()
 
 
 def test_a_build_of_a_change_that_the_run_does_not_have_is_no_record(config, tmp_path):
