@@ -50,7 +50,7 @@ def tell_failure(config: Config, environment: Mapping[str, str], artifacts: Path
         lines = [
             f"Not published: {build} failed after the merge (fault: {result.fault}).",
             printable(result.reason),
-            "What users can install has not changed. `pkgci republish` tries again when the cause is mended.",
+            "What users can install has not changed. When the cause is mended, the job republish tries again.",
             environment.get("BUILD_URL", ""),
         ]
         told = comment(
