@@ -86,11 +86,13 @@ def build(target: str) -> None:
     from pkgci.change import Parameters
 
     def tell(artifacts: Path) -> None:
-        if os.environ.get("ZUUL_NEWREV"):
-            from pkgci.review import tell_failure
+        try:
+            report.write(artifacts)
+        finally:
+            if os.environ.get("ZUUL_NEWREV"):
+                from pkgci.review import tell_failure
 
-            tell_failure(Config(), os.environ, artifacts)
-        report.write(artifacts)
+                tell_failure(Config(), os.environ, artifacts)
 
     _step("build", lambda context: job(context, target, Parameters.read(os.environ)), tell)
 

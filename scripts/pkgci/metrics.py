@@ -8,7 +8,7 @@ https://prometheus.io/docs/instrumenting/exposition_formats/.
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pkgci.config import Config
 from pkgci.errors import PkgciError
+from pkgci.released.key import ReleaseKey
 from pkgci.released.repository import Repository, repositories
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,6 @@ MISSING = Metric(
     "pkgci_unpublished_packages", "gauge", "Branch heads that were not released when they were last compared."
 )
 EXPIRY = Metric("pkgci_release_key_expiry_days", "gauge", "Days until the release key expires; +Inf for never.")
-METRICS = (PUBLISHED, GENERATION, FAILED, HELD, MISSING, EXPIRY)
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def publication(config: Config, release: str, codename: str) -> Iterator[None]:
     repository = Repository(config, release, codename)
     try:
         yield
-    except PkgciError:
+    except Exception:
         _count_failure(repository)
         raise
     finally:
@@ -74,13 +74,14 @@ def write(config: Config) -> None:
     if path is None:
         return
     try:
-        lines = []
-        values = [(repository, _values(repository)) for repository in repositories(config)]
-        for metric in METRICS:
-            lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
-            for repository, found in values:
-                labels = f'release="{repository.release}",codename="{repository.codename}"'
-                lines += [f"{metric.name}{{{labels}}} {found[metric]}"] if metric in found else []
+        key = ReleaseKey(config, config.data / "released")
+        lines = _lines(EXPIRY, {f'key="{key.fingerprint}"': _days(key.expires)})
+        values = {
+            f'release="{repository.release}",codename="{repository.codename}"': _values(repository)
+            for repository in repositories(config)
+        }
+        for metric in (PUBLISHED, GENERATION, FAILED, HELD, MISSING):
+            lines += _lines(metric, {labels: found[metric] for labels, found in values.items() if metric in found})
         new = Path(f"{path}.{os.getpid()}")
         new.write_text("\n".join([*lines, ""]))
         # the collector runs as another user
@@ -90,12 +91,18 @@ def write(config: Config) -> None:
         log.error("cannot write the metrics to %s: %s", path, error)
 
 
+def _lines(metric: Metric, values: Mapping[str, str]) -> list[str]:
+    samples = [f"{metric.name}{{{labels}}} {value}" for labels, value in values.items()]
+    return [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}", *samples]
+
+
+def _days(expires: datetime | None) -> str:
+    return f"{(expires - datetime.now(UTC)).total_seconds() / 86400:.1f}" if expires else "+Inf"
+
+
 def _values(repository: Repository) -> dict[Metric, str]:
     failures, unpublished = repository.place / FAILURES, repository.place / UNPUBLISHED
     found = {FAILED: str(failures.stat().st_size if failures.exists() else 0), HELD: str(len(repository.holds()))}
-    expires = repository.key.expires
-    days = (expires - datetime.now(UTC)).total_seconds() / 86400 if expires else None
-    found[EXPIRY] = "+Inf" if days is None else f"{days:.1f}"
     if unpublished.exists():
         found[MISSING] = unpublished.read_text().strip()
     current = repository.current()

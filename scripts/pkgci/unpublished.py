@@ -109,7 +109,7 @@ def _compare(config: Config, name: str, standing: dict[str, Standing]) -> list[U
             for branch in of_release:
                 commits = {project: head[branch] for project, head in zip(entry.projects, heads, strict=True)}
                 version, origin = known or ("", None)
-                if origin and origin.branch != branch:
+                if origin and origin.branch != branch and origin.branch in of_release:
                     # which of several branches of one release is the one, nobody but a person can say
                     log.info("%s for %s: released from %s, not from %s", name, target_name, origin.branch, branch)
                     continue

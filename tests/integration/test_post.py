@@ -1,5 +1,6 @@
 """After a merge: what a gate has tested is what users get, however Gerrit submits; real git, packages and signatures."""
 
+import re
 import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -145,6 +146,10 @@ def rebuilt(config: Config, tmp_path: Path, project: str, commit: str) -> Releas
     sources = source.fetch(config, merged(project, commit))
     publish_build(config, DEB, merged(project, commit), stored(config, sources, tmp_path, "again"), tmp_path)
     return ReleaseOutcome.read(tmp_path / "released.json")
+
+
+def made_at(config: Config) -> float:
+    return Repository(config, "rocket", "bookworm").current().time.timestamp()
 
 
 def generation(config: Config) -> int:
@@ -313,8 +318,10 @@ def test_a_hold_is_respected_and_a_sibling_that_is_on_hold_stays_behind(config, 
     assert f"pkgci_generation{{{labels}}} 3\n" in text
     assert f"pkgci_held_packages{{{labels}}} 1\n" in text
     assert f"pkgci_publication_failures_total{{{labels}}} 1\n" in text
-    assert f"pkgci_release_key_expiry_days{{{labels}}} +Inf\n" in text
-    assert f"pkgci_last_publication_timestamp_seconds{{{labels}}} " in text
+    assert f'pkgci_release_key_expiry_days{{key="{config.settings.released.key}"}} +Inf\n' in text
+    assert f"pkgci_last_publication_timestamp_seconds{{{labels}}} {made_at(config):.0f}\n" in text
+    sample = r'(# (HELP|TYPE) [a-z_]+ .*|[a-z_]+\{[a-z]+="[A-Za-z0-9.-]+"(,[a-z]+="[a-z0-9.-]+")*\} [0-9.+Inf]+)'
+    assert all(re.fullmatch(sample, line) for line in text.splitlines())
 
 
 def test_what_a_check_built_is_never_released(config, gerrit, tmp_path):

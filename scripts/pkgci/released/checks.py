@@ -121,14 +121,23 @@ def admit(repository: "Repository", entry: Entry) -> str | None:
     there = {(one.file.rpartition("/")[2], one.sha256) for key in former for one in repository.index.packages_of(key)}
     if there == {(one.file, one.sha256) for one in record.packages}:
         return former[0]
-    hold = repository.holds().get(record.package)
-    if hold:
-        raise HeldError(
-            f"{record.package} is on hold since generation {hold.generation} of {repository.name}: {hold.reason}; "
-            f"`pkgci repo unhold {repository.name} {record.package}` ends it"
-        )
+    refuse_held(repository, record.package)
     _compare(repository, entry)
     return None
+
+
+def refuse_held(repository: "Repository", source: str) -> None:
+    """Refuse a source package that is on hold.
+
+    Raises:
+        HeldError: it is.
+    """
+    hold = repository.holds().get(source)
+    if hold:
+        raise HeldError(
+            f"{source} is on hold since generation {hold.generation} of {repository.name}: {hold.reason}; "
+            f"`pkgci repo unhold {repository.name} {source}` ends it"
+        )
 
 
 def _former(repository: "Repository", entry: Entry) -> list[str]:

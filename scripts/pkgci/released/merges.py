@@ -16,6 +16,7 @@ from pkgci.config import Config
 from pkgci.errors import RequestError
 from pkgci.gaterecord import Gated
 from pkgci.merged import Branch
+from pkgci.released import checks
 from pkgci.released import repository as released
 from pkgci.released.checks import OlderError
 from pkgci.released.records import Commit, Origin, Publication
@@ -66,6 +67,8 @@ def publish_tested(config: Config, target_name: str, change: Change, artifacts: 
     with metrics.publication(config, place.release, place.codename):
         outcome = _published_before(config, place, target_name, change, sources, sources.package)
         if outcome is None:
+            # before it is built in vain
+            checks.refuse_held(released.Repository(config, place.release, place.codename), sources.package)
             outcome = _publish_gated(config, place, target_name, change, sources)
     outcome.write(artifacts / OUTCOME)
     for line in outcome.left:
@@ -95,7 +98,7 @@ def publish_build(config: Config, target_name: str, change: Change, entry: Entry
     with metrics.publication(config, place.release, place.codename):
         package = config.package_of(change.project)
         projects = config.package(package).projects if package else (change.project,)
-        origin = _origin(config, projects, change.branch, entry)
+        origin = _origin(config, projects, change.branch, entry, [change.commit])
         packages: tuple[RepositoryPackage, ...] = ()
         try:
             done = released.publish(config, place.release, place.codename, [Publication(record.key, origin)])
@@ -161,7 +164,8 @@ def _publish_gated(config: Config, place: Place, target_name: str, change: Chang
             siblings.append(
                 Publication(build.key, _origin(config, config.package(build.package).projects, build.branch, other))
             )
-    own = Publication(gated.build.key, _origin(config, sources.entry.projects, change.branch, entry))
+    merged = [sources.source.commit, sources.packaging.commit]
+    own = Publication(gated.build.key, _origin(config, sources.entry.projects, change.branch, entry, merged))
     about = f"{entry.record.package} {entry.record.version}"
     try:
         done = released.publish(config, place.release, place.codename, [own], siblings)
@@ -254,18 +258,22 @@ def _place_of(config: Config, branch: str, target_name: str) -> Place | None:
     return Place(claimed[0], config.target(target_name).codename) if claimed else None
 
 
-def _origin(config: Config, projects: Sequence[str], branch_name: str, entry: Entry) -> Origin:
-    """Return the merged commits that have the trees which a build was made from, as the remote has them now."""
+def _origin(
+    config: Config, projects: Sequence[str], branch_name: str, entry: Entry, merged: Sequence[str] = ()
+) -> Origin:
+    """Return the merged commits that have the trees which a build was made from, as the remote has them now.
+
+    Of several with the same tree it is the one of `merged`, or the newest.
+    """
     commits = []
     for project in projects:
         branch = Branch(config, project, branch_name)
-        tree, found = next(
-            ((tree, commit) for tree in entry.record.trees if (commit := branch.commit_of(tree))), ("", None)
-        )
-        if found is None:
+        trees = {commit: tree for tree in entry.record.trees for commit in branch.commits_of(tree)}
+        if not trees:
             raise RequestError(
                 f"{entry.record.package} {entry.record.version} is not built from what {branch_name} of {project} "
                 "has or had; build it again"
             )
-        commits.append(Commit(project=project, commit=found, tree=tree))
+        commit = next((one for one in merged if one in trees), next(iter(trees)))
+        commits.append(Commit(project=project, commit=commit, tree=trees[commit]))
     return Origin(branch=branch_name, commits=tuple(commits))
