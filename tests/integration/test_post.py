@@ -12,7 +12,7 @@ import trees
 from released import configure, faults, root
 
 from pkgci import gaterecord, source
-from pkgci.artifacts import ReleaseOutcome
+from pkgci.artifacts import ReleaseOutcome, Unpublished
 from pkgci.change import Change, QueueItem
 from pkgci.config import Config
 from pkgci.errors import RequestError
@@ -22,6 +22,7 @@ from pkgci.released.merges import publish_build, publish_tested
 from pkgci.released.repository import Repository
 from pkgci.source import Sources
 from pkgci.store import Entry, Store
+from pkgci.unpublished import unpublished
 
 DEB = "bookworm-amd64"
 
@@ -100,7 +101,8 @@ def stored(config: Config, sources: Sources, tmp_path: Path, content: str = "") 
     place.mkdir(parents=True, exist_ok=True)
     files = {f"/usr/share/{sources.package}/text": f"{sources.digest} {content}".encode()}
     deb = packages.deb(place, sources.package, version(sources), files=files)
-    return packages.deliver_debs(config, place, sources.package, version(sources), [deb], tree=sources.source.id)
+    trees = {"tree": sources.source.id, "packaging": sources.packaging.id}
+    return packages.deliver_debs(config, place, sources.package, version(sources), [deb], **trees)
 
 
 def gate(config: Config, tmp_path: Path, *refs: tuple[str, str], run: str = "run-1", content: str = "") -> list[Entry]:
@@ -110,19 +112,20 @@ def gate(config: Config, tmp_path: Path, *refs: tuple[str, str], run: str = "run
         queue = tuple(QueueItem(one, "main", what) for one, what in refs[: position + 1])
         number = ref.split("/")[3]
         sources = source.fetch(config, Change(project=project, branch="main", number=number, patchset="1", queue=queue))
-        state = sources.source
+        state = sources.source if project == sources.source.project else sources.packaging
         changes.append(
             GatedChange(project=project, branch="main", number=number, patchset="1", tree=state.id, count=state.count)
         )
-        entries[project] = entry = stored(config, sources, tmp_path, content)
-        builds[project] = GatedBuild(
-            package=project,
+        entries[sources.package] = entry = stored(config, sources, tmp_path, content)
+        package = sources.package
+        builds[package] = GatedBuild(
+            package=package,
             branch="main",
             target=DEB,
-            source_tree=state.id,
-            packaging_tree=state.id,
+            source_tree=sources.source.id,
+            packaging_tree=sources.packaging.id,
             key=entry.record.key,
-            changes=(*(builds[project].changes if project in builds else ()), position),
+            changes=(*(builds[package].changes if package in builds else ()), position),
         )
     record = GateRecord(
         run=run, pipeline="gate", time=datetime.now(UTC), changes=tuple(changes), builds=tuple(builds.values())
@@ -297,6 +300,43 @@ def test_a_merge_that_arrives_after_a_later_one_does_not_bring_the_older_package
     # nor does one that was built again when the later one came between
     assert rebuilt(config, tmp_path, "lib", older).reason == made.reason
     assert generation(config) == 1
+
+
+def test_a_package_of_two_projects_is_published_once_both_are_merged_whichever_event_comes(config, gerrit, tmp_path):
+    trees.commit(gerrit.place / "lib-packaging", trees.deb("lib"))
+    (config.directory / "packages" / "lib.yaml").write_text("source: lib\npackaging: lib-packaging\n")
+    config = waiting(config, 0)
+    code, packaging = gerrit.propose("lib", 1, {"text": "2"}), gerrit.propose("lib-packaging", 2, {"debian/x": "2"})
+    (entry,) = gate(config, tmp_path, ("lib", code), ("lib-packaging", packaging))
+    first = gerrit.submit("lib", code, "merge")
+    assert post(config, tmp_path, "lib", first).reason.startswith("no gate has tested tree ")
+    second = gerrit.submit("lib-packaging", packaging, "cherry-pick")
+    assert is_what_was_tested(config, post(config, tmp_path, "lib-packaging", second), entry)
+    assert post(config, tmp_path, "lib", first).result == "unchanged"
+
+
+def test_what_is_not_released_is_found_by_the_heads_of_branches(config, gerrit, tmp_path):
+    for name in ("held", "gone"):
+        trees.commit(gerrit.place / name, trees.deb(name))
+        (config.directory / "packages" / f"{name}.yaml").write_text(f"source: {name}\n")
+    for project in ("lib", "app", "held"):
+        rebuilt(config, tmp_path, project, gerrit.tip(project))
+    Repository(config, "rocket", "bookworm").hold("held", "eats disks", 1)
+    heads = {project: gerrit.push(project, {"text": "2"}) for project in ("lib", "held")}
+    trees.git(gerrit.place / "app", "branch", "-q", "elsewhere")
+    (gerrit.place / "gone").rename(gerrit.place / "lost")
+    said = unpublished(config, "", tmp_path)
+    assert said == "4 packages: 1 builds are missing, 1 on hold, 1 problems"
+    found = Unpublished.read(tmp_path / "unpublished.json")
+    assert {(one.package, one.commit, one.target, one.hold) for one in found.missing} == {
+        ("lib", heads["lib"], DEB, ""),
+        ("held", heads["held"], DEB, "eats disks"),
+    }
+    assert re.fullmatch(r"gone: cannot list the branches of file://.*/gerrit/gone: .*", found.problems[0])
+    assert (
+        'pkgci_unpublished_packages{release="rocket",codename="bookworm"} 1\n' in (tmp_path / "pkgci.prom").read_text()
+    )
+    assert unpublished(config, "app", tmp_path) == "1 packages: 0 builds are missing, 0 on hold, 0 problems"
 
 
 def test_a_hold_is_respected_and_a_sibling_that_is_on_hold_stays_behind(config, gerrit, tmp_path):
