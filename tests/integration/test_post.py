@@ -90,6 +90,13 @@ def waiting(config: Config, seconds: int) -> Config:
     return Config(config.directory)
 
 
+def paired(config: Config, gerrit: Gerrit) -> Config:
+    """The configuration with `lib` as a package of two projects."""
+    trees.commit(gerrit.place / "lib-packaging", trees.deb("lib"))
+    (config.directory / "packages" / "lib.yaml").write_text("source: lib\npackaging: lib-packaging\n")
+    return Config(config.directory)
+
+
 def version(sources: Sources) -> str:
     """The version as the formats make it: what comes from Git decides it."""
     return f"1.0+pkg1.{sources.count}-1+t"
@@ -231,6 +238,24 @@ def test_a_change_waits_for_the_others_of_its_gate_run_to_be_merged(config, gerr
     assert is_what_was_tested(config, made[0], *entries)
 
 
+def test_a_package_of_two_projects_waits_for_the_other_one_too(config, gerrit, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(merges, "POLL", 0.1)
+    config = paired(config, gerrit)
+    code, packaging = gerrit.propose("lib", 1, {"text": "2"}), gerrit.propose("lib-packaging", 2, {"debian/x": "2"})
+    (entry,) = gate(config, tmp_path, ("lib", code), ("lib-packaging", packaging))
+    first = gerrit.submit("lib", code, "merge")
+    made: list[ReleaseOutcome] = []
+    thread = threading.Thread(target=lambda: made.append(post(config, tmp_path, "lib", first)))
+    thread.start()
+    while "waiting up to 60 s for 2,1 of gate run run-1 to be merged" not in caplog.text and thread.is_alive():
+        thread.join(0.05)
+    second = gerrit.submit("lib-packaging", packaging, "cherry-pick")
+    thread.join(60)
+    assert is_what_was_tested(config, made[0], entry)
+    assert post(config, tmp_path, "lib-packaging", second).result == "unchanged"
+
+
 def test_after_the_time_what_is_merged_is_published_and_the_rest_is_named(config, gerrit, tmp_path):
     config = waiting(config, 0)
     lib, app = gerrit.propose("lib", 1, {"text": "2"}), gerrit.propose("app", 2, {"text": "2"})
@@ -303,9 +328,7 @@ def test_a_merge_that_arrives_after_a_later_one_does_not_bring_the_older_package
 
 
 def test_a_package_of_two_projects_is_published_once_both_are_merged_whichever_event_comes(config, gerrit, tmp_path):
-    trees.commit(gerrit.place / "lib-packaging", trees.deb("lib"))
-    (config.directory / "packages" / "lib.yaml").write_text("source: lib\npackaging: lib-packaging\n")
-    config = waiting(config, 0)
+    config = waiting(paired(config, gerrit), 0)
     code, packaging = gerrit.propose("lib", 1, {"text": "2"}), gerrit.propose("lib-packaging", 2, {"debian/x": "2"})
     (entry,) = gate(config, tmp_path, ("lib", code), ("lib-packaging", packaging))
     first = gerrit.submit("lib", code, "merge")

@@ -60,16 +60,13 @@ def publish_tested(config: Config, target_name: str, change: Change, artifacts: 
         PackageError: the released repository refuses the packages.
         InfrastructureError: the remote, the key or the file system fails.
     """
-    sources = source.fetch(config, change)
-    place = _place(config, target_name, change)
-    if sources is None or not Branch(config, change.project, change.branch).has(change.commit):
-        raise RequestError(f"{change.commit[:12]} is not merged into {change.branch} of {change.project}")
+    sources, place = _sources(config, change), _place(config, target_name, change)
     with metrics.publication(config, place.release, place.codename):
         outcome = _published_before(config, place, target_name, change, sources, sources.package)
         if outcome is None:
             # before it is built in vain
             checks.refuse_held(released.Repository(config, place.release, place.codename), sources.package)
-            outcome = _publish_gated(config, place, target_name, change, sources)
+            outcome = _publish_gated(config, place, target_name, change)
     outcome.write(artifacts / OUTCOME)
     for line in outcome.left:
         log.warning("not published with it: %s", line)
@@ -118,9 +115,8 @@ def publish_build(config: Config, target_name: str, change: Change, entry: Entry
                 for package in record.packages
             )
         except OlderError:
-            sources = source.fetch(config, change)
-            later = sources and _published_before(config, place, target_name, change, sources, record.package)
-            if not later:
+            later = _published_before(config, place, target_name, change, _sources(config, change), record.package)
+            if later is None:
                 raise
             outcome = later
     outcome.write(artifacts / OUTCOME)
@@ -135,13 +131,10 @@ def publish_build(config: Config, target_name: str, change: Change, entry: Entry
     )
 
 
-def _publish_gated(config: Config, place: Place, target_name: str, change: Change, sources: Sources) -> ReleaseOutcome:
-    found = gaterecord.find(
-        config, sources.package, change.branch, target_name, sources.source.id, sources.packaging.id
-    )
-    if not found:
+def _publish_gated(config: Config, place: Place, target_name: str, change: Change) -> ReleaseOutcome:
+    sources, gated, unmerged = _wait(config, place, target_name, change)
+    if gated is None:
         return _absent(place, f"no gate has tested {_trees(sources)} of {sources.package}")
-    gated, unmerged = _wait(config, found, place)
     run = f"gate run {gated.record.run}"
     lacking = ", ".join(one.name for one in gated.lacks(unmerged))
     if lacking:
@@ -183,11 +176,13 @@ def _publish_gated(config: Config, place: Place, target_name: str, change: Chang
     )
 
 
-def _wait(config: Config, found: Sequence[Gated], place: Place) -> tuple[Gated, frozenset[int]]:
-    """Return the build to publish, and the positions of its run's changes that are not merged.
+def _wait(
+    config: Config, place: Place, target_name: str, change: Change
+) -> tuple[Sources, Gated | None, frozenset[int]]:
+    """Return the merged trees, what a gate has tested of them, and the positions of its run's changes that are not merged.
 
-    That is the newest one of a run that is merged whole. If there is none, others of the same run may be about to be
-    merged; after the configured time the newest one counts that has all merged which it was tested on, if there is one.
+    That is the newest build of a run that is merged whole. If there is none, others of a run with this change may be about
+    to be merged; after the configured time the newest one counts that has all merged which it was tested on.
     """
     settings = config.settings.released
     assert settings is not None
@@ -195,20 +190,37 @@ def _wait(config: Config, found: Sequence[Gated], place: Place) -> tuple[Gated, 
     deadline = time.monotonic() + seconds
     said = False
     while True:
+        sources = _sources(config, change)
+        own = sources.source if sources.source.project == change.project else sources.packaging
+        found = gaterecord.find(config, sources.package, change.branch, target_name, own.id)
         looked = list(zip(found, gaterecord.unmerged(config, [one.record for one in found]), strict=True))
-        whole = next((one for one in looked if not one[1]), None)
-        if whole:
-            return whole
-        if time.monotonic() >= deadline:
-            return next((one for one in looked if not one[0].lacks(one[1])), looked[0])
+        trees = sources.source.id, sources.packaging.id
+        exact = [one for one in looked if (one[0].build.source_tree, one[0].build.packaging_tree) == trees]
+        whole = next((one for one in exact if not one[1]), None)
+        pending = next((one for one in looked if one[1]), None)
+        if whole or not pending or time.monotonic() >= deadline:
+            valid = (one for one in exact if not one[0].lacks(one[1]))
+            return sources, *(whole or next(valid, None) or (exact[0] if exact else (None, frozenset())))
         if not said:
-            record, left = looked[0][0].record, looked[0][1]
-            names = ", ".join(record.changes[one].name for one in sorted(left))
+            record = pending[0].record
+            names = ", ".join(record.changes[one].name for one in sorted(pending[1]))
             log.info(
                 "%s: waiting up to %s s for %s of gate run %s to be merged", place.name, seconds, names, record.run
             )
             said = True
         time.sleep(POLL)
+
+
+def _sources(config: Config, change: Change) -> Sources:
+    """Return the merged trees.
+
+    Raises:
+        RequestError: the commit is not merged, or no release claims the branch.
+    """
+    sources = source.fetch(config, change)
+    if sources is None or not Branch(config, change.project, change.branch).has(change.commit):
+        raise RequestError(f"{change.commit[:12]} is not merged into {change.branch} of {change.project}")
+    return sources
 
 
 def _published_before(
