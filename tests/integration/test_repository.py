@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable
@@ -372,6 +373,19 @@ def git(tmp_path: Path) -> Git:
 @pytest.fixture
 def merged(git: Git, tmp_path: Path) -> Callable[[str], bool]:
     return lambda commit, branch="main": is_merged(f"file://{git.remote}", branch, commit, tmp_path / "cache.git")
+
+
+def test_a_key_that_was_made_while_the_clock_was_ahead_is_used_when_it_is_set_back(config, tmp_path, monkeypatch):
+    ahead = datetime.now(UTC) + timedelta(days=2)
+    trees.write(
+        tmp_path, {"bin/gpg": f'#!/bin/sh\nexec {shutil.which("gpg")} --faked-system-time {ahead:%Y%m%dT%H%M%S} "$@"\n'}
+    )
+    with monkeypatch.context() as then:
+        then.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+        assert SigningKey(config).export_public()
+    signed = tmp_path / "signed"
+    signed.write_bytes(SigningKey(config).clearsign(b"data\n"))
+    assert SigningKey(config).verify(signed) == b"data\n"
 
 
 def test_a_signature_removes_the_homes_that_killed_processes_left_and_no_other(config):
