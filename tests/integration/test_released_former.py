@@ -55,7 +55,7 @@ def test_a_check_holds_a_package_against_the_released_one_and_tries_the_upgrade(
     tree = tmp_path / "small"
     trees.commit(tree, FILES)
     (tmp_path / "artifacts").mkdir()
-    parameters = trees.local(config, tree, RUN_TESTS="false")
+    parameters = trees.local(config, tree, RUN_TESTS="false", ZUUL_PIPELINE="gate")
     built = compile(config, target, parameters, tmp_path / "artifacts")
     release(config, target, Store(config).required(built.key, target))
     (config.state / "changes/small").unlink()
