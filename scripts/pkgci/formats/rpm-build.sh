@@ -112,19 +112,20 @@ filters=/build/packaging/rpm/${spec%.spec}.rpmlintrc
 [ ! -f "$filters" ] || cp "$filters" /out/
 find /build/rpm/SRPMS /build/rpm/RPMS -name '*.rpm' -exec cp {} /out/ \;
 cd /out
-for file in ./*.rpm; do
-    case $file in *.src.rpm) continue ;; esac
-    rpm -qp --nosignature --qf '%{NAME} %|EPOCH?{%{EPOCH}:}|%{VERSION}-%{RELEASE} %{ARCH} ' "$file"
-    echo "${file#./}"
-    # of a package without files rpm says (none)
-    rpm -qp --nosignature --qf "[${file#./} %{FILEDIGESTS}\n]" "$file" | sed '/(none)$/d' >>index.digests
-done >packages
 # the index says how old they are: the same build gives the same bits
 touch -d "@$SOURCE_DATE_EPOCH" ./*.rpm
 mkdir /index
 createrepo_c --quiet --error-exit-val --no-database --simple-md-filenames --changelog-limit=10 \
-    --compress-type=gz --general-compress-type=gz -o /index .
+    --compress-type=gz --general-compress-type=gz -o /index . ||
+    { echo "error: createrepo_c cannot read what the build made: $(echo ./*.rpm)"; exit 13; }
 for name in primary filelists other; do
     zcat "/index/repodata/$name.xml.gz" >"index.$name.xml"
 done
+for file in ./*.rpm; do
+    case $file in *.src.rpm) continue ;; esac
+    rpm -qp --nosignature --qf '%{NAME} %|EPOCH?{%{EPOCH}:}|%{VERSION}-%{RELEASE} %{ARCH} ' "$file"
+    echo "${file#./}"
+    # of a package without files some rpm say (none)
+    rpm -qp --nosignature --qf "[${file#./} %{FILEDIGESTS}\n]" "$file" | sed '/(none)$/d' >>index.digests
+done >packages
 sh -eu /pkgci-contents /out || echo "what is in the packages cannot be read"
