@@ -17,8 +17,8 @@ from unittest import mock
 
 import packages
 import yaml
-from clients import free_port
 from table import Row, timed
+from trees import free_port
 
 from pkgci.config import Config
 from pkgci.released.records import Commit, Origin, Publication
