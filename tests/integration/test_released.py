@@ -522,7 +522,7 @@ def test_an_rpm_index_that_is_not_of_the_build_or_hostile_is_refused(config, tmp
     huge = f"<changelog>{'x' * (2 << 20)}</changelog></package>"
     for name, former, latter, message in (
         ("primary", 'href="hello', 'href="../../hello', "is about '../../hello-1-1.noarch.rpm', not once"),
-        ("primary", "<name>hello", "<name>../hello", "hello-1-1.noarch.rpm is ../hello 1-1 noarch, not what its build"),
+        ("primary", "<name>hello", "<name>../hello", "index.primary.xml has '../hello' in the place of a name"),
         ("primary", "<name>hello", "<name>other", "hello-1-1.noarch.rpm is other 1-1 noarch, not what its build"),
         ("primary", "<metadata>", entity, "index.primary.xml has a DOCTYPE"),
         ("primary", "What hello is", "&#155;2J", "index.primary.xml has control characters in summary"),

@@ -14,6 +14,7 @@ from xml.parsers import expat
 
 from pkgci.artifacts import Package
 from pkgci.errors import InfrastructureError, PackageError
+from pkgci.formats.base import WORD
 from pkgci.lazy import Lazy
 
 createrepo_c = Lazy("createrepo_c")
@@ -60,8 +61,8 @@ def read(directory: Path, source: str, packages: Sequence[Package]) -> "dict[str
     primary, *others = (_Fragment(directory, source, kind) for kind in ELEMENTS)
     for _, elements in primary.packages:
         package = _package(primary, elements)
-        name, known = package.location_href, listed.get(package.location_href)
-        epoch = "" if package.epoch in ("", "0") else f"{package.epoch}:"
+        name = package.location_href or ""
+        known, epoch = listed.get(name), "" if package.epoch == "0" else f"{package.epoch}:"
         said = (package.name, f"{epoch}{package.version}-{package.release}", package.arch)
         own = name.endswith(".src.rpm") and (package.name, package.arch) == (source, "src")
         if name in found or not (known or own):
@@ -167,7 +168,8 @@ def _package(primary: _Fragment, elements: Sequence[Element]) -> "createrepo_c.P
             if where in TEXTS:
                 setattr(package, TEXTS[where], text)
             elif where == "version":
-                package.epoch, package.version, package.release = said["epoch"], said["ver"], said["rel"]
+                package.epoch = str(_number(primary, said["epoch"]))
+                package.version, package.release = said["ver"], said["rel"]
             elif where == "time":
                 package.time_build = _number(primary, said["build"])
             elif where == "size":
@@ -185,9 +187,9 @@ def _package(primary: _Fragment, elements: Sequence[Element]) -> "createrepo_c.P
                 relations[where.split("/")[1].removeprefix("rpm:")].append((*words, said.get("pre") == "1"))
     except KeyError as error:
         raise primary.refused(f"does not say {error} of a package") from error
-    words = (package.name, package.version, package.release, package.arch, package.location_href, package.pkgId)
-    if not all(words):
-        raise primary.refused("does not say of a package what it is")
+    for word in (package.name, package.version, package.release, package.arch):
+        if not WORD.fullmatch(word or ""):
+            raise primary.refused(f"has {ascii(word)[:80]} in the place of a name, version, release or architecture")
     for name, found in relations.items():
         _put(package, name, found)
     return package

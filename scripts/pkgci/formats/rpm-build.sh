@@ -121,6 +121,7 @@ createrepo_c --quiet --error-exit-val --no-database --simple-md-filenames --chan
 for name in primary filelists other; do
     zcat "/index/repodata/$name.xml.gz" >"index.$name.xml"
 done
+: >index.digests
 for file in ./*.rpm; do
     case $file in *.src.rpm) continue ;; esac
     rpm -qp --nosignature --qf '%{NAME} %|EPOCH?{%{EPOCH}:}|%{VERSION}-%{RELEASE} %{ARCH} ' "$file"
