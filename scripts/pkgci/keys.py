@@ -14,11 +14,13 @@ from pkgci.config import Config
 from pkgci.errors import InfrastructureError
 from pkgci.locks import locked, scratch
 
-# RSA: what apt, rpm and dnf of all distributions in use verify
+# RSA: what apt, rpm and dnf of all distributions in use verify. Long ago: when a clock that was ahead is set back, GnuPG
+# refuses a key from the future
 PARAMETERS = b"""%no-protection
 Key-Type: RSA
 Key-Length: 3072
 Key-Usage: sign
+Creation-Date: 20200101T000000
 Name-Real: pkgci test repositories
 Name-Comment: throw-away key of one machine
 Expire-Date: 0

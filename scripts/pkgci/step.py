@@ -178,6 +178,30 @@ class StepContext:
                         raise _failure(ref, self.directory(ref))
         return [self.directory(ref) for ref in refs]
 
+    def run_each(self, jobs: Sequence[tuple[str, Mapping[str, str]]], at_once: int) -> list[PkgciError | None]:
+        """Run jobs to their end, some at once, whatever becomes of the others.
+
+        Args:
+            jobs: as of `run_together`.
+            at_once: so many.
+
+        Returns:
+            How each ended, in their order: None when it passed.
+        """
+        ended: list[PkgciError | None] = [None] * len(jobs)
+        left = list(enumerate(jobs))
+        running: dict[BuildRef, int] = {}
+        while left or running:
+            while left and len(running) < at_once:
+                number, (job, given) = left.pop(0)
+                running[self.child(job, {name: value for name, value in given.items() if value})] = number
+            for ref in list(running):
+                outcome = self.finish(ref, POLL)
+                if outcome is not None:
+                    number = running.pop(ref)
+                    ended[number] = None if outcome == "SUCCESS" else _failure(ref, self.directory(ref))
+        return ended
+
     def directory(self, ref: BuildRef) -> Path:
         """Return where `finish` puts what a child left: `artifacts/JOB`, with its number if it is not the job's first."""
         return self._directories[ref]
