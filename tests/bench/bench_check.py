@@ -1,8 +1,9 @@
 """What a check of hello costs, for each target, beside the bare tools that it comes down to, by hand, one after the other.
 
-Those are dpkg-buildpackage or rpmbuild in a prepared root; lintian or rpmlint; dpkg-scanpackages or createrepo_c; and apt
-or dnf, installing and removing the package in a machine that is up. Nothing around them counts: neither the making of the
-root and the machine, nor ways in and out of them. The check is of a new change each time, with roots and snapshots at hand.
+Those are dpkg-buildpackage or rpmbuild, of source and binary packages, in a prepared root; lintian or rpmlint;
+dpkg-scanpackages or createrepo_c; and apt or dnf, installing and removing the package in a machine that is up. Nothing
+around them counts: neither the making of the root and the machine, nor ways in and out of them. The check is of a new
+change each time, with roots and snapshots at hand.
 """
 
 import os
@@ -32,8 +33,8 @@ from pkgci.vm import guest
 TARGETS = ("bookworm-amd64", "debianrpm-amd64")
 STEPS = "compile,publish,lint,install"
 BUILD = {
-    "deb": "dpkg-source -x *.dsc tree; cd tree; dpkg-buildpackage -us -uc -b",
-    "rpm": "rpmbuild --rebuild *.src.rpm",
+    "deb": "dpkg-source -x *.dsc tree; cd tree; dpkg-buildpackage -us -uc",
+    "rpm": "rpm -i *.src.rpm; rpmbuild -ba rpmbuild/SPECS/*.spec",
 }
 LINT = {"deb": "lintian --allow-root --fail-on none *.dsc *.deb", "rpm": "rpmlint --permissive *.rpm"}
 INDEX = {
