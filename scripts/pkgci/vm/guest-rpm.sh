@@ -60,6 +60,7 @@ unsolvable() {
 drop() { # NAME
     # By rpm, which runs the scriptlets and removes the files: dnf's start takes seconds. What came with it goes, too.
     state >"$work/packages.with"
+    # shellcheck disable=SC2016  # awk's own
     come='NR == FNR { known[$1]; next } !($1 in known) { sub(/^[0-9]+:/, "", $2); print $1 "-" $2 }'
     # shellcheck disable=SC2046  # names and versions have no spaces
     if ! apply rpm -e $(awk "$come" "$work/packages" "$work/packages.with"); then
