@@ -13,9 +13,11 @@ test:
 # what the tests do a few times, a hundred times: hours
 soak:
 	@scripts/setup.sh test
-	@PKGCI_KILLS=100 .venv/bin/tox -e integration -- -s -n 0 -k random_kills
+	@PKGCI_KILLS=100 .venv/bin/tox -e integration -- -s -n 0 -k 'random_kills or fault_point'
+	@PKGCI_PUBLICATIONS=200 .venv/bin/tox -e integration -- -s -n 0 -k readers_never
 
-bench: setup
+bench:
+	@scripts/setup.sh bench
 	@PYTHONPATH=tests .venv/bin/python tests/bench/run.py
 
 setup:

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes this machine ready: Debian packages of bindep.txt, a range of sub-ids for the user, the Python environment.
 #
-# usage: setup.sh [test]; `test` adds what only the tests need.
+# usage: setup.sh [test|bench]; adds what only the tests or the benchmarks need.
 # As root or with sudo it installs what is missing. Otherwise it prints the one command for an administrator and ends with 3.
 set -eu
 kind=${1:-}
@@ -16,7 +16,16 @@ for package in $wanted; do
 done
 user=$(id -un)
 commands=
-[ -z "$missing" ] || commands="apt-get update && apt-get install -y --no-install-recommends$missing"
+# A server that the tests start by themselves, with a configuration of their own, must not run otherwise: masked before its
+# package comes, it is started neither now nor at boot.
+for server in openssh-server:ssh nginx-light:nginx; do
+    unit=/etc/systemd/system/${server#*:}.service
+    case " $missing " in
+    *" ${server%:*} "*) [ -e "$unit" ] || commands="${commands:+$commands && }mkdir -p ${unit%/*} && ln -s /dev/null $unit" ;;
+    esac
+done
+[ -z "$missing" ] ||
+    commands="${commands:+$commands && }apt-get update && apt-get install -y --no-install-recommends$missing"
 has_range() { awk -F: -v user="$user" -v id="$(id -u)" '($1 == user || $1 == id) && $3 >= 65536 { found = 1 } END { exit !found }' "$1" 2>/dev/null; }
 if ! { has_range /etc/subuid && has_range /etc/subgid; }; then
     # the first range of 65536 ids that is above all that are given away

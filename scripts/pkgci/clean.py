@@ -15,11 +15,13 @@ from pathlib import Path
 
 from pkgci import failed, repository
 from pkgci.config import Config
+from pkgci.released import repository as released
 from pkgci.store import Store
 
 # all that can be made again: a name a directory of the cache, each with entries of their own age
 CACHES = (
     "apt",
+    "closure",
     "contents",
     "dependencies",
     "images",
@@ -78,14 +80,15 @@ def clean(config: Config, remove: bool, now: datetime) -> Report:
     store = Store(config)
     before = (now - timedelta(days=config.settings.store_days)).timestamp()
     repositories = list(repository.expired(config, now))
-    builds = list(store.unreferenced(repository.referenced(config, without=repositories), before))
-    cached = list(_unused(config.cache, before))
+    kept = released.referenced(config)
+    builds = list(store.unreferenced(repository.referenced(config, without=repositories) | kept, before))
+    cached = [*_unused(config.cache, before), *released.unlinked(config, before)]
     roots = failed.surplus(config, now)
     sizes = {path: _links(path) for path in [*repositories, *map(store.place, builds), *cached, *roots]}
     if remove:
         repositories = [directory for directory in repositories if repository.remove(directory)]
         # asked again: a repository that stayed keeps its builds
-        referenced = repository.referenced(config)
+        referenced = repository.referenced(config) | released.referenced(config)
         builds = [key for key in builds if key not in referenced and store.remove(key, before)]
         store.sweep()
         for path in cached:

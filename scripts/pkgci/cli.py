@@ -3,6 +3,7 @@
 Modules are imported by the subcommand that needs them, so that each starts fast.
 """
 
+import importlib
 import logging
 import os
 import signal
@@ -19,19 +20,20 @@ from pkgci.errors import Exit, PkgciError
 
 
 class Group(click.Group):
-    """Maps expected errors to one line and their exit code; `jobs` is a group of its own, imported when it is asked for."""
+    """Maps expected errors to one line and their exit code. The groups among its commands are imported when asked for."""
+
+    # each is in the module of its name
+    groups = ("jobs", "repo")
 
     def list_commands(self, context: click.Context) -> list[str]:
         """Return the names of the subcommands."""
-        return sorted([*super().list_commands(context), "jobs"])
+        return sorted([*super().list_commands(context), *self.groups])
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         """Return the subcommand of a name."""
-        if name != "jobs":
+        if name not in self.groups:
             return super().get_command(context, name)
-        from pkgci.jobs import jobs
-
-        return jobs
+        return getattr(importlib.import_module(f"pkgci.{name}"), name)
 
     def invoke(self, context: click.Context) -> object:
         """Run the subcommand."""

@@ -27,7 +27,7 @@ from pkgci.formats.base import Built, Dependencies, Metadata, Request
 from pkgci.roots import build_root
 from pkgci.server import serve
 from pkgci.source import Sources
-from pkgci.store import Entry, Record, Store, describe
+from pkgci.store import Entry, Material, Record, Store, describe
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +108,9 @@ def compile(
                         version=version,
                         target=target_name,
                         format=target.format,
+                        trees=(sources.source.id, sources.packaging.id),
+                        root=request.root.id,
+                        dependencies=tuple(Material(name=one.file, sha256=one.sha256) for one in dependencies.install),
                         partial=partial,
                         packages=built.packages,
                         files=tuple(describe(path) for path in built.files),

@@ -134,6 +134,16 @@ class BuildHost(Section):
     identity: AbsolutePath = Field(description="the file of the private key, ed25519, that `user` lets in")
 
 
+class Released(Section):
+    """How released repositories are signed and kept; without it there are none."""
+
+    gnupg_home: AbsolutePath = Field(description="GNUPGHOME of the agent that holds the key")
+    key: Annotated[str, StringConstraints(pattern=r"^[0-9A-F]{40}$")] = Field(description="its fingerprint")
+    wait_seconds: int = Field(600, ge=0, description="how long a publication waits for another one's lock")
+    keep_hours: int = Field(72, ge=1, description="a former generation is kept so long after it was replaced")
+    keep_generations: int = Field(10, ge=1, description="so many former ones are kept in any case")
+
+
 class PathsSection(Section):
     """Where things are kept; by default the XDG places of the user."""
 
@@ -160,6 +170,7 @@ class Settings(Section):
     failed_roots_mib: int = Field(8192, ge=1, description="all of them together; the oldest go first")
     limits: Limits = Limits()
     build_hosts: dict[Name, BuildHost] = {}
+    released: Released | None = None
     paths: PathsSection = PathsSection()
 
 

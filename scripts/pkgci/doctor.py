@@ -21,6 +21,7 @@ from pkgci.upstream import apt_sources, rpm_repositories
 
 # a command of each Debian package in bindep.txt that not every machine has
 TOOLS = {
+    "dnf": "dnf",
     "git": "git",
     "gpg": "gnupg",
     "gpgv": "gpgv",

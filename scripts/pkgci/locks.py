@@ -5,9 +5,16 @@ What is yet to be made, and appears by a rename, cannot be locked itself: a file
 
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from pkgci.errors import InfrastructureError
+
+OWNER = "owner"
+POLL = 0.05
 
 
 @contextmanager
@@ -37,3 +44,53 @@ def locked(directory: Path, *, shared: bool = False, wait: bool = True) -> Itera
         yield held
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def waiting(directory: Path, what: str, *, seconds: float, on_wait: Callable[[str], None]) -> Iterator[None]:
+    """Hold an existing directory, in which `owner` says who does, or wait for it so long.
+
+    Args:
+        directory: what to lock.
+        what: what it is, for the messages.
+        seconds: how long to wait.
+        on_wait: called with one line that says who is waited for, each time that it is another one.
+
+    Raises:
+        InfrastructureError: another process still holds it.
+    """
+    deadline = time.monotonic() + seconds
+    waited_for = None
+    while True:
+        with locked(directory, wait=False) as held:
+            if held:
+                write_owner(directory)
+                yield
+                return
+        owner = read_owner(directory) or "another process"
+        if time.monotonic() > deadline:
+            raise InfrastructureError(f"{what} is still held by {owner} after {seconds:.0f} s; retry later")
+        if owner != waited_for:
+            on_wait(f"{what} is held by {owner}; waiting up to {deadline - time.monotonic():.0f} s")
+            waited_for = owner
+        time.sleep(POLL)
+
+
+def write_owner(directory: Path) -> None:
+    """Say in a directory that this process holds it: its id, host, and job."""
+    new = directory / f".{OWNER}"
+    new.write_text(describe_owner())
+    new.rename(directory / OWNER)
+
+
+def describe_owner() -> str:
+    """Return who this process is, for a person."""
+    job = "/".join(filter(None, map(os.environ.get, ("JOB_NAME", "BUILD_NUMBER"))))
+    return f"process {os.getpid()} on {socket.gethostname()}" + (f" ({job})" if job else "")
+
+
+def read_owner(directory: Path) -> str | None:
+    """Return who said last that it holds a directory, for a person; None when nobody did."""
+    with suppress(OSError, UnicodeDecodeError):
+        return (directory / OWNER).read_text() or None
+    return None

@@ -1,7 +1,7 @@
 """The job `publish`: from a build in the store to a repository that users and tests can use.
 
-A change that is not merged gets a test repository. Whether it is merged is asked of Git, at the configured remote, now:
-neither a parameter's word nor a branch of this machine counts.
+A change that is not merged gets a test repository, one that is goes to the released repository of its branch. Whether it
+is merged is asked of Git, at the configured remote, now: neither a parameter's word nor a branch of this machine counts.
 """
 
 import logging
@@ -10,12 +10,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pkgci import repository, source
-from pkgci.artifacts import Repository
+from pkgci.artifacts import Repository, RepositoryPackage
 from pkgci.change import BRANCH, OBJECT, Change
 from pkgci.config import Config
 from pkgci.errors import RequestError
+from pkgci.released import repository as released
+from pkgci.released.records import Commit, Origin, Publication
 from pkgci.source import git
-from pkgci.store import Store
+from pkgci.store import Entry, Store
 
 log = logging.getLogger(__name__)
 
@@ -35,24 +37,70 @@ def publish(config: Config, target_name: str, change: Change, build_key: str, ru
         The repository.
 
     Raises:
-        RequestError: there is no such build, or the change is merged (there are no released repositories yet, and a partial
-            build is never released).
-        PackageError: the packages cannot be indexed.
+        RequestError: there is no such build, or the change is merged and the released repository refuses the build.
+        PackageError: the packages cannot be indexed, or the released repository refuses them.
         InfrastructureError: the remote, the key or the file system fails.
     """
     entry = Store(config).required(build_key, target_name)
     if _merged(config, change):
-        why = "released repositories are not configured"
-        if entry.record.partial:
-            why = f"build {build_key[:12]} is partial: it was built with other profiles than the package's own"
-        raise RequestError(
-            f"{change.number or change.commit[:12]} is merged into {change.branch} of {change.project}, and {why}"
-        )
-    expires = datetime.now(UTC) + timedelta(days=config.settings.test_repository_days)
-    published = repository.write(config, target_name, run, [entry], expires)
+        published = _release(config, target_name, change, entry)
+    else:
+        expires = datetime.now(UTC) + timedelta(days=config.settings.test_repository_days)
+        published = repository.write(config, target_name, run, [entry], expires)
+        log.info("until %s", f"{expires:%Y-%m-%d}")
     published.write(artifacts / repository.RECORD)
-    log.info("%s packages at %s, until %s", len(published.packages), published.url, f"{expires:%Y-%m-%d}")
+    log.info("%s packages at %s", len(published.packages), published.url)
     return published
+
+
+def _release(config: Config, target_name: str, change: Change, entry: Entry) -> Repository:
+    """Publish a build of a merged change to the released repository; return that, with the build's packages."""
+    what = f"{change.number or change.commit[:12]} is merged into {change.branch} of {change.project}, and"
+    if config.settings.released is None:
+        raise RequestError(f"{what} released repositories are not configured")
+    claimed = config.release_of(change.branch)
+    if claimed is None:
+        raise RequestError(f"{what} no release claims that branch")
+    release, codename = claimed[0], config.target(target_name).codename
+    origin = _origin(config, change, entry)
+    done = released.publish(config, release, codename, [Publication(entry.record.key, origin)])
+    log.info("generation %s of %s", done.generation.number, done.repository.name)
+    (build,) = done.keys
+    directory = done.repository.directory(entry.record.package, build)
+    return Repository(
+        url=done.repository.url,
+        format=entry.record.format,
+        codename=codename,
+        target=target_name,
+        packages=tuple(
+            RepositoryPackage(
+                **{**package.model_dump(), "file": f"{directory}/{package.file}"},
+                source=entry.record.package,
+                key=build,
+            )
+            for package in entry.record.packages
+        ),
+        signing_key=done.repository.key.public,
+    )
+
+
+def _origin(config: Config, change: Change, entry: Entry) -> Origin:
+    """Return the merged commits that have the trees which a build was made from, as the remote has them now."""
+    package = config.package_of(change.project)
+    projects = config.package(package).projects if package else (change.project,)
+    commits = []
+    for project in projects:
+        cache = source.init(config.cache / "git" / f"{project}.git")
+        tip = source.fetch_ref(cache, f"{config.settings.gerrit}{project}", f"refs/heads/{change.branch}")
+        listed = git(cache, "log", "--format=%H %T", str(tip), quiet=True).stdout.decode().splitlines()
+        found = next((line.split() for line in listed if line.split()[1] in entry.record.trees), None)
+        if found is None:
+            raise RequestError(
+                f"{entry.record.package} {entry.record.version} is not built from what {change.branch} of {project} "
+                "has or had; build it again"
+            )
+        commits.append(Commit(project=project, commit=found[0], tree=found[1]))
+    return Origin(branch=change.branch, commits=tuple(commits))
 
 
 def _merged(config: Config, change: Change) -> bool:

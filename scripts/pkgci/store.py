@@ -8,12 +8,10 @@ What a key is made of is not decided here.
 """
 
 import hashlib
-import json
 import logging
 import os
 import re
 import shutil
-import socket
 import time
 import uuid
 from collections.abc import Callable, Container, Iterable, Iterator
@@ -26,13 +24,13 @@ from pydantic import StringConstraints
 
 from pkgci import artifacts
 from pkgci.config import Config
+from pkgci.disk import fsync, fsync_all
 from pkgci.errors import InfrastructureError, PackageError, RequestError
-from pkgci.locks import locked
+from pkgci.locks import locked, read_owner, write_owner
 
 log = logging.getLogger(__name__)
 
 RECORD = "entry.json"
-OWNER = "owner.json"
 POLL = 0.1
 FILE_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_+.~^:-]*$"
 
@@ -45,10 +43,18 @@ class File(artifacts.File):
     name: Annotated[str, StringConstraints(pattern=FILE_NAME, max_length=255)]
 
 
+class Material(artifacts.Part):
+    """A package that a build was made with: its file name, which holds its exact version, and its sha256."""
+
+    name: str
+    sha256: str
+
+
 class Record(artifacts.Record):
     """`entry.json`: what an entry is and holds. `algorithm` is the version of the rules by which its key is made.
 
-    What is `partial` was built with other profiles than the package's own, and is never released.
+    `trees` are the Git trees that it was built from (source and packaging), `root` and `dependencies` what it was built
+    in and with. What is `partial` was built with other profiles than the package's own, and is never released.
     """
 
     key: Key
@@ -58,6 +64,9 @@ class Record(artifacts.Record):
     target: str
     format: Literal["deb", "rpm"]
     partial: bool = False
+    trees: tuple[str, ...] = ()
+    root: str = ""
+    dependencies: tuple[Material, ...] = ()
     packages: tuple[artifacts.Package, ...]
     files: tuple[File, ...]
 
@@ -121,8 +130,11 @@ class Store:
             if not there:
                 return None
             try:
-                record = Record.read(directory / RECORD)
                 os.utime(directory)
+            except OSError as error:
+                raise InfrastructureError(f"cannot use store entry {directory}: {error.strerror}") from error
+            try:
+                record = Record.read(directory / RECORD)
                 for file in record.files:
                     if describe(directory / file.name) != file:
                         raise InfrastructureError(f"{file.name} has another checksum than when it was built")
@@ -189,7 +201,7 @@ class Store:
                         # still locked: nobody else can be in this directory
                         shutil.rmtree(directory)
                     return
-            owner = _owner(directory)
+            owner = read_owner(directory)
             if owner and owner != waited_for:
                 on_wait(f"{key[:12]} is being built by {owner}; waiting up to {deadline - time.monotonic():.0f} s")
                 waited_for = owner
@@ -225,12 +237,10 @@ class Store:
                 wrong = sorted(name for name in made.keys() | listed.keys() if made.get(name) != listed.get(name))
                 raise InfrastructureError(f"build {lease.key[:12]}: not as in its record: {', '.join(wrong)}")
             record.write(making / RECORD)
-            for path in making.iterdir():
-                _fsync(path)
-            _fsync(making)
+            fsync_all([*making.iterdir(), making])
             final.parent.mkdir(parents=True, exist_ok=True)
             making.rename(final)
-            _fsync(final.parent)
+            fsync(final.parent)
         except OSError as error:
             raise InfrastructureError(f"cannot write store entry {final}: {error.strerror}") from error
         return Entry(final, record)
@@ -265,11 +275,7 @@ class Store:
         with locked(damaged) as there:
             if there:
                 self._discard(damaged)
-        job = "/".join(filter(None, map(os.environ.get, ("JOB_NAME", "BUILD_NUMBER"))))
-        owner = {"pid": os.getpid(), "host": socket.gethostname(), "job": job}
-        new = directory / f".{OWNER}"
-        new.write_text(json.dumps(owner))
-        new.rename(directory / OWNER)
+        write_owner(directory)
         return Lease(key, directory)
 
     def _discard(self, directory: Path) -> None:
@@ -278,18 +284,3 @@ class Store:
         gone = self._new / f"{uuid.uuid4()}.gone"
         directory.rename(gone)
         shutil.rmtree(gone)
-
-
-def _owner(directory: Path) -> str | None:
-    with suppress(OSError, ValueError):
-        owner = json.loads((directory / OWNER).read_text())
-        return f"process {owner['pid']} on {owner['host']}" + (f" ({owner['job']})" if owner["job"] else "")
-    return None
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

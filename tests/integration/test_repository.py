@@ -3,14 +3,14 @@
 import multiprocessing
 import os
 import signal
-import socket
-import subprocess
 import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import trees
+from clients import Apt, dnf, run
 
 from pkgci import repository, server
 from pkgci.artifacts import Package, Repository
@@ -71,13 +71,6 @@ echo hello > %{buildroot}/usr/share/hello/text
 """
 
 
-def run(*argv: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None, check: bool = True):
-    environment = {**os.environ, "LC_ALL": "C.UTF-8", **(env or {})}
-    done = subprocess.run(argv, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 or not check, done.stdout + done.stderr
-    return done
-
-
 @pytest.fixture(scope="session")
 def deb_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A real source package, its binary package and the stanza that a build leaves for the index."""
@@ -109,13 +102,10 @@ def rpm_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     etc = tmp_path / "etc"
     (etc / "targets").mkdir(parents=True)
     (etc / "config.yaml").write_text(
-        f"url: http://127.0.0.1:{port}/\ngerrit: file://{tmp_path}/gerrit/\n"
+        f"url: http://127.0.0.1:{trees.free_port()}/\ngerrit: file://{tmp_path}/gerrit/\n"
         f"paths: {{data: {tmp_path / 'data'}, cache: {tmp_path / 'cache'}}}\n"
     )
     for form, name in TARGETS.items():
@@ -162,27 +152,6 @@ def written(config: Config, entry: Entry, run_name: str = "run-1", days: int = 1
     expires = datetime.now(UTC) + timedelta(days=days)
     made = repository.write(config, entry.record.target, run_name, [entry], expires)
     return made, config.data / "repositories" / "test" / run_name / entry.record.target
-
-
-class Apt:
-    """A real apt with directories of its own, which knows the one repository and nothing else."""
-
-    def __init__(self, directory: Path, sources: str) -> None:
-        self.directory = directory
-        for name in ("state/lists/partial", "cache/archives/partial", "etc/sources.list.d", "etc/preferences.d"):
-            (directory / name).mkdir(parents=True, exist_ok=True)
-        (directory / "etc/sources.list.d/pkgci.sources").write_text(sources)
-        (directory / "status").touch()
-        (directory / "apt.conf").write_text(
-            f'Dir "{directory}";\nDir::State "state";\nDir::State::status "{directory}/status";\nDir::Cache "cache";\n'
-            f'Dir::Etc "etc";\nDir::Etc::parts "/dev/null";\nDir::Etc::trusted "/dev/null";\n'
-            f'Dir::Etc::trustedparts "/dev/null";\nDir::Log "log";\nAPT::Sandbox::User "root";\n'
-            f'Acquire::Languages "none";\nAcquire::http::Proxy "DIRECT";\nAPT::Architecture "amd64";\n'
-        )
-
-    def __call__(self, *words: str, check: bool = True):
-        env = {"APT_CONFIG": str(self.directory / "apt.conf")}
-        return run("apt-get", "-q", *words, cwd=self.directory, env=env, check=check)
 
 
 def test_apt_updates_from_the_repository_and_downloads_package_and_source(config, deb, tmp_path):
@@ -269,28 +238,6 @@ def test_control_data_of_a_build_are_taken_with_care(
     assert "Filename: pool/hello/hello_" in index
     assert "SHA512" not in index
     assert "Depends: a, b\n" in index or "Depends" not in index
-
-
-def dnf(directory: Path, repo: str, *words: str, check: bool = True):
-    """A real dnf with directories of its own, which knows the one repository and nothing else."""
-    (directory / "repos").mkdir(parents=True, exist_ok=True)
-    (directory / "repos" / "pkgci.repo").write_text(repo)
-    (directory / "dnf.conf").write_text(
-        "".join(
-            ["[main]\n", "gpgcheck=1\nmodule_platform_id=platform:ci\nretries=1\nplugins=0\n"]
-            + [f"{name}={directory}/{place}\n" for name, place in {"reposdir": "repos", "cachedir": "cache"}.items()]
-            + [f"{name}={directory}/{place}\n" for name, place in {"logdir": "log", "persistdir": "persist"}.items()]
-        )
-    )
-    fixed = ["-y", "-c", directory / "dnf.conf", f"--installroot={directory / 'root'}", "--releasever=1"]
-    # dnf's install insists on being root, if only of its own namespace
-    root = ["unshare", "--map-root-user"] if os.getuid() else []
-    try:
-        return run(*root, "dnf", *fixed, *words, env={"HOME": str(directory), "no_proxy": "127.0.0.1"}, check=check)
-    finally:
-        # dnf leaves the agent running that it started to read the repository's key
-        for home in directory.glob("**/pubring"):
-            run("gpgconf", "--homedir", home, "--kill", "gpg-agent")
 
 
 def test_dnf_lists_and_downloads_package_and_source_with_the_index_signed(config, rpm, tmp_path):

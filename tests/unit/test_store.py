@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pkgci import store
+from pkgci import locks, store
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError, PackageError, RequestError
 from pkgci.store import Entry, Lease, Record, Store, describe
@@ -169,7 +169,7 @@ def test_a_lease_is_taken_over_when_its_owner_is_killed(config, built, owner):
     results = Store(config)
     with results.claim(KEY, wait=30, on_wait=lambda _: owner.kill()) as lease:
         assert isinstance(lease, Lease)
-        assert [path.name for path in lease.directory.iterdir()] == [store.OWNER]
+        assert [path.name for path in lease.directory.iterdir()] == [locks.OWNER]
         entry = results.deliver(lease, record(built), [built])
     assert results.lookup(KEY) == entry
 

@@ -64,14 +64,14 @@ def write_index(
     Raises:
         PackageError: a package's control data are not what they may be.
     """
-    binaries, sources = [], []
+    offered, offered_sources = [], []
     for entry in entries:
-        binaries += _binaries(entry, paths)
-        sources += _sources(entry, paths)
+        offered += binaries(entry, paths)
+        offered_sources += sources(entry, paths)
     distribution = root / "dists" / target.codename
     indexes = {
-        f"{COMPONENT}/binary-{target.architecture}/Packages": binaries,
-        f"{COMPONENT}/source/Sources": sources,
+        f"{COMPONENT}/binary-{target.architecture}/Packages": offered,
+        f"{COMPONENT}/source/Sources": offered_sources,
     }
     listed = []
     for name, stanzas in indexes.items():
@@ -85,11 +85,11 @@ def write_index(
             path.write_bytes(compressed)
             os.link(path, by_hash)
             listed.append(f" {digest} {len(compressed)} {name}{suffix}")
-    release = _release(target, label, listed)
-    (distribution / "Release").write_bytes(release)
-    (distribution / "Release.gpg").write_bytes(key.detach_sign(release))
-    (distribution / "InRelease").write_bytes(key.clearsign(release))
-    if key.verify(distribution / "InRelease") != release:
+    text = release(target.codename, [target.architecture], label, datetime.now(UTC), listed)
+    (distribution / "Release").write_bytes(text)
+    (distribution / "Release.gpg").write_bytes(key.detach_sign(text))
+    (distribution / "InRelease").write_bytes(key.clearsign(text))
+    if key.verify(distribution / "InRelease") != text:
         raise InfrastructureError(f"{distribution}/InRelease: what is signed is not the Release file")
     key.verify(distribution / "Release.gpg", distribution / "Release")
 
@@ -105,15 +105,16 @@ def client(url: str, codename: str, public_key: str) -> str:
     return f"Types: deb deb-src\nURIs: {url}\nSuites: {codename}\nComponents: {COMPONENT}\nSigned-By:\n{signed_by}"
 
 
-def _release(target: Target, label: str, listed: Sequence[str]) -> bytes:
+def release(codename: str, architectures: Sequence[str], label: str, date: datetime, listed: Sequence[str]) -> bytes:
+    """Return a `Release` file; `listed` are its lines about index files."""
     head = {
         "Origin": label,
         "Label": label,
-        "Suite": target.codename,
-        "Codename": target.codename,
-        "Date": format_datetime(datetime.now(UTC)).replace("+0000", "UTC"),
+        "Suite": codename,
+        "Codename": codename,
+        "Date": format_datetime(date).replace("+0000", "UTC"),
         # packages for all architectures are in each architecture's index, and in no index of their own
-        "Architectures": target.architecture,
+        "Architectures": " ".join(architectures),
         "Components": COMPONENT,
         "Acquire-By-Hash": "yes",
     }
@@ -121,8 +122,16 @@ def _release(target: Target, label: str, listed: Sequence[str]) -> bytes:
     return "\n".join([*lines, "SHA256:", *listed, ""]).encode()
 
 
-def _binaries(entry: Entry, paths: Mapping[str, str]) -> "list[deb822.Deb822]":
-    """Return the stanzas of `Packages` for the binary packages of one build."""
+def binaries(entry: Entry, paths: Mapping[str, str]) -> "list[deb822.Deb822]":
+    """Return the stanzas of `Packages` for the binary packages of one build.
+
+    Args:
+        entry: the build.
+        paths: as of `write_index`.
+
+    Raises:
+        PackageError: its control data are not what they may be.
+    """
     files = {file.name: file for file in entry.record.files}
     expected = {package.file: package for package in entry.record.packages}
     stanzas = {}
@@ -145,8 +154,8 @@ def _binaries(entry: Entry, paths: Mapping[str, str]) -> "list[deb822.Deb822]":
     return list(stanzas.values())
 
 
-def _sources(entry: Entry, paths: Mapping[str, str]) -> "list[deb822.Deb822]":
-    """Return the stanza of `Sources` for the source package of one build, if there is one."""
+def sources(entry: Entry, paths: Mapping[str, str]) -> "list[deb822.Deb822]":
+    """Return the stanza of `Sources` for the source package of one build, if there is one; as `binaries`."""
     files = {file.name: file for file in entry.record.files}
     stanzas = []
     for name in (name for name in files if name.endswith(".dsc")):

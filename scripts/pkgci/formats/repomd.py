@@ -6,7 +6,7 @@ its reach, and what it read must agree with what the sandbox of the build said.
 Source: https://createrepo-c.readthedocs.io, and `dnf.conf(5)` for what a client needs.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from pkgci.config import Target
@@ -41,23 +41,13 @@ def write_index(
     Raises:
         PackageError: a file is no RPM package, or another one than the build lists.
     """
-    expected = {package.file: package for entry in entries for package in entry.record.packages}
     # gzip: what every dnf and every createrepo_c reads
     writer = createrepo_c.RepositoryWriter(root, num_packages=len(paths), compression=createrepo_c.GZ_COMPRESSION)
     writer.repomd.add_repo_tag(label)
     writer.repomd.add_distro_tag(target.codename)
-    for name, path in sorted(paths.items()):
-        try:
-            package = createrepo_c.package_from_rpm(str(root / path), location_href=path, changelog_limit=10)
-        except (OSError, createrepo_c.CreaterepoCError) as error:
-            raise PackageError(f"{name} is no RPM package that can be read: {error}") from error
-        listed = expected.get(name)
-        epoch = "" if package.epoch in (None, "", "0") else f"{package.epoch}:"
-        said = (package.name, f"{epoch}{package.version}-{package.release}", package.arch)
-        # the index does not tell an epoch of 0 from none, rpm does
-        if listed and said != (listed.name, listed.version.removeprefix("0:"), listed.architecture):
-            raise PackageError(f"{name} is {' '.join(said)}, not what its build lists")
-        writer.add_pkg(package)
+    for entry in entries:
+        for package in packages(entry, paths):
+            writer.add_pkg(package)
     writer.finish()
     repomd = root / "repodata" / "repomd.xml"
     signature = repomd.with_name("repomd.xml.asc")
@@ -66,6 +56,24 @@ def write_index(
     reader = createrepo_c.RepositoryReader.from_path(root)
     if {package.location_href for package in reader.iter_packages()} != set(paths.values()):
         raise InfrastructureError(f"{repomd}: the index does not read back as it was written")
+
+
+def packages(entry: Entry, paths: Mapping[str, str]) -> "Iterator[createrepo_c.Package]":
+    """Yield what the headers of a build's packages say; `paths` and what is raised are as of `write_index`."""
+    expected = {package.file: package for package in entry.record.packages}
+    for name in sorted(pool(entry)):
+        path = str(entry.directory / name)
+        try:
+            package = createrepo_c.package_from_rpm(path, location_href=paths[name], changelog_limit=10)
+        except (OSError, createrepo_c.CreaterepoCError) as error:
+            raise PackageError(f"{name} is no RPM package that can be read: {error}") from error
+        listed = expected.get(name)
+        epoch = "" if package.epoch in (None, "", "0") else f"{package.epoch}:"
+        said = (package.name, f"{epoch}{package.version}-{package.release}", package.arch)
+        # the index does not tell an epoch of 0 from none, rpm does
+        if listed and said != (listed.name, listed.version.removeprefix("0:"), listed.architecture):
+            raise PackageError(f"{name} is {' '.join(said)}, not what its build lists")
+        yield package
 
 
 def write_client(root: Path, url: str, target: Target, key: SigningKey) -> None:

@@ -1,0 +1,212 @@
+"""The metadata of a generation of an RPM repository: `repodata/` with checksum-named files, and signed packages.
+
+A package is signed on a copy, once: the signed file is kept as an object of its own, under the checksum of what the
+store has, and used again. rpmsign and createrepo_c open packages in this process' user, by the same library: what they
+read must agree with what the sandbox of the build said.
+
+Source: https://createrepo-c.readthedocs.io; rpmsign(8); dnf.conf(5), `mirrorlist`.
+"""
+
+import gzip
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pkgci.command import run
+from pkgci.disk import fsync_all
+from pkgci.errors import InfrastructureError, PackageError
+from pkgci.formats import repomd
+from pkgci.lazy import Lazy
+from pkgci.released.base import Offered, Packaged, Place, Relation, Written
+from pkgci.released.index import Stanza
+from pkgci.released.key import ReleaseKey
+from pkgci.store import Entry
+
+createrepo_c = Lazy("createrepo_c")
+
+NAMESPACE = "http://linux.duke.edu/metadata"
+LISTS: Mapping[str, str] = {
+    "primary": f'metadata xmlns="{NAMESPACE}/common" xmlns:rpm="{NAMESPACE}/rpm"',
+    "filelists": f'filelists xmlns="{NAMESPACE}/filelists"',
+    "other": f'otherdata xmlns="{NAMESPACE}/other"',
+}
+OPERATORS = {"LT": "<<", "LE": "<=", "EQ": "=", "GE": ">=", "GT": ">>"}
+REPOMD = "repodata/repomd.xml"
+
+
+class Rpm:
+    """The verbs of `base.Form` for RPM."""
+
+    # what every dnf and createrepo_c reads
+    compressions = ("gz",)
+    shared = ("repodata",)
+    links: Mapping[str, str] = {
+        REPOMD: f"../current/{REPOMD}",
+        f"{REPOMD}.asc": f"../current/{REPOMD}.asc",
+        "mirrorlist": "current/mirrorlist",
+    }
+
+    def lists(self, _place: Place) -> list[str]:
+        """Return the metadata files' types."""
+        return list(LISTS)
+
+    def binary_lists(self, _architecture: str) -> list[str]:
+        """Return the metadata files' types: one repository has all architectures."""
+        return list(LISTS)
+
+    def prepare(self, entry: Entry, place: Place) -> dict[str, Path]:
+        """Return the files of a build that are linked into the pool, by name: its packages as signed copies."""
+        return {
+            file.name: _signed(entry.directory / file.name, file.sha256, place)
+            if file.name.endswith(".rpm")
+            else entry.directory / file.name
+            for file in entry.record.files
+        }
+
+    def stanzas(self, entry: Entry, directory: str, _place: Place) -> list[Stanza]:
+        """Return what the index says of a build in the pool's `directory`."""
+        found = []
+        for package in repomd.packages(entry, {name: f"{directory}/{name}" for name in repomd.pool(entry)}):
+            texts = zip(LISTS, createrepo_c.xml_dump(package), strict=True)
+            found += [Stanza(kind, package.location_href, text.encode()) for kind, text in texts]
+        return found
+
+    def packaged(self, entry: Entry) -> list[Packaged]:
+        """Return what is in a build's binary packages, by their headers. Two packages may have the same file."""
+        return [
+            Packaged(
+                name=package.name,
+                version=f"{package.epoch or 0}:{package.version}-{package.release}",
+                files={
+                    f"{folder}{name}": digest or "without content"
+                    for kind, folder, name, digest in package.files
+                    if kind == ""
+                },
+                provides=frozenset(name for name, *_ in package.provides),
+                apart=tuple(
+                    Relation(
+                        name,
+                        OPERATORS.get(flags or "", ""),
+                        f"{epoch or 0}:{version}-{release or ''}".removesuffix("-"),
+                    )
+                    for name, flags, epoch, version, release, _ in [*package.conflicts, *package.obsoletes]
+                ),
+            )
+            for package in repomd.packages(entry, {name: name for name in repomd.pool(entry)})
+            if package.arch != "src"
+        ]
+
+    def frame(self, name: str, count: int) -> tuple[bytes, bytes]:
+        """Return the root element of a metadata file, its beginning and its end."""
+        tag = LISTS[name].partition(" ")[0]
+        return (
+            f'<?xml version="1.0" encoding="UTF-8"?>\n<{LISTS[name]} packages="{count}">\n'.encode(),
+            f"</{tag}>\n".encode(),
+        )
+
+    def path(self, written: Written) -> str:
+        """Return where a metadata file is below the repository's root, for all generations."""
+        return f"repodata/{written.digest}-{written.list}.xml.{written.compression}"
+
+    def examine(self, name: str, chunks: Sequence[bytes]) -> None:
+        """Let createrepo_c's parser read the chunks that are new."""
+        if name != "primary":
+            return
+        try:
+            for chunk in chunks:
+                createrepo_c.xml_parse_primary_snippet(chunk.decode(), pkgcb=lambda _: True, do_files=False)
+        except createrepo_c.CreaterepoCError as error:
+            raise InfrastructureError(f"{name}.xml: createrepo_c does not read what was written: {error}") from error
+
+    def finish(self, new: Path, place: Place, files: Sequence[Written]) -> list[Path]:
+        """Write `repodata/` of a generation below the directory `new`, signed; verify and return its pointer files."""
+        (new / "repodata").mkdir()
+        index = createrepo_c.Repomd()
+        index.set_revision(str(place.number))
+        index.add_repo_tag(place.label)
+        index.add_distro_tag(place.codename)
+        for written in files:
+            path = self.path(written)
+            os.link(place.root / path, new / path)
+            record = createrepo_c.RepomdRecord(written.list)
+            record.location_href, record.size, record.timestamp = path, written.size, place.stamp
+            record.checksum, record.checksum_type = written.digest, "sha256"
+            index.set_record(record)
+        pointers = [new / REPOMD, new / f"{REPOMD}.asc", new / "mirrorlist"]
+        text = index.xml_dump().encode()
+        pointers[0].write_bytes(text)
+        pointers[1].write_bytes(place.key.detach_sign(text))
+        place.key.verify(pointers[1], pointers[0])
+        if createrepo_c.Repomd(str(pointers[0])).revision != str(place.number):
+            raise InfrastructureError(f"{pointers[0]}: createrepo_c does not read what was written")
+        pointers[2].write_text(f"{place.url}generations/{place.number}/\n")
+        (new / "pool").symlink_to("../../pool")
+        return pointers
+
+    def clients(self, place: Place) -> dict[str, str]:
+        """Return what users need, by the names of files at the repository's root."""
+        name = "-".join(place.url.rstrip("/").split("/")[-2:])
+        # by the mirror list dnf stays with one generation: repomd.xml and its signature are two requests
+        lines = f"[pkgci-{name}]\nname={name}\nmirrorlist={place.url}mirrorlist\nenabled=1\n"
+        return {repomd.CLIENT: f"{lines}repo_gpgcheck=1\ngpgcheck=1\ngpgkey={place.url}key.asc\n"}
+
+    def read(self, generation: Path, key: ReleaseKey) -> Iterator[Offered]:
+        """Yield what a generation in its directory offers; as `base.Form`."""
+        key.verify(generation / f"{REPOMD}.asc", generation / REPOMD)
+        index = createrepo_c.Repomd(str(generation / REPOMD))
+        for record in index.records:
+            path = generation / record.location_href
+            if (path.stat().st_size, _sha256(path)) != (record.size, record.checksum):
+                raise InfrastructureError(f"{path} is not what repomd.xml says")
+        try:
+            reader = createrepo_c.RepositoryReader.from_path(generation)
+            packages = list(reader.iter_packages())
+        except createrepo_c.CreaterepoCError as error:
+            raise InfrastructureError(f"{generation}: createrepo_c does not read it: {error}") from error
+        counts = [_count(generation / record.location_href) for record in index.records]
+        if set(counts) != {len(packages)}:
+            raise InfrastructureError(f"{generation}: its metadata files say that they have {counts} packages")
+        for package in packages:
+            yield Offered(package.location_href, package.size_package, package.pkgId)
+
+    def examine_package(self, path: Path, key: ReleaseKey) -> None:
+        """Check a package's signature by rpm itself."""
+        key.verify_rpm(path)
+
+
+def _signed(path: Path, digest: str, place: Place) -> Path:
+    """Return the signed copy of a package; make it where needed."""
+    final = place.signed / digest[:2] / f"{digest}.rpm"
+    if final.exists():
+        place.key.verify_rpm(final)
+        return final
+    # what rpm does not read whole must not get a signature
+    words = ["rpmkeys", "--define", "_pkgverify_level digest", "--nosignature", "--checksig", path]
+    if run(words, check=False, quiet=True).returncode:
+        raise PackageError(f"{path.name}: rpm finds its digests wrong or missing; build it again")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    new = final.with_name(f".{digest}.{os.getpid()}")
+    try:
+        shutil.copyfile(path, new)
+        place.key.sign_rpm(new)
+        new.chmod(0o444)
+        fsync_all([new])
+        new.rename(final)
+    finally:
+        new.unlink(missing_ok=True)
+    fsync_all([final.parent])
+    return final
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _count(path: Path) -> int:
+    """Return the number of packages that a metadata file says it has, in its root element."""
+    with gzip.open(path, "rt") as stream:
+        head = stream.read(1000)
+    return int(head.partition(' packages="')[2].partition('"')[0])

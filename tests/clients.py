@@ -1,0 +1,60 @@
+"""apt and dnf themselves, each in directories of its own, where they know one repository and nothing else."""
+
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def run(*argv: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None, check: bool = True):
+    """Run a command; its output is the failure's message."""
+    environment = {**os.environ, "LC_ALL": "C.UTF-8", **(env or {})}
+    done = subprocess.run(argv, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 or not check, done.stdout + done.stderr
+    return done
+
+
+class Apt:
+    """A real apt with directories of its own, which knows the one repository and nothing else."""
+
+    def __init__(self, directory: Path, sources: str) -> None:
+        self.directory = directory
+        for name in ("state/lists/partial", "cache/archives/partial", "etc/sources.list.d", "etc/preferences.d"):
+            (directory / name).mkdir(parents=True, exist_ok=True)
+        (directory / "etc/sources.list.d/pkgci.sources").write_text(sources)
+        (directory / "status").touch()
+        (directory / "apt.conf").write_text(
+            f'Dir "{directory}";\nDir::State "state";\nDir::State::status "{directory}/status";\nDir::Cache "cache";\n'
+            f'Dir::Etc "etc";\nDir::Etc::parts "/dev/null";\nDir::Etc::trusted "/dev/null";\n'
+            f'Dir::Etc::trustedparts "/dev/null";\nDir::Log "log";\nAPT::Sandbox::User "root";\n'
+            f'Acquire::Languages "none";\nAcquire::http::Proxy "DIRECT";\nAPT::Architecture "amd64";\n'
+        )
+
+    def __call__(self, *words: str, check: bool = True):
+        env = {"APT_CONFIG": str(self.directory / "apt.conf")}
+        return run("apt-get", "-q", *words, cwd=self.directory, env=env, check=check)
+
+
+def dnf(directory: Path, repo: str, *words: str, check: bool = True):
+    """A real dnf with directories of its own, which knows the one repository and nothing else."""
+    (directory / "repos").mkdir(parents=True, exist_ok=True)
+    path = directory / "repos" / "pkgci.repo"
+    # a newer one would make dnf forget what it has
+    if not path.exists() or path.read_text() != repo:
+        path.write_text(repo)
+    (directory / "dnf.conf").write_text(
+        "".join(
+            ["[main]\n", "gpgcheck=1\nmodule_platform_id=platform:ci\nretries=1\nplugins=0\n"]
+            + [f"{name}={directory}/{place}\n" for name, place in {"reposdir": "repos", "cachedir": "cache"}.items()]
+            + [f"{name}={directory}/{place}\n" for name, place in {"logdir": "log", "persistdir": "persist"}.items()]
+        )
+    )
+    fixed = ["-y", "-c", directory / "dnf.conf", f"--installroot={directory / 'root'}", "--releasever=1"]
+    # dnf's install insists on being root, if only of its own namespace
+    root = ["unshare", "--map-root-user"] if os.getuid() else []
+    try:
+        return run(*root, "dnf", *fixed, *words, env={"HOME": str(directory), "no_proxy": "127.0.0.1"}, check=check)
+    finally:
+        # dnf leaves the agent running that it started to read the repository's key
+        for home in directory.glob("**/pubring"):
+            run("gpgconf", "--homedir", home, "--kill", "gpg-agent")

@@ -1,0 +1,201 @@
+"""Released repositories when a publication is killed, or the disk is full or read-only: whole for readers, always."""
+
+import ctypes
+import os
+import re
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from clients import Apt, dnf, run
+from released import built, built_rpm, configure, faults, leftovers, put, put_rpm, root
+
+from pkgci import server
+from pkgci.config import Config
+from pkgci.errors import InfrastructureError
+from pkgci.released.records import Generation, Publication
+
+
+@pytest.fixture
+def config(tmp_path: Path, gnupg) -> Config:
+    return configure(tmp_path, gnupg)
+
+
+class Fault:
+    """Kills this process when it comes to its `number`-th fault point: whatever Python's audit events name.
+
+    So the points are all those calls that touch the file system, run a program or reach the database, found by running
+    the code; see https://docs.python.org/3/library/audit_events.html.
+    """
+
+    EVENTS = ("open", "os.", "shutil.", "subprocess.", "sqlite3.", "pathlib.", "tempfile.")
+
+    def __init__(self, number: int) -> None:
+        self.number, self.count, self.armed = number, 0, True
+        sys.addaudithook(self)
+
+    def __call__(self, event: str, arguments: tuple) -> None:
+        if not event.startswith(self.EVENTS) or not self.armed:
+            return
+        if (
+            event == "open"
+            and not (isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"))
+            and not (arguments[1] is None and arguments[2] & (os.O_WRONLY | os.O_RDWR))
+        ):
+            return  # reading changes nothing
+        self.count += 1
+        if self.count == self.number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_at(number: int, work: Callable[[], object]) -> int | None:
+    """Do `work` in a process that is killed at a fault point; return None if it was, else how many there are."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        fault = Fault(number)
+        work()
+        fault.armed = False
+        os.write(writing, str(fault.count).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as stream:
+        said = stream.read()
+    _, status = os.waitpid(child, 0)
+    assert said or os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    return int(said) if said else None
+
+
+def killed_everywhere(
+    config: Config, codename: str, work: Callable[[], Generation], place: Path, every: int = 1
+) -> int:
+    """Kill `work`, which makes generation 2, at each (or `every` third, ...) of its fault points; return how many there are.
+
+    After each the repository is whole for a reader, the next run succeeds, and nothing is left over. Every tenth time
+    apt or dnf itself looks.
+    """
+    saved, points, number, seen = place / "saved", None, 1 - every, set()
+    shutil.copytree(config.data, saved, symlinks=True)
+    while points is None:
+        number += every
+        shutil.rmtree(config.data)
+        shutil.copytree(saved, config.data, symlinks=True)
+        points = killed_at(number, work)
+        assert not faults(config, codename), number
+        if number % 10 == 0:
+            look(config, codename, place / f"client-{number}")
+        seen.add(os.readlink(root(config, codename) / "current"))
+        assert work().number == 2, number
+        assert not faults(config, codename), number
+        assert leftovers(config, codename) == [], number
+    assert seen == {"generations/1", "generations/2"}
+    return points
+
+
+def look(config: Config, codename: str, place: Path) -> None:
+    """Let apt or dnf download what the repository offers as `hello`."""
+    with server.serve(config):
+        if codename == "bookworm":
+            apt = Apt(place, (root(config) / "pkgci.sources").read_text())
+            apt("update", "-o", "APT::Update::Error-Mode=any")
+            apt("download", "hello")
+        else:
+            repo = (root(config, codename) / "pkgci.repo").read_text()
+            dnf(place, repo, "install", "--downloadonly", f"--downloaddir={place}", "hello")
+
+
+def test_a_publication_of_debs_is_killed_at_every_fault_point(config, tmp_path):
+    put(config, built(config, "hello", "1.0-1"), built(config, "other", "3"))
+    publication = built(config, "hello", "1.0-2")
+    assert killed_everywhere(config, "bookworm", lambda: put(config, publication), tmp_path) > 50
+    assert put(config, built(config, "hello", "1.0-3")).number == 3
+    assert not faults(config)
+
+
+def test_a_publication_of_rpms_is_killed_at_every_fault_point(config, tmp_path):
+    put_rpm(config, built_rpm(config, "hello", "1.0"))
+    publication = built_rpm(config, "hello", "2.0")
+    # what both formats do has been killed everywhere with the other; in soak all the same
+    every = 1 if "PKGCI_KILLS" in os.environ else 3
+    assert killed_everywhere(config, "debianrpm", lambda: put_rpm(config, publication), tmp_path, every) > 50
+
+
+def with_own_disk(config: Config, size: str, work: Callable[[], None]) -> None:
+    """Do `work` in a process of its own, for which the data directory is a file system of a size, as mount(8) names it."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        said = b""
+        try:
+            # CLONE_NEWNS, and CLONE_NEWUSER where it needs that
+            flags = 0x00020000 if os.getuid() == 0 else 0x10020000
+            ids = os.getuid(), os.getgid()
+            assert ctypes.CDLL(None, use_errno=True).unshare(flags) == 0
+            if ids[0]:
+                Path("/proc/self/setgroups").write_text("deny")
+                Path("/proc/self/uid_map").write_text(f"0 {ids[0]} 1")
+                Path("/proc/self/gid_map").write_text(f"0 {ids[1]} 1")
+            run("mount", "--make-rprivate", "/")
+            config.data.mkdir(parents=True)
+            run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", config.data)
+            work()
+        except BaseException:
+            said = traceback.format_exc().encode()
+        os.write(writing, said or b"well")
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as stream:
+        said = stream.read()
+    os.waitpid(child, 0)
+    assert said == b"well", said.decode()
+
+
+def failure(config: Config, publication: Publication) -> str:
+    """Publish, and return what an expected error says, or nothing."""
+    try:
+        put(config, publication)
+    except InfrastructureError as error:
+        return str(error)
+    return ""
+
+
+def test_a_full_disk_is_said_in_one_line_and_leaves_the_repository_whole(config):
+    outcomes = []
+
+    def work() -> None:
+        versions = [built(config, "hello", f"1.{number}") for number in range(50)]
+        put(config, built(config, "other", "1"), versions[0])
+        for number in range(1, 50, 3):
+            free = os.statvfs(config.data).f_bavail * 4096
+            with (config.data / "ballast").open("wb") as ballast:
+                ballast.write(b"x" * max(0, free - number * 4096))
+            said = failure(config, versions[number])
+            assert re.fullmatch("|.*(No space left|disk is full|disk I/O error|status 2).*", said), said
+            outcomes.append(not said)
+            assert not faults(config)
+            (config.data / "ballast").unlink()
+            put(config, versions[number])
+            assert leftovers(config) == []
+            assert not faults(config)
+        assert set(outcomes) == {False, True}
+
+    with_own_disk(config, "24m", work)
+
+
+def test_a_read_only_file_system_is_said_in_one_line_and_readers_go_on(config):
+    def work() -> None:
+        put(config, built(config, "hello", "1"))
+        two = built(config, "hello", "2")
+        run("mount", "-o", "remount,ro", config.data)
+        with pytest.raises(InfrastructureError, match="Read-only file system") as raised:
+            put(config, two)
+        assert "\n" not in str(raised.value)
+        assert not faults(config)
+        run("mount", "-o", "remount,rw", config.data)
+        assert put(config, two).number == 2
+
+    with_own_disk(config, "24m", work)
