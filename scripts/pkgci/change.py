@@ -43,6 +43,7 @@ RULES = {
     "ZUUL_OLDREV": OBJECT,
     "ZUUL_NEWREV": OBJECT,
     "RUN_TESTS": r"true|false",
+    "AGAIN": r"true|false",
     "ONLY": f"({'|'.join(STEPS)})(,({'|'.join(STEPS)}))*",
     "BUILD_PROFILES": f"{PROFILE}(,{PROFILE}){{0,19}}",
     "BUILD_MINUTES": r"[1-9][0-9]?|1[0-7][0-9]|180",
@@ -138,6 +139,11 @@ class Parameters:
     def run_tests(self) -> bool:
         """Whether lint, install and system test follow the publication."""
         return self.get("RUN_TESTS") != "false"
+
+    @property
+    def repeat(self) -> bool:
+        """Whether a test is run though it passed before with the same input: what a person starts by hand is."""
+        return self.get("AGAIN") == "true" or not self.get("PARENT")
 
     @property
     def steps(self) -> tuple[str, ...]:

@@ -18,6 +18,8 @@ from pkgci.store import Entry
 createrepo_c = Lazy("createrepo_c")
 
 CLIENT = "pkgci.repo"
+# the file that vouches for all of an index
+POINTER = "repodata/repomd.xml"
 
 
 def pool(entry: Entry) -> list[str]:
