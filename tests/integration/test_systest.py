@@ -254,6 +254,32 @@ def test_junit_has_a_suite_a_scenario(good):
     }
 
 
+def test_what_passed_is_not_run_once_more_unless_something_of_it_changes(config, good, tmp_path, monkeypatch):
+    def run(*_: object) -> Systest:
+        raise PackageError("it runs")
+
+    monkeypatch.setattr("pkgci.systest._run_scenarios", run)
+    started = {**good[0].parameters, "PARENT": "build-x/1"}
+    record, failure = run_job(config, DEB, tmp_path / "same", **started)
+    assert failure is None
+    assert record.note.startswith("passed on ")
+    assert (record.outcomes, record.parameters) == (good[0].outcomes, started)
+    assert (tmp_path / "same" / "logs" / "package.log").exists()
+    suites = ET.parse(tmp_path / "same" / "junit" / "systest.xml").getroot()
+    assert {suite.findtext("system-out") for suite in suites} == {record.note}
+
+    def runs(**changed: str) -> bool:
+        with pytest.raises(PackageError, match="it runs"):
+            systest(config, DEB, Parameters.read({**started, **changed}), tmp_path)
+        return True
+
+    assert runs(AGAIN="true")
+    assert runs(SCENARIOS="package")
+    scenario = next(config.directory.glob("scenarios/all/*.py"))
+    scenario.write_text(f"{scenario.read_text()}# changed\n")
+    assert runs()
+
+
 def test_a_failing_scenario_and_failing_tests_of_a_package_are_its_fault(config, published, tmp_path):
     files = trees.deb("bad") | {"debian/tests/control": BAD_TESTS}
     files |= {"debian/tests/good": shell("bad"), "debian/tests/bad": shell("echo out; echo why >&2; exit 3")}
