@@ -10,6 +10,7 @@ import json
 import logging
 import tarfile
 import tempfile
+import time
 import uuid
 import xml.etree.ElementTree as ET
 import zlib
@@ -24,7 +25,7 @@ from typing import TypeVar
 from pkgci.artifacts import Tested
 from pkgci.config import ROOT, Config
 from pkgci.disk import fsync
-from pkgci.errors import InfrastructureError
+from pkgci.errors import InfrastructureError, PackageError
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,13 @@ def once(
     age = timedelta(days=config.settings.root_days)
     former = None if repeat else _take(path, record, model, age)
     if former is None:
-        passed = run()
+        try:
+            passed = run()
+        except PackageError:
+            # it passes sometimes only, which is not to pass
+            with suppress(OSError):
+                path.unlink()
+            raise
         _remember(path, record.parent, age)
         return passed
     former = former.model_copy(update=now)
@@ -117,10 +124,11 @@ def _remember(path: Path, artifacts: Path, age: timedelta) -> None:
     new = path.with_name(f"{uuid.uuid4()}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        oldest = (datetime.now(UTC) - age).timestamp()
         for other in path.parent.iterdir():
-            if other.lstat().st_mtime < oldest:
-                other.unlink(missing_ok=True)
+            # another process may be faster
+            with suppress(FileNotFoundError):
+                if abs(time.time() - other.lstat().st_mtime) > age.total_seconds():
+                    other.unlink()
         with tarfile.open(new, "w:gz", compresslevel=1) as tar:
             for one in sorted(artifacts.iterdir()):
                 tar.add(one, one.name)

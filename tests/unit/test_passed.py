@@ -102,6 +102,15 @@ def test_what_fails_is_never_remembered(bench):
     assert bench.kept == []
 
 
+def test_what_passed_once_and_fails_when_asked_for_again_is_forgotten(bench):
+    bench.run()
+    bench.fails = True
+    for options in ({"repeat": True}, {}):
+        with pytest.raises(PackageError):
+            bench.run(**options)
+    assert bench.runs == 3
+
+
 def test_what_is_asked_for_again_runs_and_is_remembered_then(bench):
     for _ in range(2):
         bench.run(repeat=True)
