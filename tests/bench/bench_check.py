@@ -34,7 +34,7 @@ TARGETS = ("bookworm-amd64", "debianrpm-amd64")
 STEPS = "compile,publish,lint,install"
 BUILD = {
     "deb": "dpkg-source -x *.dsc tree; cd tree; dpkg-buildpackage -us -uc",
-    "rpm": "rpm -i *.src.rpm; rpmbuild -ba rpmbuild/SPECS/*.spec",
+    "rpm": "rpmbuild -ra *.src.rpm",
 }
 LINT = {"deb": "lintian --allow-root --fail-on none *.dsc *.deb", "rpm": "rpmlint --permissive *.rpm"}
 INDEX = {
