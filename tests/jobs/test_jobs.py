@@ -24,13 +24,16 @@ PARAMETERS = {
     "install": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "AGAIN"},
     "systest": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "ENVIRONMENT", "SCENARIOS", "AGAIN"},
     "repository-maintain": STARTED_BY,
+    "republish": STARTED_BY | {"PACKAGE", "ZUUL_PIPELINE"},
+    "unpublished": STARTED_BY | {"PACKAGE"},
 }
 # made once, not for each target
-ONCE = {"repository-maintain"}
+ONCE = {"repository-maintain", "republish", "unpublished"}
 LABELS = {"build": "control", "compile": "build", "lint": "build", "publish": "repository"}
 LABELS |= {"install": "systest", "systest": "systest", "repository-maintain": "repository"}
+LABELS |= {"republish": "gate", "unpublished": "repository"}
 MINUTES = {"build": "900", "compile": "600", "publish": "30", "lint": "60", "install": "60", "systest": "120"}
-MINUTES |= {"repository-maintain": "60"}
+MINUTES |= {"repository-maintain": "60", "republish": "900", "unpublished": "120"}
 
 
 def step(job):
