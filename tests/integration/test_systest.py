@@ -254,29 +254,40 @@ def test_junit_has_a_suite_a_scenario(good):
     }
 
 
-def test_what_passed_is_not_run_once_more_unless_something_of_it_changes(config, good, tmp_path, monkeypatch):
-    def run(*_: object) -> Systest:
-        raise PackageError("it runs")
+def test_what_passed_is_not_run_once_more_unless_something_of_it_changes(config, small, tmp_path, monkeypatch):
+    ran = []
+
+    def run(what, name: str, now: dict) -> Systest:
+        ran.append(name)
+        record = Systest(target=DEB, environment=name, snapshot="one", packages=(), outcomes=(), **now)
+        record.write(what.artifacts / "systest.json")
+        return record
 
     monkeypatch.setattr("pkgci.systest._run_scenarios", run)
-    started = {**good[0].parameters, "PARENT": "build-x/1"}
-    record, failure = run_job(config, DEB, tmp_path / "same", **started)
-    assert failure is None
-    assert record.note.startswith("passed on ")
-    assert (record.outcomes, record.parameters) == (good[0].outcomes, started)
-    assert (tmp_path / "same" / "logs" / "package.log").exists()
-    suites = ET.parse(tmp_path / "same" / "junit" / "systest.xml").getroot()
-    assert {suite.findtext("system-out") for suite in suites} == {record.note}
 
     def runs(**changed: str) -> bool:
-        with pytest.raises(PackageError, match="it runs"):
-            systest(config, DEB, Parameters.read({**started, **changed}), tmp_path)
-        return True
+        before = len(ran)
+        given = {
+            "REPOSITORIES": small,
+            "SCENARIOS": "all",
+            "PARENT": "build-x/1",
+            "CORRELATION": str(before),
+            **changed,
+        }
+        record, failure = run_job(config, DEB, tmp_path / str(before), **given)
+        assert failure is None
+        # what a repetition needs is of this run
+        assert record.parameters["CORRELATION"] == given["CORRELATION"]
+        assert (len(ran) == before) == (record.passed_before is not None)
+        return len(ran) > before
 
-    assert runs(AGAIN="true")
-    assert runs(SCENARIOS="package")
+    assert [runs(), runs(), runs(AGAIN="true"), runs()] == [True, False, True, False]
+    assert [runs(SCENARIOS="all package"), runs()] == [True, False]
+    assert runs(SCENARIOS="all autopkgtest")
     scenario = next(config.directory.glob("scenarios/all/*.py"))
     scenario.write_text(f"{scenario.read_text()}# changed\n")
+    assert [runs(), runs()] == [True, False]
+    (config.directory / "conftest.py").write_text("# above the scenarios\n")
     assert runs()
 
 
