@@ -79,7 +79,8 @@ def build(context: StepContext, target_name: str, parameters: Parameters) -> str
         repository = Repository.read(published / "repository.json")
         done = f"{done}: {repository.url}"
         testing = {**given, "REPOSITORIES": " ".join([f"{repository.url}repository.json", *repositories.split()])}
-    tests = [(step, given if step == "lint" else testing) for step in parameters.steps if step in TESTS]
+    again = {"AGAIN": parameters.get("AGAIN")}
+    tests = [(step, (given if step == "lint" else testing) | again) for step in parameters.steps if step in TESTS]
     context.run_together([(f"{step}-{target_name}", those) for step, those in tests])
     return f"{done}; {untested}" if untested else done
 

@@ -19,6 +19,8 @@ from pkgci.store import Entry, describe
 createrepo_c = Lazy("createrepo_c")
 
 CLIENT = "pkgci.repo"
+# the file that vouches for all of an index
+POINTER = "repodata/repomd.xml"
 
 
 def pool(entry: Entry) -> list[str]:
