@@ -84,8 +84,8 @@ def build(context: StepContext, target_name: str, parameters: Parameters) -> str
         made_for = Repository.read(published / "repository.json")
         done = f"{done}: {made_for.url}"
         testing = {**given, "REPOSITORIES": " ".join([f"{made_for.url}repository.json", *repositories.split()])}
-    linting = {**given, "REPOSITORIES": repositories}
-    tests = [(step, linting if step == "lint" else testing) for step in parameters.steps if step in TESTS]
+    again, linting = {"AGAIN": parameters.get("AGAIN")}, {**given, "REPOSITORIES": repositories}
+    tests = [(step, (linting if step == "lint" else testing) | again) for step in parameters.steps if step in TESTS]
     context.run_together([(f"{step}-{target_name}", those) for step, those in tests])
     return f"{done}; {untested}" if untested else done
 

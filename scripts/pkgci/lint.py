@@ -15,8 +15,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pkgci import repository, web
-from pkgci.artifacts import Lint, LintFinding, Repository
+from pkgci import passed, repository, web
+from pkgci.artifacts import Lint, LintFinding
 from pkgci.change import Change, release_of
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError, PackageError
@@ -25,7 +25,7 @@ from pkgci.formats.base import Linted, Place
 from pkgci.released import remote
 from pkgci.roots import tools_root
 from pkgci.server import serve
-from pkgci.store import Record, Store
+from pkgci.store import Entry, Record, Store
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +37,15 @@ LINTED = re.compile(r"\.(deb|dsc|tar\.[a-z0-9]+|rpm|rpmlintrc)$")
 
 
 def lint(
-    config: Config, target_name: str, change: Change, build_key: str, repositories: Sequence[str], artifacts: Path
+    config: Config,
+    target_name: str,
+    change: Change,
+    build_key: str,
+    repositories: Sequence[str],
+    artifacts: Path,
+    repeat: bool = True,
 ) -> Lint:
-    """Lint a build; write `lint.json`, `junit/lint.xml` and `logs/lint.log` below `artifacts`.
+    """Lint a build, unless the same passed before; write `lint.json`, `junit/lint.xml` and `logs/lint.log` below `artifacts`.
 
     Args:
         config: the configuration.
@@ -48,6 +54,7 @@ def lint(
         build_key: its key in the store.
         repositories: URLs of `repository.json` files, of which released ones are looked into.
         artifacts: an existing directory.
+        repeat: lint it in any case.
 
     Returns:
         What is in `lint.json`.
@@ -69,7 +76,22 @@ def lint(
         limits=config.limits(config.package(name)) if name else config.settings.limits,
         log_path=artifacts / "logs" / "lint.log",
     )
-    linted = FORMATS[target.format].lint(place, entry.record.package, entry.record.packages, entry.directory)
+
+    def made_from() -> list:
+        described = [one.model_dump(mode="json") for one in (entry.record, target, place.limits)]
+        former = _released(place, repositories, entry.record)
+        return [*described, fails, place.root.id, former[1].key if former else ""]
+
+    def run() -> Lint:
+        return _lint(place, entry, fails, repositories, artifacts)
+
+    with serve(config):
+        return passed.once(config, artifacts / "lint.json", Lint, made_from, run, repeat=repeat)
+
+
+def _lint(place: Place, entry: Entry, fails: str, repositories: Sequence[str], artifacts: Path) -> Lint:
+    """Lint a build, and write what comes of it."""
+    linted = FORMATS[place.target.format].lint(place, entry.record.package, entry.record.packages, entry.directory)
     record = _record(entry.record, fails, linted)
     if record.findings:
         record = _compare(place, repositories, record, entry.record)
@@ -97,8 +119,11 @@ def summary(record: Lint) -> str:
 def _compare(place: Place, repositories: Sequence[str], record: Lint, build: Record) -> Lint:
     """Return the record with those findings marked, and last, that the released package has too."""
     try:
-        with serve(place.config):
-            former = _released(place, repository.read(place.config, place.target_name, repositories), build)
+        found = _released(place, repositories, build)
+        if found is None:
+            return record
+        make = partial(_lint_released, place, *found)
+        former = base.cached(place, "lint", found[1].key, Lint, make)
     except InfrastructureError as error:
         if _failing(record):
             # it may be known
@@ -107,8 +132,6 @@ def _compare(place: Place, repositories: Sequence[str], record: Lint, build: Rec
         return record
     except PackageError as error:
         log.info("the released package cannot be linted: %s", error)
-        return record
-    if former is None:
         return record
     left = Counter(_essence(finding) for finding in former.findings)
     findings = []
@@ -122,15 +145,20 @@ def _compare(place: Place, repositories: Sequence[str], record: Lint, build: Rec
     return record.model_copy(update={"released": former.version, "findings": tuple(findings)})
 
 
-def _released(place: Place, records: Sequence[Repository], build: Record) -> Lint | None:
-    """Return what the tool says of the released build of the same source package, if there is one."""
+def _released(place: Place, repositories: Sequence[str], build: Record) -> tuple[str, Record] | None:
+    """Return where the files of the released build of the same source package lie, and its record, if there is one.
+
+    Raises:
+        InfrastructureError: a repository cannot be read.
+    """
     names = [package.name for package in build.packages]
-    for where in (record for record in records if record.released):
+    for where in repository.read(place.config, place.target_name, repositories):
+        if not where.released:
+            continue
         for package in remote.listed(where, place.target.architecture, names).packages:
             former = remote.record(where, package)
             if former.package == build.package and former.key != build.key:
-                url = remote.place(where, package)
-                return base.cached(place, "lint", former.key, Lint, partial(_lint_released, place, url, former))
+                return remote.place(where, package), former
     return None
 
 

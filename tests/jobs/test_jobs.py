@@ -17,12 +17,12 @@ CHANGE = {
 }
 COMPILE = {"BUILD_PROFILES", "BUILD_MINUTES", "REPRODUCIBLE", "KEEP_ROOT"}
 PARAMETERS = {
-    "build": STARTED_BY | CHANGE | COMPILE | {"RUN_TESTS", "REPOSITORIES", "ONLY"},
+    "build": STARTED_BY | CHANGE | COMPILE | {"RUN_TESTS", "REPOSITORIES", "ONLY", "AGAIN"},
     "compile": STARTED_BY | CHANGE | COMPILE | {"SOURCE_TREE", "PACKAGING_TREE", "REPOSITORIES", "RUN_TESTS"},
     "publish": STARTED_BY | CHANGE | {"BUILD_KEY"},
-    "lint": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY"},
-    "install": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY"},
-    "systest": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "ENVIRONMENT", "SCENARIOS"},
+    "lint": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "AGAIN"},
+    "install": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "AGAIN"},
+    "systest": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "ENVIRONMENT", "SCENARIOS", "AGAIN"},
     "repository-maintain": STARTED_BY,
     "republish": STARTED_BY | {"PACKAGE", "ZUUL_PIPELINE"},
     "unpublished": STARTED_BY | {"PACKAGE"},
@@ -148,7 +148,7 @@ def test_every_parameter_is_described_and_only_run_tests_is_set_by_default(jobs)
     for xml in jobs.values():
         for parameter in xml.findall(path):
             assert parameter.findtext("description")
-            booleans = {"RUN_TESTS": "true", "REPRODUCIBLE": "false", "KEEP_ROOT": "false"}
+            booleans = {"RUN_TESTS": "true", "REPRODUCIBLE": "false", "KEEP_ROOT": "false", "AGAIN": "false"}
             default = booleans.get(parameter.findtext("name"), "")
             assert parameter.findtext("defaultValue") == default
 

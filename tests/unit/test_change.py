@@ -31,6 +31,7 @@ ACCEPTED = {
     "BUILD_MINUTES": ["1", "90", "180"],
     "REPRODUCIBLE": ["true", "false"],
     "KEEP_ROOT": ["true", "false"],
+    "AGAIN": ["true", "false"],
     "BUILD_KEY": ["f" * 64],
     "PACKAGE": ["hello", "libstdc++6", "0ad"],
     "REPOSITORIES": [f"{GOOD}a/repository.json", f"{GOOD}a/repository.json {GOOD}b/repository.json"],
