@@ -104,7 +104,7 @@ def test_a_build_that_passed_is_not_linted_once_more_unless_the_release_asks_for
     again = replace(built, artifacts=tmp_path / "again")
     again.artifacts.mkdir()
     change = built.parameters.change(built.config)
-    second = lint(built.config, DEB, change, built.key, again.artifacts, repeat=False)
+    second = lint(built.config, DEB, change, built.key, (), again.artifacts, repeat=False)
     assert (second.findings, second.tool) == (first.findings, first.tool)
     assert second == again.record
     assert (first.note, second.note[:10]) == ("", "passed on ")
@@ -113,7 +113,7 @@ def test_a_build_that_passed_is_not_linted_once_more_unless_the_release_asks_for
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"lint": {"fails": "warning"}}))
     for _ in range(2):
         with pytest.raises(PackageError, match="the release fails on: warning"):
-            lint(Config(built.config.directory), DEB, change, built.key, tmp_path / "artifacts", repeat=False)
+            lint(Config(built.config.directory), DEB, change, built.key, (), tmp_path / "artifacts", repeat=False)
 
 
 @pytest.mark.parametrize("target", [DEB, RPM])
