@@ -36,6 +36,7 @@ def inspect(request: Request, packaging: Tree) -> Metadata:
     Raises:
         PackageError: changelog or control file are broken.
     """
+    arguments = "all" if request.target.independent else "any", ",".join(request.profiles)
 
     def make() -> Metadata:
         files = Files()
@@ -46,13 +47,14 @@ def inspect(request: Request, packaging: Tree) -> Metadata:
             base.sandboxed(
                 request,
                 "deb-inspect.sh",
+                *arguments,
                 files=files,
                 output=Path(output),
                 failure=lambda _, said: PackageError(f"{packaging.project}: cannot read its packaging: {said}"),
             )
             return base.parsed(Path(output, "metadata.json"), f"{packaging.project}: debian/")
 
-    return base.cached(request, "metadata", packaging.id, Metadata, make)
+    return base.cached(request, "metadata", [packaging.id, *arguments], Metadata, make)
 
 
 def version(request: Request, metadata: Metadata) -> str:
