@@ -114,6 +114,7 @@ def deliver_debs(
     target: str = "bookworm-amd64",
     tree: str = TREE,
     dsc_name: str = "",
+    namespace: str = "release",
 ) -> Entry:
     """Put a build of binary packages that `deb` made into the store, with a source package (of another name, if given)."""
     place.mkdir(parents=True, exist_ok=True)
@@ -138,7 +139,7 @@ def deliver_debs(
                 sha256=describe(path).sha256,
             )
         )
-    return deliver(config, source, version, target, packages, files, key=key, tree=tree)
+    return deliver(config, source, version, target, packages, files, key=key, tree=tree, namespace=namespace)
 
 
 def deliver(
@@ -151,10 +152,11 @@ def deliver(
     *,
     key: str = "",
     tree: str = TREE,
+    namespace: str = "release",
 ) -> Entry:
     """Put a build into the store, from one tree."""
     described = [describe(path) for path in files]
-    made_from = [source, version, target, tree, *sorted(file.sha256 for file in described)]
+    made_from = [source, version, target, tree, namespace, *sorted(file.sha256 for file in described)]
     key = key or hashlib.sha256("\n".join(made_from).encode()).hexdigest()
     record = Record(
         key=key,
@@ -164,6 +166,7 @@ def deliver(
         target=target,
         format=config.target(target).format,
         trees=(tree, tree),
+        namespace=namespace,
         packages=tuple(packages),
         files=tuple(described),
     )

@@ -144,8 +144,17 @@ class Parameters:
 
     @property
     def run_tests(self) -> bool:
-        """Whether lint, install and system test follow the publication."""
-        return self.get("RUN_TESTS") != "false"
+        """Whether lint, install and system test follow the publication: before the merge only."""
+        return self.get("RUN_TESTS") != "false" and not self.merged
+
+    @property
+    def merged(self) -> bool:
+        """Whether they are about a branch that has moved. That it has is asked of Git by who relies on it."""
+        return "ZUUL_NEWREV" in self.values
+
+    def approved(self, config: Config) -> bool:
+        """Return whether what is built may be released once it is merged: somebody approved the change, or it is merged."""
+        return self.merged or self.get("ZUUL_PIPELINE") in config.settings.gate_pipelines
 
     @property
     def steps(self) -> tuple[str, ...]:

@@ -162,6 +162,7 @@ class Settings(Section):
     gerrit: Prefix | None = Field(
         None, description="the remote that says what is merged; the project's name is appended"
     )
+    gate_pipelines: tuple[str, ...] = Field(("gate",), description="pipelines whose changes somebody has approved")
     executors: Executors = Executors()
     test_repository_days: int = Field(14, ge=1)
     store_days: int = Field(30, ge=1, description="unreferenced store entries younger than this are kept")

@@ -5,18 +5,17 @@ is merged is asked of Git, at the configured remote, now: neither a parameter's 
 """
 
 import logging
-import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pkgci import repository, source
 from pkgci.artifacts import Repository, RepositoryPackage
-from pkgci.change import BRANCH, OBJECT, Change
+from pkgci.change import Change
 from pkgci.config import Config
 from pkgci.errors import RequestError
+from pkgci.merged import Branch
 from pkgci.released import repository as released
 from pkgci.released.records import Commit, Origin, Publication
-from pkgci.source import git
 from pkgci.store import Entry, Store
 
 log = logging.getLogger(__name__)
@@ -90,16 +89,16 @@ def _origin(config: Config, change: Change, entry: Entry) -> Origin:
     projects = config.package(package).projects if package else (change.project,)
     commits = []
     for project in projects:
-        cache = source.init(config.cache / "git" / f"{project}.git")
-        tip = source.fetch_ref(cache, f"{config.settings.gerrit}{project}", f"refs/heads/{change.branch}")
-        listed = git(cache, "log", "--format=%H %T", str(tip), quiet=True).stdout.decode().splitlines()
-        found = next((line.split() for line in listed if line.split()[1] in entry.record.trees), None)
+        branch = Branch(config, project, change.branch)
+        tree, found = next(
+            ((tree, commit) for tree in entry.record.trees if (commit := branch.commit_of(tree))), ("", None)
+        )
         if found is None:
             raise RequestError(
                 f"{entry.record.package} {entry.record.version} is not built from what {change.branch} of {project} "
                 "has or had; build it again"
             )
-        commits.append(Commit(project=project, commit=found[0], tree=found[1]))
+        commits.append(Commit(project=project, commit=found, tree=tree))
     return Origin(branch=change.branch, commits=tuple(commits))
 
 
@@ -107,29 +106,9 @@ def _merged(config: Config, change: Change) -> bool:
     """Return whether a change is merged: after a merge by its commit, before it by the one that its ref leads to."""
     if not config.settings.gerrit:
         return False
-    remote, cache = config.settings.gerrit + change.project, config.cache / "git" / f"{change.project}.git"
     commit: str | None = change.commit
     if change.queue:
         # Zuul's commit is that of the speculative merge
-        commit = source.fetch_ref(source.init(cache), remote, change.queue[-1].ref, missing_ok=True)
-    return bool(commit) and is_merged(remote, change.branch, str(commit), cache)
-
-
-def is_merged(remote_url: str, branch: str, commit: str, cache: Path) -> bool:
-    """Return whether a commit is reachable from a branch, as the remote has it now.
-
-    Args:
-        remote_url: a URL that git can fetch from.
-        branch: the branch's name.
-        commit: the commit's full id.
-        cache: a bare repository of our own, made when it is missing, that keeps what was fetched.
-
-    Raises:
-        RequestError: `branch` or `commit` is no such name.
-        InfrastructureError: the remote does not answer.
-    """
-    if not re.fullmatch(BRANCH, branch) or not re.fullmatch(OBJECT, commit):
-        raise RequestError(f"{branch[:80]!r}, {commit[:80]!r}: not a branch and a full commit id")
-    tip = source.fetch_ref(source.init(cache), remote_url, f"refs/heads/{branch}", missing_ok=True)
-    # a commit that the cache has not is an error to git, and not merged
-    return tip is not None and git(cache, "merge-base", "--is-ancestor", commit, tip, check=False).returncode == 0
+        cache = source.init(config.cache / "git" / f"{change.project}.git")
+        commit = source.fetch_ref(cache, config.settings.gerrit + change.project, change.queue[-1].ref, missing_ok=True)
+    return bool(commit) and Branch(config, change.project, change.branch).has(str(commit))

@@ -33,11 +33,17 @@ class Changes:
     keys: tuple[str, ...]
 
 
-def built(repository: "Repository", store: Store, publication: Publication) -> Entry:
+def built(repository: "Repository", store: Store, publication: Publication, *, dry: bool = False) -> Entry:
     """Return a build from the store, each file of which is as in its record.
 
+    Args:
+        repository: where it is published.
+        store: the store.
+        publication: names the build.
+        dry: nothing is published, so a check may have built it.
+
     Raises:
-        RequestError: the store has not built it, or it is not for this repository.
+        RequestError: the store has not built it, it is not for this repository, or must not be released.
         PackageError: a name in its record cannot be one of a package.
         InfrastructureError: its files are damaged.
     """
@@ -49,8 +55,8 @@ def built(repository: "Repository", store: Store, publication: Publication) -> E
         raise RequestError(f"build {key[:12]} is not in the store: only what it built is released; build it again")
     record = entry.record
     about = f"{record.package} {record.version}"
-    if record.partial:
-        raise RequestError(f"{about} was built with other profiles than the package's own; build it without")
+    if not dry:
+        record.refuse_unreleasable()
     if record.target not in repository.targets:
         raise RequestError(f"{about} is built for {record.target}, which {repository.name} does not have")
     claimed = repository.config.release_of(origin.branch)

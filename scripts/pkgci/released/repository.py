@@ -665,7 +665,7 @@ def try_to_publish(config: Config, release: str, codename: str, publications: Se
         PkgciError: as `publish`.
     """
     repository = Repository(config, release, codename)
-    entries = [(checks.built(repository, Store(config), one), one.origin) for one in publications]
+    entries = [(checks.built(repository, Store(config), one, dry=True), one.origin) for one in publications]
     with repository.opened():
         changed = checks.changes(repository, entries)
         repository.refuse_unmet([entry for entry, _ in changed.added], changed.removed)
