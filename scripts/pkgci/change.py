@@ -75,6 +75,12 @@ class QueueItem:
     branch: str
     ref: str
 
+    @property
+    def patch_set(self) -> tuple[str, str]:
+        """The change's number and patch set, by Gerrit's own name of the ref; empty for another one."""
+        named = PATCH_SET.fullmatch(self.ref)
+        return (named[1], named[2]) if named else ("", "")
+
 
 @dataclass(frozen=True)
 class Change:
@@ -211,7 +217,10 @@ class Parameters:
             parts[unit] = [*parts.pop(unit, []), item]
         *others, own = parts.values()
         local = change.url == local_changes(config)
-        return (*(self._other(part, local) for part in others), Parameters({**self.values, "ZUUL_CHANGES": _joined(own)}))
+        return (
+            *(self._other(part, local) for part in others),
+            Parameters({**self.values, "ZUUL_CHANGES": _joined(own)}),
+        )
 
     def _other(self, part: Sequence[QueueItem], local: bool) -> "Parameters":
         """Return the parameters of a build of another part of the queue than this change's."""
@@ -219,12 +228,12 @@ class Parameters:
         about = ("ZUUL_CHANGE", "ZUUL_PATCHSET", "ZUUL_REF", "ZUUL_COMMIT")
         values = {name: value for name, value in self.values.items() if name not in about}
         values |= {"ZUUL_PROJECT": last.project, "ZUUL_BRANCH": last.branch, "ZUUL_CHANGES": _joined(part)}
-        patch_set = PATCH_SET.fullmatch(last.ref)
         if local:
             values["ZUUL_REF"] = last.ref
-        elif patch_set:
-            values |= {"ZUUL_CHANGE": patch_set[1], "ZUUL_PATCHSET": patch_set[2]}
-        return Parameters(values)
+        else:
+            number, patch_set = last.patch_set
+            values |= {"ZUUL_CHANGE": number, "ZUUL_PATCHSET": patch_set}
+        return Parameters({name: value for name, value in values.items() if value})
 
     def change(self, config: Config) -> Change:
         """Return the change that the parameters name.
@@ -277,6 +286,12 @@ def release_of(config: Config, change: Change) -> Release:
     if change.url == local_changes(config):
         return Config(EMBEDDED).release("default")
     raise RequestError(f"no release claims branch {change.branch}; `build` would have said so")
+
+
+def release_name(config: Config, change: Change) -> str:
+    """Return the name of the release to whose repositories a change's package belongs; empty where it belongs to none."""
+    found = config.release_of(change.branch) if config.package_of(change.project) else None
+    return found[0] if found else ""
 
 
 def check_url(url: str, config: Config) -> None:

@@ -174,8 +174,8 @@ def fetch(config: Config, change: Change) -> Sources | None:
         entry = config.package(name)
         if not local and config.release_of(change.branch) is None:
             return None
-    source = _state(config, change, entry.source)
-    packaging = source if entry.packaging is None else _state(config, change, entry.packaging)
+    source = state(config, change, entry.source)
+    packaging = source if entry.packaging is None else state(config, change, entry.packaging)
     remote = _remote(config, change, packaging.project)
     branch, ref = f"refs/heads/{change.branch}", _local_ref(change, packaging.project) if local else ""
     if ref.startswith(LOCAL_REFS):
@@ -186,8 +186,12 @@ def fetch(config: Config, change: Change) -> Sources | None:
     return Sources(name, entry, source, packaging, previous, local)
 
 
-def _state(config: Config, change: Change, project: str) -> Tree:
-    """Return the state of one project: Zuul's prepared ref, or the branch tip with the queue merged."""
+def state(config: Config, change: Change, project: str) -> Tree:
+    """Return the state of one project: Zuul's prepared ref, or the branch tip with the queue merged.
+
+    Raises:
+        PkgciError: as `fetch`.
+    """
     remote, own = _remote(config, change, project), project == change.project
     repository = init(config.cache / "git" / f"{project}.git")
     if change.url == local_changes(config):

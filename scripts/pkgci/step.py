@@ -164,7 +164,9 @@ class StepContext:
         return [left[number] for number in range(len(jobs))]
 
     def run_ordered(
-        self, after: Mapping[Key, Collection[Key]], job: Callable[[Key, Mapping[Key, Path]], tuple[str, Mapping[str, str]]]
+        self,
+        after: Mapping[Key, Collection[Key]],
+        job: Callable[[Key, Mapping[Key, Path]], tuple[str, Mapping[str, str]]],
     ) -> dict[Key, Path]:
         """Run jobs, each as soon as those that it comes after have passed; the first that does not pass ends the step.
 
@@ -181,7 +183,9 @@ class StepContext:
         done: dict[Key, Path] = {}
         running: dict[Key, BuildRef] = {}
         while len(done) < len(after):
-            for key in [key for key in after if key not in done and key not in running and done.keys() >= set(after[key])]:
+            for key in [
+                key for key in after if key not in done and key not in running and done.keys() >= set(after[key])
+            ]:
                 name, given = job(key, done)
                 running[key] = self.child(name, {name: value for name, value in given.items() if value})
             for key, ref in list(running.items()):

@@ -17,16 +17,20 @@ CHANGE = {
 }
 COMPILE = {"BUILD_PROFILES", "BUILD_MINUTES", "REPRODUCIBLE", "KEEP_ROOT"}
 PARAMETERS = {
-    "build": STARTED_BY | CHANGE | COMPILE | {"RUN_TESTS", "REPOSITORIES", "ONLY"},
+    "build": STARTED_BY | CHANGE | COMPILE | {"RUN_TESTS", "REPOSITORIES", "ONLY", "TEST_REPOSITORY"},
     "compile": STARTED_BY | CHANGE | COMPILE | {"SOURCE_TREE", "PACKAGING_TREE", "REPOSITORIES", "RUN_TESTS"},
-    "publish": STARTED_BY | CHANGE | {"BUILD_KEY"},
+    "gate": STARTED_BY | CHANGE,
+    "order": STARTED_BY | CHANGE,
+    "publish": STARTED_BY | CHANGE | {"BUILD_KEY", "TEST_REPOSITORY"},
+    "verify": STARTED_BY | CHANGE | {"BUILD_KEYS", "SYSTEM_TESTS"},
     "lint": STARTED_BY | CHANGE | {"BUILD_KEY"},
     "install": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY"},
     "systest": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "ENVIRONMENT", "SCENARIOS"},
 }
 LABELS = {"build": "control", "compile": "build", "lint": "build", "publish": "repository"}
-LABELS |= {"install": "systest", "systest": "systest"}
+LABELS |= {"install": "systest", "systest": "systest", "gate": "gate", "order": "build", "verify": "repository"}
 MINUTES = {"build": "900", "compile": "600", "publish": "30", "lint": "60", "install": "60", "systest": "120"}
+MINUTES |= {"gate": "1440", "order": "60", "verify": "60"}
 
 
 def step(job):
@@ -140,7 +144,7 @@ def test_every_parameter_is_described_and_only_run_tests_is_set_by_default(jobs)
     for xml in jobs.values():
         for parameter in xml.findall(path):
             assert parameter.findtext("description")
-            booleans = {"RUN_TESTS": "true", "REPRODUCIBLE": "false", "KEEP_ROOT": "false"}
+            booleans = {"RUN_TESTS": "true", "REPRODUCIBLE": "false", "KEEP_ROOT": "false", "TEST_REPOSITORY": "false"}
             default = booleans.get(parameter.findtext("name"), "")
             assert parameter.findtext("defaultValue") == default
 

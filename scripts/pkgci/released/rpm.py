@@ -39,6 +39,7 @@ REPOMD = "repodata/repomd.xml"
 class Rpm:
     """The verbs of `base.Form` for RPM."""
 
+    sources = "primary"
     # what every dnf and createrepo_c reads
     compressions = ("gz",)
     shared = ("repodata",)
