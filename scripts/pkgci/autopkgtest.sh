@@ -28,7 +28,7 @@ echo "$sources" |
 grep -q build-needed /root/tree/debian/tests/control || touch /root/tree/debian/files
 status=0
 # the machine may be emulated: all limits of time are long
-autopkgtest --no-built-binaries --summary-file=/out/summary --timeout-factor=4 --user=tester \
+autopkgtest --no-built-binaries --summary-file=/out/summary --timeout-factor=4 --user=tester --needs-internet=skip \
     /root/tree -- \
     ssh --hostname=guest --login=root --identity=/root/identity \
     --capability=isolation-container --capability=isolation-machine || status=$?

@@ -19,7 +19,8 @@ from pathlib import Path
 import paramiko
 import pytest
 
-from pkgci.artifacts import Part, Record, RepositoryPackage
+from pkgci.artifacts import RepositoryPackage
+from pkgci.handover import Handover, NodeAccess, TargetUnderTest
 from pkgci.ssh import connect, public_key
 from pkgci.text import lines
 from pkgci.vm.remote import Completed, GuestError, Remote
@@ -29,30 +30,6 @@ log = logging.getLogger(__name__)
 COMMAND_SECONDS = 300
 LOGIN_SECONDS = 60
 SHOWN = 4000
-
-
-class NodeAccess(Part):
-    """How to log in to a machine: the port of 127.0.0.1, the private key's file, the machine's own public key."""
-
-    port: int
-    identity: str
-    host_key: str
-
-
-class TargetUnderTest(Part):
-    """The target: its name, and the format of its packages."""
-
-    name: str
-    format: str
-
-
-class Handover(Record):
-    """What the job hands over to the plugin, in a file that is nobody else's to read."""
-
-    target: TargetUnderTest
-    repositories: tuple[str, ...]
-    packages: tuple[RepositoryPackage, ...]
-    nodes: dict[str, NodeAccess]
 
 
 class Node(Remote):

@@ -41,7 +41,13 @@ FAULTS = {
     Exit.ABORTED: "aborted",
 }
 Key = TypeVar("Key", bound=Hashable)
-ERRORS = {"package": PackageError, "request": RequestError, "aborted": Aborted}
+
+
+class _ChildBugError(PkgciError):
+    """A bug in pkgci ended a child."""
+
+
+ERRORS = {"package": PackageError, "request": RequestError, "aborted": Aborted, "bug": _ChildBugError}
 
 
 @dataclass(frozen=True)
@@ -262,6 +268,7 @@ def run(
                 context.abort_children()
         except PkgciError as error:
             reason, code = str(error), error.exit
+            fault = "bug" if isinstance(error, _ChildBugError) else None
         except Exception as error:
             code = Exit.INFRASTRUCTURE
             if isinstance(error, OSError) and error.errno in DISK:

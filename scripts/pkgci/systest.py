@@ -1,9 +1,9 @@
 """The system test: the packages of a build together in an environment, and scenarios against them.
 
 The operator's scenarios are pytest files of the configuration directory; they run in a process of this job, and reach the
-machine by ssh. A source package's own tests (DEB: `debian/tests`, https://people.debian.org/~eriberto/README.package-tests.html)
-are one scenario more, `autopkgtest`, in a restored machine of their own: that tool, which reads what a package says of its
-tests, runs in the sandbox. Each test is an outcome; nothing is retried.
+machine by ssh. A source package's own tests (DEB: `debian/tests`) are one scenario more, `autopkgtest`, in a restored
+machine of their own: that tool, see autopkgtest(1), reads what a package says of its tests, and so runs in the sandbox.
+Each test is an outcome; what fails is not tried again.
 """
 
 import hashlib
@@ -22,18 +22,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import pytest
-from debian.deb822 import Sources
-
 from pkgci import repository, web
 from pkgci.artifacts import Package, Repository, RepositoryPackage, ScenarioOutcome, Systest
 from pkgci.change import Parameters
 from pkgci.command import supervised
 from pkgci.config import Config, Environment, Target
 from pkgci.errors import Aborted, InfrastructureError, PackageError, RequestError
+from pkgci.handover import Handover, NodeAccess, TargetUnderTest
+from pkgci.lazy import Lazy
 from pkgci.roots import tools_root
 from pkgci.sandbox import Files, contained, execute
-from pkgci.scenario import Handover, NodeAccess, TargetUnderTest
 from pkgci.server import serve
 from pkgci.text import lines, printable
 from pkgci.vm import guest
@@ -41,6 +39,7 @@ from pkgci.vm.machine import Machine
 from pkgci.vm.remote import GuestError
 from pkgci.vm.snapshot import Snapshot
 
+deb822, pytest = Lazy("debian.deb822"), Lazy("pytest")
 log = logging.getLogger(__name__)
 
 INSTALL = "install"
@@ -53,6 +52,7 @@ UNREADABLE = 75
 INSTALL_SECONDS = 900
 LOG_SECONDS = 60
 LOGIN_SECONDS = 30
+RESTARTED_SECONDS = 5
 FINDINGS_BYTES = 1 << 18
 LOG_BYTES = 16 << 20
 INDEX_BYTES = 64 << 20
@@ -128,6 +128,12 @@ class _Run:
     def _keep_logs(self, machine: Machine, logs: Path) -> None:
         manager = {"deb": "apt.log", "rpm": "dnf.log"}[self.target.format]
         everything = ("/run/pkgci/log", *LOGS[self.target.format])
+        with suppress(InfrastructureError):
+            try:
+                machine.run("true", timeout=LOG_SECONDS)
+            except GuestError:
+                # it may have been restarted
+                machine.connect(RESTARTED_SECONDS)
         for name, script, arguments in (
             ("journal.log", 'journalctl --no-pager -o short-precise | tail -c "$1"', ()),
             (manager, 'size=$1; shift; tail -c "$size" "$@" 2>/dev/null || true', everything),
@@ -471,7 +477,7 @@ class _Ended:
 
 
 def _autopkgtest(
-    run: _Run, record: Repository, stanza: Sources, machine: Machine, upstream: str, log_name: str
+    run: _Run, record: Repository, stanza: "deb822.Sources", machine: Machine, upstream: str, log_name: str
 ) -> _Ended:
     """Run autopkgtest in the sandbox, with nothing but the machine's ssh server in reach.
 
@@ -575,21 +581,21 @@ def _relay(port: int, directory: Path) -> Iterator[Path]:
         process.wait()
 
 
-def _source(record: Repository, name: str) -> Sources | None:
+def _source(record: Repository, name: str) -> "deb822.Sources | None":
     """Return what the index of a repository says of a source package, if that says that it has tests of its own."""
     url = f"{record.url}dists/{record.codename}/{record.component}/source/Sources"
     try:
         index = web.read(url, upstream=False, largest=INDEX_BYTES)
     except web.NotFoundError:
         return None
-    for stanza in Sources.iter_paragraphs(index, use_apt_pkg=False):
+    for stanza in deb822.Sources.iter_paragraphs(index, use_apt_pkg=False):
         # dpkg-source(1) writes the field when there is debian/tests/control
         if stanza.get("Package") == name and OWN_TESTS in re.split(r",\s*", stanza.get("Testsuite", "")):
             return stanza
     return None
 
 
-def _source_files(record: Repository, stanza: Sources) -> Iterator[tuple[str, bytes]]:
+def _source_files(record: Repository, stanza: "deb822.Sources") -> Iterator[tuple[str, bytes]]:
     """Yield the names and contents of the files of a source package.
 
     Raises:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import textwrap
 import threading
@@ -15,6 +14,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import trees
 
 from pkgci import install as job
 from pkgci import repository, server
@@ -162,15 +162,14 @@ def rpm(top: Path, name: str, body: str) -> Path:
 def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
     """The embedded targets and this machine's images and snapshots, with repositories of the tests' own, served."""
     top = tmp_path_factory.mktemp("install")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     shutil.copytree(EMBEDDED, top / "etc")
     entry = top / "etc" / "packages" / "source.yaml"
     entry.parent.mkdir(exist_ok=True)
     entry.write_text('source: source\ninstall: {leftovers: ["/var/lib/toler*"]}\n')
     paths = {"data": str(top / "data"), "cache": str(Config(EMBEDDED).cache)}
-    (top / "etc" / "config.yaml").write_text(json.dumps({"url": f"http://127.0.0.1:{port}/", "paths": paths}))
+    (top / "etc" / "config.yaml").write_text(
+        json.dumps({"url": f"http://127.0.0.1:{trees.free_port()}/", "paths": paths})
+    )
     snapshots = Config(EMBEDDED).data / "snapshots"
     snapshots.mkdir(parents=True, exist_ok=True)
     (top / "data").mkdir()

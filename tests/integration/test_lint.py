@@ -201,7 +201,7 @@ def test_a_tool_that_reaches_the_packages_limit_of_memory_is_the_packages_fault(
     built = build(tmp_path, DEB)
     entry = built.config.directory / "packages" / "small.yaml"
     entry.write_text("source: small\nlimits: {memory_mib: 64}\n")
-    with pytest.raises(PackageError, match="lint reached a limit of memory, processes or disk"):
+    with pytest.raises(PackageError, match="lint reached a limit of memory, processes or disk, or crashed: "):
         replace(built, config=Config(built.config.directory)).lint(DEB)
 
 

@@ -5,6 +5,7 @@ import pwd
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import terminal
 import trees
 
-from pkgci.config import ROOT, Config
+from pkgci.config import EMBEDDED, ROOT, Config
 from pkgci.prepare import prepare
 
 NAME = "pkgci-test"
@@ -58,6 +59,9 @@ def account() -> Iterator[Account]:
             if name and (ROOT / name).is_file():
                 (made.project / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, made.project / name)
+        # another user's repositories may be served at the default one, by other tests
+        url = f"url: http://127.0.0.1:{trees.free_port()}/\n"
+        (made.project / EMBEDDED.relative_to(ROOT) / "config.yaml").write_text(url)
         config = Config()
         prepare(config, config.names("targets"))
         for source, place in ((config.cache, ".cache/pkgci"), (config.data, ".local/share/pkgci")):
@@ -75,6 +79,8 @@ def account() -> Iterator[Account]:
 def _remove() -> None:
     subprocess.run(["pkill", "-KILL", "-u", NAME], check=False, capture_output=True)
     subprocess.run(["userdel", "-r", NAME], check=False, capture_output=True)
+    # another account of the name may have another id
+    shutil.rmtree(Path(tempfile.gettempdir(), f"pytest-of-{NAME}"), ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +88,14 @@ def ready(account: Account) -> Account:
     done = account.run("scripts/setup.sh")
     assert done.returncode == 0, done.stdout + done.stderr
     return account
+
+
+@pytest.fixture(scope="module")
+def testing(ready: Account) -> Account:
+    """The account, where it can run tests itself."""
+    installed = ready.run(".venv/bin/pip", "install", "-q", "-c", "constraints.txt", "pytest")
+    assert installed.returncode == 0, installed.stderr
+    return ready
 
 
 def test_setup_without_rights_says_the_one_command_and_ends_with_3(account: Account):
@@ -103,32 +117,31 @@ def test_doctor_finds_nothing_missing(ready: Account):
     assert "MISSING" not in done.stdout
 
 
-def test_the_sandbox_holds(ready: Account):
-    installed = ready.run(".venv/bin/pip", "install", "-q", "-c", "constraints.txt", "pytest")
-    assert installed.returncode == 0, installed.stderr
-    chosen = "nobody or network or outlives or time_limit or dies_with or disk or number or memory_of_a"
-    done = ready.run(".venv/bin/pytest", "-q", "tests/integration/test_sandbox.py", "-k", chosen)
+def test_the_sandbox_holds(testing: Account):
+    chosen = "nobody or network or outlives or time_limit or dies_with or disk or number or memory_of_a or socket"
+    done = testing.run(".venv/bin/pytest", "-q", "tests/integration/test_sandbox.py", "-k", chosen)
     assert done.returncode == 0, done.stdout
-    assert "8 passed" in done.stdout
+    assert "9 passed" in done.stdout
 
 
-def test_a_build_host_works_without_rights(ready: Account):
-    installed = ready.run(".venv/bin/pip", "install", "-q", "-c", "constraints.txt", "pytest")
-    assert installed.returncode == 0, installed.stderr
+def test_a_build_host_works_without_rights(testing: Account):
     chosen = "root_is_sent or within_5_seconds or connection_that_is_killed"
-    done = ready.run(".venv/bin/pytest", "-q", "tests/integration/test_build_host.py", "-k", chosen)
+    done = testing.run(".venv/bin/pytest", "-q", "tests/integration/test_build_host.py", "-k", chosen)
     assert done.returncode == 0, done.stdout
     assert "3 passed" in done.stdout
 
 
 def test_a_package_passes_for_all_targets(ready: Account):
     tree = ready.home / "small"
-    trees.commit(tree, trees.deb() | trees.rpm())
+    own_tests = {"debian/tests/control": "Tests: works\nDepends: @\n", "debian/tests/works": "#!/bin/sh\nsmall\n"}
+    trees.commit(tree, trees.deb() | trees.rpm() | own_tests)
     ready.own(tree)
     done = ready.run(".venv/bin/pkgci", "check", tree)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "preparing" not in done.stderr
     assert "install-debianrpm-amd64" in done.stdout
+    # installation, four tests of the scenario, and that of the package
+    assert "system test: 6 passed" in done.stdout
     left = subprocess.run(["pgrep", "-u", NAME, "-a", "-r", "D,R,S,T"], capture_output=True, text=True, check=False)
     assert left.stdout == ""
 
@@ -145,3 +158,18 @@ def test_a_failed_build_has_a_shell(ready: Account):
     status, said = terminal.session(command, ["id -un; cat made; tty", "exit"])
     assert status == 0, said
     assert re.search(r"^builder\nhalf\n/dev/console$", said, re.MULTILINE), said
+
+
+def test_hostile_and_broken_input_harms_itself_only(testing: Account):
+    small = testing.home / "full"
+    small.mkdir()
+    tests = ["tests/integration/test_hostile.py", "tests/integration/test_install.py", "-k", "test_hostile or attack"]
+    command = testing.command("env", f"PKGCI_SMALL={small}", ".venv/bin/pytest", "-q", *tests)
+    # a file system that is gone with the tests
+    mounting = 'mount -t tmpfs -o "size=64m,mode=700,uid=$1" small "$2"; shift 2; exec "$@"'
+    user = str(testing.home.stat().st_uid)
+    namespace = ["unshare", "--mount", "sh", "-euc", mounting, "sh", user, small, *command]
+    done = subprocess.run(namespace, cwd=testing.project, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    # there is no cgroup for it
+    assert "1 skipped" in done.stdout

@@ -29,9 +29,9 @@ nodes: {lab: {}}
 scenarios:
   package: scenarios/test_package.py
   all: scenarios/all
-  failing: scenarios/failing.py
   halting: scenarios/halting.py
   deaf: scenarios/deaf.py
+  failing: scenarios/failing.py
   endless: scenarios/endless.py
   crooked: scenarios/crooked.py
   empty: scenarios/empty.py

@@ -1,13 +1,18 @@
 """What a system test is asked for, before any machine is needed: environments, and scenarios in them."""
 
+import json
+import os
+import sys
 from pathlib import Path
 
+import processes
 import pytest
 
 from pkgci.change import Parameters
-from pkgci.config import EMBEDDED, Config
+from pkgci.config import EMBEDDED, Config, Node
 from pkgci.errors import RequestError
-from pkgci.systest import systest
+from pkgci.systest import _wait, systest
+from pkgci.vm import guest
 
 DEB, RPM = "bookworm-amd64", "debianrpm-amd64"
 ENVIRONMENT = "nodes: {one: {}}\nscenarios: {basic: scenarios/basic.py, more: scenarios/more}\n"
@@ -127,3 +132,33 @@ def test_nothing_is_tested_without_repositories(directory: Path):
 )
 def test_hostile_names_are_refused(directory: Path, name: str, value: str):
     assert refused(directory, **{name: value}).startswith(f"parameter {name}: ")
+
+
+@pytest.mark.parametrize(
+    ("described", "name", "packages", "memory_mib"),
+    [
+        ({}, DEB, (), 512),
+        ({"memory_mib": 512}, DEB, (), 512),
+        ({"packages": ["rsync"]}, f"lab@{DEB}", ("rsync",), 512),
+        ({"memory_mib": 1024}, f"lab@{DEB}", (), 1024),
+    ],
+)
+def test_a_machine_that_differs_from_the_plain_one_has_a_snapshot_of_its_own(
+    directory, monkeypatch, described, name, packages, memory_mib
+):
+    asked = []
+    monkeypatch.setattr(guest, "ensure", lambda _config, name, target, _setup: asked.append((name, target.machine)))
+    node = Node.model_validate_json(json.dumps(described))
+    guest.node(Config(directory), "lab", node, DEB)
+    [(called, machine)] = asked
+    assert (called, machine.packages, machine.memory_mib) == (name, packages, memory_mib)
+
+
+def test_a_scenario_ends_at_its_time_limit_with_all_that_it_started(tmp_path: Path):
+    marker = f"marker={tmp_path}"
+    started = (
+        "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(100)', sys.argv[1]])"
+    )
+    command = [sys.executable, "-c", started, marker]
+    assert _wait(command, tmp_path, os.environ, tmp_path / "log", 2) is None
+    processes.wait_until_gone(marker)

@@ -112,6 +112,7 @@ class Machine(Remote):
         self._directory = directory
         self._hardware = hardware
         self._access = access
+        self._port: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._console: subprocess.Popen[bytes] | None = None
 
@@ -176,7 +177,6 @@ class Machine(Remote):
             GuestError: it did not within `seconds`, or it has another host key.
         """
         assert self._process
-        self._disconnect()
         port = self.port()
         identity = paramiko.Ed25519Key.from_private_key_file(str(self._access.identity))
         host_key = public_key(self._access.host_key)
@@ -189,7 +189,7 @@ class Machine(Remote):
         end = time.monotonic() + seconds
         while True:
             try:
-                self._client = connect("127.0.0.1", port, "root", identity, host_key)
+                client = connect("127.0.0.1", port, "root", identity, host_key)
             except final as error:
                 raise GuestError(f"cannot log in to the machine: {error}") from error
             # QEMU accepts connections long before the guest does
@@ -201,15 +201,21 @@ class Machine(Remote):
                         raise GuestError("the machine was halted from within") from None
                     raise self._failure("ended by itself") from None
             else:
+                self._disconnect()
+                self._client = client
                 return
 
     def port(self) -> int:
         """Return the port of 127.0.0.1 that leads to the guest's ssh server."""
+        if self._port is not None:
+            # also when QEMU no longer answers
+            return self._port
         text = str(self._qmp("human-monitor-command", **{"command-line": "info usernet"}))
         found = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", text)
         if not found:
             raise self._failure(f"has no port for ssh: {text!r}")
-        return int(found[1])
+        self._port = int(found[1])
+        return self._port
 
     def _start(self, *more: str, share: bool) -> None:
         memory = f"memory-backend-file,id=ram,size={self._hardware.memory_mib}M,mem-path=ram"
