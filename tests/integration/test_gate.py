@@ -3,7 +3,10 @@
 The system test of a queue is a real one in one test; elsewhere a job of its name only says what it would have tested.
 """
 
+import os
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +17,11 @@ import trees
 from released import ORIGIN
 
 from pkgci import gaterecord, step
-from pkgci.artifacts import ARTIFACTS, Build, Gate, Result
+from pkgci.artifacts import ARTIFACTS, Build, Gate, Result, Systest
 from pkgci.build import build
 from pkgci.change import Parameters
 from pkgci.config import ROOT, Config
+from pkgci.engines.base import BuildRef
 from pkgci.engines.local import LocalEngine
 from pkgci.errors import PackageError
 from pkgci.gate import gate
@@ -211,3 +215,21 @@ def test_a_check_builds_what_is_ahead_first_and_this_against_it(gerrit, run):
     lib, app = (Build.read(ARTIFACTS / one.directory / "build.json") for one in result.children if "compile" in one.job)
     # below the version that the same change is released with
     assert ["~" in one.version for one in (lib, app)] == [True, True]
+
+
+def test_pkgci_gate_tests_the_changes_of_two_trees_together(config, tmp_path):
+    trees.commit(tmp_path / "libsmall", library("deb", "2.0"))
+    trees.commit(tmp_path / "app", application("deb", "2.0"))
+    environment = {**os.environ, "PKGCI_CONFIG": str(config.directory)}
+    command = [Path(sys.executable).with_name("pkgci"), "gate", tmp_path / "app", tmp_path / "libsmall"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    left = LocalEngine(config).directory(BuildRef(f"gate-{DEB}", 1)) / "archive" / "artifacts"
+    tested = Systest.read(left / f"systest-{DEB}" / "systest.json")
+    assert {package.name for package in tested.packages} == {"libsmall", "app"}
+    assert {one.result for one in tested.outcomes} == {"passed"}
+    made = Gate.read(left / "gate.json")
+    assert (made.systest, made.recorded) == ("SUCCESS", False)
+    assert "not recorded, since nobody merges a local change" in Result.read(left / "result.json").reason
+    for line in (r"libsmall: 2\.0\+\S+ built", r"app: 2\.0\+\S+ built, against libsmall", "system test: "):
+        assert re.search(line, done.stdout), done.stdout
