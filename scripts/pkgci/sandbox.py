@@ -31,6 +31,7 @@ from typing import IO, Literal
 from pkgci.command import run, supervised
 from pkgci.config import Limits
 from pkgci.errors import DISK, InfrastructureError, PackageError
+from pkgci.text import PlainLog
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +170,7 @@ def execute(
         files: what to add to the root before; its stream is consumed.
         output: an existing directory that takes the regular files of `/out`.
         limits: time, processes, disk and memory.
-        log_to: takes stdout and stderr.
+        log_to: takes stdout and stderr, as plain text: nothing in it is obeyed by a terminal.
         arguments: the script's arguments.
         network: share the host's network. Only for trusted tools that fetch; never for code of a change.
         keep: where to make a packed tar of the root when the script fails or reaches its time limit, for `interactive`;
@@ -183,9 +184,9 @@ def execute(
         PackageError: the limit of time or log was reached, or `/out` holds something else than plain files and directories.
         InfrastructureError: the sandbox cannot be made.
     """
-    with tempfile.TemporaryFile() as archive:
+    with tempfile.TemporaryFile() as archive, PlainLog(log_to) as said:
         stdin = files.finished(script)
-        given = {"limits": limits, "log_to": log_to, "arguments": arguments, "network": network}
+        given = {"limits": limits, "log_to": said, "arguments": arguments, "network": network}
         contain = where or contained
         if keep is None:
             status = contain(base, stdin, archive, **given)
@@ -217,7 +218,7 @@ def contained(
         files: what `Files.finished` returns, a file with a descriptor.
         archive: an open file that takes a tar of `/out`; it is at its beginning afterwards.
         limits: as of `execute`.
-        log_to: as of `execute`.
+        log_to: takes stdout and stderr as they are.
         arguments: as of `execute`.
         network: as of `execute`.
         keep: takes a tar of the root when the script fails.

@@ -339,7 +339,7 @@ ATTACKS = (
     Deb("killing", scripts=(("postinst", "pkill -KILL sshd; sleep 1000"),)),
     Deb("halting", scripts=(("postinst", "systemctl poweroff -ff; sleep 1000"),)),
     Deb("flooding", scripts=(("postinst", "yes >/dev/ttyS0 & yes; sleep 1000"),)),
-    Deb("shouting", scripts=(("postinst", "touch /srv/$(printf 'owned\\033[2J')"),)),
+    Deb("shouting", scripts=(("postinst", "name=$(printf 'owned\\033[2J\\007'); echo \"$name\"; touch /srv/$name"),)),
     Deb("innocent", files=(("usr/bin/innocent", "#!/bin/sh\n"),)),
 )
 
@@ -354,10 +354,11 @@ def test_scripts_that_attack_their_machine_are_findings_and_the_next_package_is_
     assert "the connection to the machine is lost" in found["killing"]["install", None]
     assert "the connection to the machine is lost" in found["halting"]["install", None]
     assert found["flooding"]
-    assert found["shouting"]["leftover", "/srv/owned?[2J"] == "is left after the removal"
+    assert found["shouting"]["leftover", "/srv/owned?[2J?"] == "is left after the removal"
     assert found["innocent"] == {}
     assert sum(path.stat().st_size for path in ran.artifacts.rglob("*")) < 20 << 20
-    assert all(line.isprintable() for line in caplog.text.splitlines())
+    said = [caplog.text, *(path.read_text() for path in ran.artifacts.glob("logs/*"))]
+    assert all(line.replace("\t", "").isprintable() for text in said for line in text.split("\n"))
 
 
 @pytest.fixture

@@ -386,11 +386,10 @@ def last_words(path: Path, start: int, fallback: str) -> str:
 
 
 def _end_of(path: Path, start: int) -> str:
-    """Return the end of a log, from the byte offset `start` at most, without what a terminal would obey."""
+    """Return the end of a log, from the byte offset `start` at most."""
     with path.open("rb") as stream:
         stream.seek(max(start, path.stat().st_size - 65536))
-        said = stream.read().decode(errors="replace")
-    return "".join(char for char in said if char.isprintable() or char in "\n\r")
+        return stream.read().decode(errors="replace").replace("\t", " ")
 
 
 def download(config: Config, dependencies: Dependencies) -> list[Path]:
