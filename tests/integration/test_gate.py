@@ -17,17 +17,19 @@ import trees
 from released import ORIGIN
 
 from pkgci import gaterecord, step
-from pkgci.artifacts import ARTIFACTS, Build, Gate, Result, Systest
+from pkgci.artifacts import ARTIFACTS, Build, Gate, Package, Result, Systest
 from pkgci.build import build
 from pkgci.change import Parameters
 from pkgci.config import ROOT, Config
 from pkgci.engines.base import BuildRef
 from pkgci.engines.local import LocalEngine
-from pkgci.errors import PackageError
+from pkgci.errors import PackageError, RequestError
 from pkgci.gate import gate
 from pkgci.order import order
-from pkgci.released.records import Publication
+from pkgci.released.records import Commit, Origin, Publication
 from pkgci.released.repository import publish
+from pkgci.store import Store
+from pkgci.verify import verify
 
 DEB, RPM = "bookworm-amd64", "debianrpm-amd64"
 # what a system test leaves that had all packages of its repositories under test
@@ -215,6 +217,73 @@ def test_a_check_builds_what_is_ahead_first_and_this_against_it(gerrit, run):
     lib, app = (Build.read(ARTIFACTS / one.directory / "build.json") for one in result.children if "compile" in one.job)
     # below the version that the same change is released with
     assert ["~" in one.version for one in (lib, app)] == [True, True]
+
+
+def delivered(config: Config, gerrit: Gerrit, name: str, version: str, place: Path) -> str:
+    """Put a build of a project's last change into the store; return its key."""
+    (place / version).mkdir()
+    deb = packages.deb(place / version, name, version)
+    tree = trees.git(gerrit.place / name, "rev-parse", f"{gerrit.queue[-1].rpartition(':')[2]}^{{tree}}")
+    return packages.deliver_debs(config, place / version, name, version, [deb], tree=tree).record.key
+
+
+class FakeEngine:
+    """An engine with one system test that passed, of packages of one version."""
+
+    def __init__(self, **package: str) -> None:
+        self.package = package
+
+    def state(self, ref: BuildRef) -> str:
+        return "SUCCESS" if str(ref) == f"systest-{DEB}/1" else "FAILURE"
+
+    def artifacts(self, _ref: BuildRef, place: Path) -> None:
+        package = Package(architecture="all", file="x", **self.package)
+        record = {"target": DEB, "environment": "x", "snapshot": "x", "repositories": (), "parameters": {}}
+        Systest(**record, packages=(package,), outcomes=()).write(place / "artifacts" / "systest.json")
+
+
+def test_what_is_recorded_is_of_the_queue_and_was_tested(config, gerrit, tmp_path):
+    gerrit.project("app", trees.deb("app"))
+    gerrit.change("app", {"new": "1"})
+    key = delivered(config, gerrit, "app", "2.0", tmp_path)
+    entry = Store(config).required(key, DEB)
+    good = FakeEngine(name="app", version="2.0", sha256=entry.record.packages[0].sha256)
+
+    def ask(engine: FakeEngine = good, **more: str):
+        return verify(config, DEB, Parameters.read(gerrit.parameters(BUILD_KEYS=key, **more)), engine, tmp_path)
+
+    assert not ask().recorded
+    for engine, test, message in (
+        (good, f"systest-{DEB}/2", "is no system test for bookworm-amd64 that passed"),
+        (good, f"install-{DEB}/1", "is no system test for bookworm-amd64 that passed"),
+        (
+            FakeEngine(name="app", version="2.0", sha256="0" * 64),
+            f"systest-{DEB}/1",
+            "app 2.0 was under none of these tests",
+        ),
+    ):
+        with pytest.raises(RequestError, match=message):
+            ask(engine, SYSTEM_TESTS=test)
+    assert not list(gaterecord.records(config))
+    assert ask(SYSTEM_TESTS=f"systest-{DEB}/1").recorded
+    assert len(list(gaterecord.records(config))) == 1
+    gerrit.change("app", {"newer": "2"})
+    with pytest.raises(
+        RequestError, match=r"parameter BUILD_KEYS: app 2.0 is built from .*, but app, branch main, is "
+    ):
+        ask()
+
+
+def test_what_a_publication_would_refuse_is_refused_before_the_merge(config, gerrit, tmp_path):
+    gerrit.project("app", trees.deb("app"))
+    gerrit.change("app", {"new": "1"})
+    released, lower = (delivered(config, gerrit, "app", version, tmp_path) for version in ("2.0", "1.9"))
+    tree = Store(config).required(released, DEB).record.trees[0]
+    origin = Origin(branch="main", commits=(Commit(project="app", commit="c" * 40, tree=tree),))
+    publish(config, "default", "bookworm", [Publication(released, origin)])
+    with pytest.raises(PackageError, match=r"app 1.9 is lower than 2.0, which default/bookworm has"):
+        verify(config, DEB, Parameters.read(gerrit.parameters(BUILD_KEYS=lower)), FakeEngine(), tmp_path)
+    assert len(list((config.data / "repositories/default/bookworm/log").iterdir())) == 1
 
 
 def test_pkgci_gate_tests_the_changes_of_two_trees_together(config, tmp_path):
