@@ -24,6 +24,7 @@ from pkgci.artifacts import (
 )
 from pkgci.change import Parameters, local_changes
 from pkgci.step import StepContext
+from pkgci.text import listed
 
 
 def gate(context: StepContext, target_name: str, parameters: Parameters) -> str:
@@ -49,12 +50,7 @@ def gate(context: StepContext, target_name: str, parameters: Parameters) -> str:
         number=context.own.number if context.own else None,
         target=target_name,
         notice=config.target(target_name).notice,
-        change=ChangeSummary(
-            id=change.id(change.ref.rpartition("/")[2]),
-            project=change.project,
-            branch=change.branch,
-            pipeline=change.pipeline,
-        ),
+        change=ChangeSummary(id=change.id(""), project=change.project, branch=change.branch, pipeline=change.pipeline),
         parameters={name: value for name, value in parameters.values.items() if name not in ("PARENT", "CORRELATION")},
     ).write(ARTIFACTS / "run.json")
     unrecorded = ""
@@ -73,9 +69,11 @@ def _run(context: StepContext, target_name: str, parameters: Parameters) -> str:
     config, zuul = context.config, parameters.zuul
     [ordered] = context.run_together([(f"order-{target_name}", zuul)])
     order = Order.read(ordered / "order.json")
-    if not order.builds:
-        return ""
     parts = {(part.get("ZUUL_PROJECT"), part.get("ZUUL_BRANCH")): part.zuul for part in parameters.queued(config)}
+    change = parameters.change(config)
+    # the changes ahead have gates of their own
+    if not any((one.project, one.branch) == (change.project, change.branch) for one in order.builds):
+        return ""
     own = [parts[build.project, build.branch] for build in order.builds]
 
     def build(number: int, done: Mapping[int, Path]) -> tuple[str, dict[str, str]]:
@@ -97,7 +95,7 @@ def _run(context: StepContext, target_name: str, parameters: Parameters) -> str:
         context.run_together(together)
         return ""
     context.run_together([*together, (f"verify-{target_name}", verifying)])
-    if parameters.change(config).url == local_changes(config):
+    if change.url == local_changes(config):
         return "not recorded, since nobody merges a local change by what is tested here"
     if not parameters.approved(config) or "ZUUL_CHANGES" not in zuul:
         return f"not recorded, since this is none of the pipelines {', '.join(config.settings.gate_pipelines)}"
@@ -174,10 +172,10 @@ def _gate_build(target_name: str, order: Order, one: OrderedBuild, children: lis
 
 def _verdict(made: Gate) -> str:
     """Return in one line what passed."""
-    if not made.builds:
-        return f"nothing to build: {'; '.join(f'{one.project}: {one.reason}' for one in made.skipped)}"
-    said = [", ".join(f"{one.package} {one.version}" for one in made.builds) + " built and tested together"]
+    if not any(one.result for one in made.builds):
+        return f"nothing to build: {made.skipped[-1].reason}"
+    said = [f"{listed(f'{one.package} {one.version}' for one in made.builds)} built and tested together"]
     if made.dependants:
-        named = ", ".join(f"{one.package} ({one.repository})" for one in made.dependants)
-        said.append(f"build-depend on what changes, and are not rebuilt: {named}")
+        named = listed(f"{one.package} ({one.repository})" for one in made.dependants)
+        said.append(f"build-depend on what changes, and are not built anew: {named}")
     return "; ".join([*said, *(["recorded for publication"] if made.recorded else [])])

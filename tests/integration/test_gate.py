@@ -192,6 +192,17 @@ def test_a_cycle_is_an_error_that_names_it(config, gerrit, tmp_path, form, targe
         order(config, target, Parameters.read(gerrit.parameters()), tmp_path)
 
 
+def test_a_change_with_nothing_to_build_passes_whatever_is_ahead_of_it(gerrit, run):
+    gerrit.project("app", trees.deb("app"))
+    gerrit.project("slow", {"README": "no packaging\n"})
+    gerrit.change("app", {"new": "1"})
+    gerrit.change("slow", {"new": "1"})
+    result = run(gate, DEB, gerrit.parameters())
+    reason = f"nothing to build: slow has no packaging for {DEB} (debian/control)"
+    assert (result.result, result.reason) == ("SUCCESS", reason)
+    assert [one.job for one in result.children] == [f"order-{DEB}"]
+
+
 def test_a_build_that_fails_aborts_the_others(gerrit, run):
     gerrit.project("app", trees.deb("app"))
     gerrit.project("slow", trees.deb("slow"))

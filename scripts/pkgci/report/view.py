@@ -41,14 +41,13 @@ from pkgci.artifacts import (
 )
 from pkgci.errors import InfrastructureError
 from pkgci.formats import apt, repomd
-from pkgci.text import plain
+from pkgci.text import listed, plain
 from pkgci.web import LOOPBACK
 
 PAGE = "index.html"
 # of each list on the page
 PACKAGES, FILES, FINDINGS, RELATIONS, TEXT_LINES, LINKS = 60, 200, 100, 60, 120, 200
 FILES_IN_ALL = 3000
-DEPENDANTS = 20
 TO_INSTALL = 10  # packages in one command
 # an excerpt: lines before and after the one that says why; before it, of a job that only lists findings in its console
 BEFORE, AFTER, BEFORE_FINDINGS = 9, 3, 2
@@ -484,9 +483,8 @@ def read(artifacts: Path) -> View:
 
 
 def _named(dependants: Sequence[Dependant]) -> str:
-    shown = Cut.of((f"{one.package} ({one.repository})" for one in dependants), DEPENDANTS)
-    more = f", and {shown.more} more" if shown.more else ""
-    return f"build-depend on what changes, and are not built anew: {', '.join(shown)}{more}" if shown else ""
+    named = listed(f"{one.package} ({one.repository})" for one in dependants)
+    return f"build-depend on what changes, and are not built anew: {named}" if named else ""
 
 
 def _count(number: int, one: str, several: str = "") -> str:
