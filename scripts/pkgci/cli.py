@@ -167,6 +167,15 @@ def systest(target: str) -> None:
     _step("systest", lambda context: summary(job(context.config, target, Parameters.read(os.environ), ARTIFACTS)))
 
 
+@main.command("repository-maintain")
+def repository_maintain() -> None:
+    """Job: sign released repositories anew where that is due, remove former generations, warn before the key expires."""
+    from pkgci.artifacts import ARTIFACTS
+    from pkgci.maintain import maintain as job
+
+    _step("repository-maintain", lambda context: job(context.config, datetime.now(UTC), ARTIFACTS))
+
+
 @main.command()
 @click.argument("target")
 def order(target: str) -> None:
