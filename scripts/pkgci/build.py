@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pkgci import source
+from pkgci import repository, source
 from pkgci.artifacts import ARTIFACTS, Build, ChangeSummary, Order, OrderedBuild, Repository, Run
 from pkgci.change import COMPILE, TESTS, Change, Parameters, release_name
 from pkgci.formats import nothing_to_build
@@ -48,7 +48,8 @@ def build(context: StepContext, target_name: str, parameters: Parameters) -> str
 
     order = _order(context, target_name, parameters, sources)
     parts = {(one.change(config).project, one.change(config).branch): one for one in parameters.queued(config)}
-    jobs = _Jobs(target_name, parameters, [parts[one.project, one.branch] for one in order.builds], order)
+    released = {one: repository.of_release(config, target_name, one) for one in {one.release for one in order.builds}}
+    jobs = _Jobs(target_name, parameters, [parts[one.project, one.branch] for one in order.builds], order, released)
     left = context.run_ordered(jobs.after(), jobs.job)
     made = Build.read(left["compile", jobs.own] / "build.json")
     names = ", ".join(sorted(package.name for package in made.packages if package.kind == "binary"))
@@ -56,7 +57,7 @@ def build(context: StepContext, target_name: str, parameters: Parameters) -> str
     given = testing = {**parameters.queued(config)[-1].zuul, "BUILD_KEY": made.key}
     if "publish" in parameters.steps:
         done = f"{done}: {_published(left, jobs.own)}"
-        testing = {**given, "REPOSITORIES": jobs.repositories(left, [jobs.own, *range(jobs.own)])}
+        testing = {**given, "REPOSITORIES": jobs.repositories(left, jobs.own, [jobs.own, *jobs.beside])}
     tests = [
         (f"{step}-{target_name}", given if step == "lint" else testing) for step in parameters.steps if step in TESTS
     ]
@@ -85,29 +86,35 @@ def _order(context: StepContext, target_name: str, parameters: Parameters, sourc
         return Order(target=target_name, builds=(own,))
     [ordered] = context.run_together([(f"order-{target_name}", parameters.zuul)])
     order = Order.read(ordered / "order.json")
-    last = len(order.builds) - 1
-    before = tuple(number for number in range(last) if last not in order.needed(number))
-    return order.model_copy(
-        update={"builds": (*order.builds[:-1], order.builds[-1].model_copy(update={"after": before}))}
-    )
+    last, own = len(order.builds) - 1, order.builds[-1]
+    before = (number for number in range(last) if last not in order.needed(number))
+    after = tuple(number for number in before if order.builds[number].release == own.release)
+    return order.model_copy(update={"builds": (*order.builds[:-1], own.model_copy(update={"after": after}))})
 
 
 @dataclass(frozen=True)
 class _Jobs:
     """The jobs `compile` and `publish` of a queue's builds, by their step and the position of the build.
 
-    `parts` are the parameters that say what each build is of.
+    `parts` are the parameters that say what each build is of; `released` are the repositories of each release.
     """
 
     target: str
     parameters: Parameters
     parts: Sequence[Parameters]
     order: Order
+    released: Mapping[str, Sequence[str]]
 
     @property
     def own(self) -> int:
         """The position of this change's own build."""
         return len(self.order.builds) - 1
+
+    @property
+    def beside(self) -> list[int]:
+        """The positions of the other builds of its release."""
+        release = self.order.builds[self.own].release
+        return [number for number in range(self.own) if self.order.builds[number].release == release]
 
     def after(self) -> dict[tuple[str, int], list[tuple[str, int]]]:
         """Return for each job those that it comes after. Others are published to be built against."""
@@ -129,13 +136,14 @@ class _Jobs:
         run_tests = "true" if self.parameters.run_tests else "false"
         trees = {"SOURCE_TREE": build.source_tree, "PACKAGING_TREE": build.packaging_tree, "RUN_TESTS": run_tests}
         how = {name: self.parameters.get(name) for name in COMPILE} if number == self.own else {}
-        repositories = self.repositories(done, self.order.needed(number))
+        repositories = self.repositories(done, number, self.order.needed(number))
         return f"compile-{self.target}", {**given, **trees, **how, "REPOSITORIES": repositories}
 
-    def repositories(self, done: Mapping[tuple[str, int], Path], numbers: Sequence[int]) -> str:
-        """Return the repositories of builds and those that are given, in the form of REPOSITORIES."""
-        made = [f"{_published(done, number)}repository.json" for number in numbers]
-        return " ".join([*made, *self.parameters.get("REPOSITORIES").split()])
+    def repositories(self, done: Mapping[tuple[str, int], Path], number: int, numbers: Sequence[int]) -> str:
+        """Return the repositories of builds, those that are given, and that of a build's release, as of REPOSITORIES."""
+        made = [f"{_published(done, other)}repository.json" for other in numbers]
+        beside = [*self.parameters.get("REPOSITORIES").split(), *self.released[self.order.builds[number].release]]
+        return " ".join(dict.fromkeys([*made, *beside]))
 
 
 def _published(done: Mapping[tuple[str, int], Path], number: int) -> str:

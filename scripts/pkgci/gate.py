@@ -8,6 +8,7 @@ recorded, so that exactly that is published once the changes are merged.
 from collections.abc import Mapping
 from pathlib import Path
 
+from pkgci import repository
 from pkgci.artifacts import (
     ARTIFACTS,
     Build,
@@ -87,8 +88,11 @@ def _run(context: StepContext, target_name: str, parameters: Parameters) -> str:
     # packages of several releases are not installed together
     for release in dict.fromkeys(one.release for one in order.builds):
         numbers = [number for number, one in enumerate(order.builds) if one.release == release]
-        urls = _urls(target_name, [built[number] for number in numbers])
-        together.append((f"systest-{target_name}", {**own[numbers[-1]], "REPOSITORIES": urls}))
+        urls = [
+            _urls(target_name, [built[number] for number in numbers]),
+            *repository.of_release(config, target_name, release),
+        ]
+        together.append((f"systest-{target_name}", {**own[numbers[-1]], "REPOSITORIES": " ".join(urls)}))
     claimed = [directory for directory, one in zip(built, order.builds, strict=True) if one.release]
     verifying = {**zuul, "BUILD_KEYS": " ".join(_left(target_name, directory)[0].key for directory in claimed)}
     if config.settings.released is None or not claimed:
@@ -165,8 +169,8 @@ def _gate_build(target_name: str, order: Order, one: OrderedBuild, children: lis
     if number:
         known["change"] = f"{number},{patch_set}"
     if child.result == "SUCCESS":
-        made, repository = _left(target_name, ARTIFACTS / child.directory)
-        known |= {"version": made.version, "key": made.key, "origin": made.origin, "repository": repository.url}
+        made, published = _left(target_name, ARTIFACTS / child.directory)
+        known |= {"version": made.version, "key": made.key, "origin": made.origin, "repository": published.url}
     return build.model_copy(update=known)
 
 

@@ -23,6 +23,7 @@ from pkgci.formats import apt, repomd
 from pkgci.formats.base import WORD
 from pkgci.keys import SigningKey
 from pkgci.locks import locked
+from pkgci.server import serve
 from pkgci.store import Entry
 
 INDEXES = {"deb": apt, "rpm": repomd}
@@ -90,6 +91,23 @@ def read(config: Config, target_name: str, urls: Sequence[str]) -> tuple[Reposit
         if (made.format, made.codename) == (target.format, target.codename):
             found.append(made)
     return tuple(found)
+
+
+def of_release(config: Config, target_name: str, release: str) -> list[str]:
+    """Return the URL of the `repository.json` of a release's own repository; nothing as long as nothing is published there.
+
+    Raises:
+        InfrastructureError: it cannot be read.
+    """
+    if config.settings.released is None or not release:
+        return []
+    url = f"{config.settings.url}{release}/{config.target(target_name).codename}/{RECORD}"
+    with serve(config):
+        try:
+            web.read(url, upstream=False, largest=RECORD_BYTES)
+        except web.NotFoundError:
+            return []
+    return [url]
 
 
 def under_test(records: Sequence[Repository], build_key: str) -> list[RepositoryPackage]:

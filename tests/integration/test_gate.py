@@ -119,8 +119,8 @@ def library(form: str, version: str) -> dict[str, str]:
 def application(form: str, version: str) -> dict[str, str]:
     if form == "deb":
         return trees.deb("app", f"{version}-1", depends=", libsmall (>= 2)")
-    # no spec says that it has this file: the released package of the library does
-    return trees.rpm("app", version, more="BuildRequires: /usr/bin/libsmall\n")
+    # no spec says that it has this file: the released package of the library does; the other one is released only
+    return trees.rpm("app", version, more="BuildRequires: /usr/bin/libsmall\nBuildRequires: other\n")
 
 
 def release_rpms(config: Config, place: Path) -> None:
