@@ -51,6 +51,7 @@ OUT_FILES = 10_000
 CGROUP = "pkgci-"
 # of version 2, of version 1
 MEMORY_LIMITS = ("memory.max", "memory.limit_in_bytes")
+MEMORY_EVENTS = ("memory.events", "memory.oom_control")
 # not this process's own: a user's has no /usr/sbin, where pivot_root is
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -229,20 +230,22 @@ def contained(
         The status of the script; `TIMED_OUT` with `keep` when it reached its time limit.
 
     Raises:
-        PackageError: the limit of time or log was reached, or `files` cannot be unpacked.
-        InfrastructureError: the sandbox cannot be made.
+        PackageError: the limit of time, log or memory was reached, or `files` cannot be unpacked.
+        InfrastructureError: the sandbox cannot be made, or was killed from outside.
     """
     with base.open("rb") as root, _memory_limit(limits) as confined, _reference(socket) as reached:
         mode, seconds = (
             ("run", limits.seconds) if keep is None else (str(limits.seconds), limits.seconds + PACK_SECONDS)
         )
-        command = [*confined, *_command(limits, network, mode, arguments)]
+        command = [*confined.prefix, *_command(limits, network, mode, arguments)]
         streams = [root, archive, *filter(None, [keep, reached])]
         status = _wait(command, files, streams, log_to, seconds)
         archive.seek(0)
         if not archive.read(1):
             if status == TREE_DOES_NOT_FIT:
                 raise PackageError("its files cannot be unpacked in the sandbox; see the log above")
+            if status in KILLED and not confined.exceeded():
+                raise InfrastructureError("the sandbox was killed from outside of it, not at a limit; try again")
             if status in KILLED:
                 raise PackageError(f"killed, most likely at its memory limit of {limits.memory_mib} MiB")
             raise InfrastructureError(
@@ -374,7 +377,7 @@ def interactive(packed: Path, script: str, *, limits: Limits, arguments: tuple[s
         _memory_limit(limits) as confined,
     ):
         assert unpacking.stdout is not None
-        command = [*confined, *_command(limits, False, "shell", arguments)]
+        command = [*confined.prefix, *_command(limits, False, "shell", arguments)]
         process = _start(command, files, [unpacking.stdout, nowhere], theirs)
         os.close(theirs)
         unpacking.stdout.close()
@@ -429,21 +432,36 @@ def memory_control() -> Literal["cgroup", "systemd", "process"]:
     return "systemd" if _scope_works() else "process"
 
 
+@dataclass(frozen=True)
+class _Confined:
+    """A memory limit: the command prefix that puts a process and all its descendants under it, and the cgroup if it has one."""
+
+    prefix: list[str]
+    group: Path | None = None
+
+    def exceeded(self) -> bool:
+        """Return whether the kernel has killed something at the limit; also when nobody can tell."""
+        for name in MEMORY_EVENTS:
+            if self.group and (self.group / name).exists():
+                return "\noom_kill 0\n" not in (self.group / name).read_text()
+        return True
+
+
 @contextmanager
-def _memory_limit(limits: Limits) -> Iterator[list[str]]:
-    """Yield a command prefix that puts a process under a memory limit for all its descendants together, where that can be.
+def _memory_limit(limits: Limits) -> Iterator[_Confined]:
+    """Yield a memory limit for all processes of a sandbox together, where that can be.
 
     The tmpfs of the root counts as memory, so the disk limit is added.
     """
     limit = (limits.memory_mib + limits.disk_mib) << 20
     with _cgroup() as group:
         if group is None:
-            yield _scope(limit) if _scope_works() else []
+            yield _Confined(_scope(limit) if _scope_works() else [])
             return
         for name in MEMORY_LIMITS:
             if (group / name).exists():
                 (group / name).write_text(str(limit))
-        yield ["sh", "-c", 'echo $$ >"$0" && exec "$@"', str(group / "cgroup.procs")]
+        yield _Confined(["sh", "-c", 'echo $$ >"$0" && exec "$@"', str(group / "cgroup.procs")], group)
 
 
 def _scope(limit: int) -> list[str]:
