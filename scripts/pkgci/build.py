@@ -2,18 +2,25 @@
 
 It fetches and merges with git and runs no code of the change. What follows a failure is not started. Packages of changes
 ahead of this one in the queue are built before, and this one against them.
+
+Of a merged change it has published what a gate has tested; only when there is nothing of that kind it is built again.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pkgci import repository, source
-from pkgci.artifacts import ARTIFACTS, Build, ChangeSummary, Order, OrderedBuild, Repository, Run
+from pkgci.artifacts import ARTIFACTS, Build, ChangeSummary, Order, OrderedBuild, ReleaseOutcome, Repository, Run
 from pkgci.change import COMPILE, TESTS, Change, Parameters, release_name
 from pkgci.formats import nothing_to_build
 from pkgci.source import Sources
 from pkgci.step import StepContext
+
+log = logging.getLogger(__name__)
+
+NO_COMMIT = "0" * 40
 
 
 def build(context: StepContext, target_name: str, parameters: Parameters) -> str:
@@ -37,6 +44,8 @@ def build(context: StepContext, target_name: str, parameters: Parameters) -> str
     change = parameters.change(config)
     parameters.repositories(config)
     _describe(context, target_name, parameters, change)
+    if change.commit == NO_COMMIT:
+        return f"nothing to build: branch {change.branch} of {change.project} is deleted"
     sources = source.fetch(config, change)
     nothing = nothing_to_build(config, change, sources, target_name)
     if nothing:
@@ -46,6 +55,15 @@ def build(context: StepContext, target_name: str, parameters: Parameters) -> str
     for tree in {sources.source, sources.packaging}:
         source.refuse_unfit(config, tree, sources.entry, sources.package)
 
+    untested = ""
+    if parameters.merged:
+        [looked] = context.run_together([(f"publish-{target_name}", parameters.zuul)])
+        outcome = ReleaseOutcome.read(looked / "released.json")
+        if outcome.result != "absent":
+            return "; ".join([outcome.reason, *(f"not published with it: {line}" for line in outcome.left)])
+        untested = f"NOT TESTED AS PUBLISHED: {outcome.reason}"
+        log.warning("%s; it is built again", untested)
+        _describe(context, target_name, parameters, change, sources, untested)
     order = _order(context, target_name, parameters, sources)
     parts = {(one.change(config).project, one.change(config).branch): one for one in parameters.queued(config)}
     released = {one: repository.of_release(config, target_name, one) for one in {one.release for one in order.builds}}
@@ -68,7 +86,7 @@ def build(context: StepContext, target_name: str, parameters: Parameters) -> str
         verifying = {**parameters.zuul, "BUILD_KEYS": " ".join(claimed)}
         tests += [(f"verify-{target_name}", verifying)] if order.builds[jobs.own].release else []
     context.run_together(tests)
-    return done
+    return f"{done}; {untested}" if untested else done
 
 
 def _order(context: StepContext, target_name: str, parameters: Parameters, sources: Sources) -> Order:
@@ -152,9 +170,14 @@ def _published(done: Mapping[tuple[str, int], Path], number: int) -> str:
 
 
 def _describe(
-    context: StepContext, target_name: str, parameters: Parameters, change: Change, sources: Sources | None = None
+    context: StepContext,
+    target_name: str,
+    parameters: Parameters,
+    change: Change,
+    sources: Sources | None = None,
+    untested: str = "",
 ) -> None:
-    """Write `run.json`, for whoever reads the artifacts however the build ends: once before there are sources, once after."""
+    """Write `run.json`, for whoever reads the artifacts however the build ends: each time that more is known."""
     digest, subject = (sources.digest, sources.source.subject) if sources else ("", "")
     Run(
         job=context.own.job if context.own else f"build-{target_name}",
@@ -171,5 +194,6 @@ def _describe(
         package=sources.package if sources else "",
         source_tree=sources.source.id if sources else "",
         packaging_tree=sources.packaging.id if sources else "",
+        untested=untested,
         parameters={name: value for name, value in parameters.values.items() if name not in ("PARENT", "CORRELATION")},
     ).write(ARTIFACTS / "run.json")

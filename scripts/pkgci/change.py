@@ -57,6 +57,7 @@ RULES = {
     "BUILD_KEYS": f"{KEY}( {KEY})*",
     "TEST_REPOSITORY": r"true|false",
     "SYSTEM_TESTS": f"{JOB}( {JOB})*",
+    "PACKAGE": NAME,
     "REPOSITORIES": r"https?://[A-Za-z0-9/._~:%+\[\]-]+( https?://[A-Za-z0-9/._~:%+\[\]-]+)*",
     "SOURCE_TREE": OBJECT,
     "PACKAGING_TREE": OBJECT,
@@ -120,9 +121,11 @@ class Parameters:
             RequestError: a value breaks its rule.
         """
         values = {}
+        moved = bool(environment.get("ZUUL_NEWREV", "").strip())
         for name, rule in RULES.items():
             value = environment.get(name, "").strip()
-            if not value:
+            # Zuul 2 says of a branch that has moved the same again by these names, not by the rule
+            if not value or (moved and name in ("ZUUL_REF", "ZUUL_COMMIT")):
                 continue
             if not re.fullmatch(rule, value, re.ASCII):
                 raise RequestError(f"parameter {name}: {value[:120]!r} is not allowed; it must match {rule}")
@@ -132,6 +135,8 @@ class Parameters:
                     f"parameter {name}: {value[:120]!r} is not allowed; no '..', and no part that ends in '.' or '.lock'"
                 )
             values[name] = value
+        if moved and "ZUUL_CHANGES" in values:
+            raise RequestError("parameter ZUUL_CHANGES: not with ZUUL_NEWREV; a branch that has moved has no queue")
         return cls(values)
 
     def get(self, name: str) -> str:

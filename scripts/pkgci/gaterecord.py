@@ -4,11 +4,11 @@ A record is written on the repository host when the system test of a gate run pa
 asked, at the remote, which of its changes are merged now, and a build of it counts only when every change up to the last
 one that it was built from is.
 
-`gate/TREE/NAME.json` below the data directory: the whole record for each source tree of its builds.
+`gate/TREE-NAME.json` below the data directory: the whole record for each tree of its builds.
 """
 
 import hashlib
-from collections.abc import Container, Iterator
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -99,12 +99,12 @@ def write(config: Config, record: GateRecord) -> Path:
     for build in record.builds:
         _verify(config, build)
     digest = hashlib.sha256(record.model_dump_json().encode()).hexdigest()
-    places = [config.data / "gate" / tree for tree in sorted({build.source_tree for build in record.builds})]
-    paths = [place / f"{record.time:%Y%m%d%H%M%S}-{digest[:16]}.json" for place in places]
+    trees = sorted({tree for build in record.builds for tree in (build.source_tree, build.packaging_tree)})
+    paths = [config.data / "gate" / f"{tree}-{record.time:%Y%m%d%H%M%S}-{digest[:16]}.json" for tree in trees]
     try:
         for path in paths:
             record.write(path)
-        fsync_all({folder for path in paths for folder in (path.parent, path.parent.parent)})
+        fsync_all([config.data / "gate", config.data])
     except OSError as error:
         raise InfrastructureError(f"cannot write gate record {paths[0]}: {error.strerror}") from error
     return paths[0]
@@ -127,12 +127,6 @@ class Gated:
     record: GateRecord
     build: GatedBuild
 
-    @property
-    def of(self) -> tuple[str, str, str, str, str]:
-        """What it is a build of: package, branch, target, source tree, packaging tree."""
-        build = self.build
-        return build.package, build.branch, build.target, build.source_tree, build.packaging_tree
-
     def lacks(self, unmerged: Container[int]) -> list[GatedChange]:
         """Return the changes up to the build's last one that are not merged; without any, the build counts.
 
@@ -142,34 +136,44 @@ class Gated:
         return [self.record.changes[one] for one in range(max(self.build.changes) + 1) if one in unmerged]
 
 
-def find(config: Config, package: str, branch: str, target: str, source_tree: str, packaging_tree: str) -> list[Gated]:
-    """Return the builds that gates have tested of the given trees, newest first, merged or not.
+def find(config: Config, package: str, branch: str, target: str, *trees: str) -> list[Gated]:
+    """Return the builds of a tree, or of two, that gates have tested, newest first, merged or not.
 
     Args:
         config: says where records are.
         package: the package's name in the configuration.
         branch: the branch that it was built for.
         target: the target.
-        source_tree: the id of the source tree.
-        packaging_tree: that of the packaging; the same for a package in one project.
+        trees: ids of its source tree, its packaging tree, or both; one that is not given may be any.
 
     Raises:
         InfrastructureError: a record cannot be read.
     """
-    wanted = (package, branch, target, source_tree, packaging_tree)
-    paths = sorted((config.data / "gate" / source_tree).glob("[0-9]*.json"), reverse=True)
+    paths = sorted((config.data / "gate").glob(f"{trees[0]}-*.json"), reverse=True)
     every = (Gated(record, build) for record in map(GateRecord.read, paths) for build in record.builds)
-    return [one for one in every if one.of == wanted]
+    return [
+        one
+        for one in every
+        if (one.build.package, one.build.branch, one.build.target) == (package, branch, target)
+        and {*trees} <= {one.build.source_tree, one.build.packaging_tree}
+    ]
 
 
-def unmerged(config: Config, record: GateRecord) -> frozenset[int]:
-    """Return the positions of those changes of a record that are not merged, as Git says now.
+def unmerged(config: Config, records: Sequence[GateRecord]) -> list[frozenset[int]]:
+    """Return, of each record, the positions of those changes that are not merged, as Git says now.
 
     Raises:
         RequestError: the configuration names no remote.
         InfrastructureError: the remote does not answer.
     """
-    branches = {place: Branch(config, *place) for place in {(one.project, one.branch) for one in record.changes}}
+    branches: dict[tuple[str, str], Branch] = {}
+    for place in ((one.project, one.branch) for record in records for one in record.changes):
+        if place not in branches:
+            branches[place] = Branch(config, *place)
+    return [_unmerged(branches, record) for record in records]
+
+
+def _unmerged(branches: Mapping[tuple[str, str], Branch], record: GateRecord) -> frozenset[int]:
     merged: set[tuple[str, str]] = set()
     found = set()
     # from the newest to the oldest: a branch that has a later state of the run has the changes before it, too
@@ -182,12 +186,17 @@ def unmerged(config: Config, record: GateRecord) -> frozenset[int]:
     return frozenset(found)
 
 
-def records(config: Config) -> Iterator[Path]:
-    """Yield the files of all records; one of several trees has several."""
-    yield from sorted((config.data / "gate").glob("*/[0-9]*.json"))
+def records(config: Config) -> list[Path]:
+    """Return the files of all records; one of several trees has several."""
+    return sorted((config.data / "gate").glob("[0-9a-f]*.json"))
 
 
 def referenced(config: Config, since: float) -> set[str]:
-    """Return the keys of the store entries that records written since the time stamp `since` name."""
+    """Return the keys of the store entries that records name which were written since the time stamp `since`."""
     kept = (path for path in records(config) if path.stat().st_mtime >= since)
     return {build.key for path in kept for build in GateRecord.read(path).builds}
+
+
+def older(config: Config, before: float) -> list[Path]:
+    """Return the files of records that were written before the time stamp `before`."""
+    return [path for path in records(config) if path.stat().st_mtime < before]

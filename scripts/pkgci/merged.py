@@ -56,12 +56,16 @@ class Branch:
 
         A tree comes back with a change that takes another one back; the count does not.
         """
-        for commit in self._commits.get(tree, ()):
+        for commit in self.commits_of(tree):
             if count is None or count == int(
                 git(self._cache, "rev-list", "--count", "--no-merges", commit).stdout.decode()
             ):
                 return commit
         return None
+
+    def commits_of(self, tree: str) -> list[str]:
+        """Return the commits of the branch with a tree, newest first."""
+        return self._commits.get(tree, [])
 
     @cached_property
     def _commits(self) -> dict[str, list[str]]:

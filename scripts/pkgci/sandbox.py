@@ -22,7 +22,7 @@ import time
 import tty
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -31,6 +31,7 @@ from typing import IO, Literal
 from pkgci.command import run, supervised
 from pkgci.config import Limits
 from pkgci.errors import DISK, InfrastructureError, PackageError
+from pkgci.locks import locked
 from pkgci.text import PlainLog
 
 log = logging.getLogger(__name__)
@@ -484,67 +485,52 @@ def _scope_works() -> bool:
 @contextmanager
 def _cgroup() -> Iterator[Path | None]:
     """Yield a new cgroup with a memory limit below this process's own (version 2, else 1); None where that is not allowed."""
-    made = None
+    parents = []
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers in ("", "memory"):
             mounts = ["/sys/fs/cgroup/memory"] if controllers else ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
-            for mount in mounts:
-                made = made or _new_cgroup(Path(mount + path.rstrip("/")))
-    if made is None:
-        yield None
-        return
-    group, lock = made
-    try:
-        yield group
-    finally:
-        # what was in it has been killed; the kernel may need a moment to let the last of it go
-        for _ in range(100):
-            try:
-                group.rmdir()
-                break
-            except OSError:
-                time.sleep(0.05)
-        os.close(lock)
+            parents += [Path(mount + path.rstrip("/")) for mount in mounts]
+    with ExitStack() as locks:
+        group = next(filter(None, (_new_cgroup(parent, locks) for parent in parents)), None)
+        try:
+            yield group
+        finally:
+            if group:
+                _remove_cgroup(group)
 
 
-def _new_cgroup(parent: Path) -> tuple[Path, int] | None:
-    """Make a cgroup, and return it with the descriptor that holds its lock; remove those whose makers were killed."""
+def _new_cgroup(parent: Path, locks: ExitStack) -> Path | None:
+    """Make a cgroup and lock it, as long as `locks` lasts; remove those whose makers were killed."""
     for left in parent.glob(f"{CGROUP}*"):
-        lock = _lock(left)
-        if lock is not None:
-            # it may be another user's, or the kernel still ends what was in it
-            with suppress(OSError):
+        # it may be another user's, or the kernel still ends what was in it
+        with suppress(OSError), locked(left, wait=False) as dead:
+            if dead:
                 left.rmdir()
-            os.close(lock)
-    lock = None
-    while lock is None:
+    while True:
         group = parent / f"{CGROUP}{uuid.uuid4().hex}"
         try:
             group.mkdir()
         except OSError:
             return None
-        # another process may take it for one that was left, before this one has the lock
-        lock = _lock(group)
+        # until it was locked, another process may have taken it for one that was left
+        if locks.enter_context(locked(group, wait=False)):
+            break
     if any((group / name).exists() for name in MEMORY_LIMITS):
-        return group, lock
+        return group
     group.rmdir()
-    os.close(lock)
     return None
 
 
-def _lock(group: Path) -> int | None:
-    """Return a descriptor that holds the lock of a cgroup; None when another process has it, or the group is gone."""
-    try:
-        lock = os.open(group, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    with suppress(BlockingIOError):
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if group.exists():
-            return lock
-    os.close(lock)
-    return None
+def _remove_cgroup(group: Path) -> None:
+    """Remove a cgroup. What was in it has been killed; the kernel may need a moment to let the last of it go."""
+    for _ in range(100):
+        try:
+            group.rmdir()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
 
 
 def unpack(archive: IO[bytes], output: Path, largest: int) -> Iterator[Path]:

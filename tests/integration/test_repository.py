@@ -2,11 +2,14 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import trees
@@ -17,6 +20,7 @@ from pkgci.artifacts import Package, Repository
 from pkgci.change import Change, QueueItem
 from pkgci.config import Config
 from pkgci.errors import PackageError, RequestError
+from pkgci.formats import apt as apt_indexes
 from pkgci.keys import SigningKey
 from pkgci.locks import locked
 from pkgci.publish import publish
@@ -369,15 +373,52 @@ def git(tmp_path: Path) -> Git:
     return Git(tmp_path)
 
 
+@pytest.fixture
+def ahead(tmp_path: Path, monkeypatch) -> Callable[[], AbstractContextManager]:
+    """What makes the clock of GnuPG and of the indexes two days fast while its context lasts."""
+    then = datetime.now(UTC) + timedelta(days=2)
+    fast = f'exec {shutil.which("gpg")} --faked-system-time {then:%Y%m%dT%H%M%S} "$@"'
+    trees.write(tmp_path, {"bin/gpg": f"#!/bin/sh\n{fast}\n"})
+
+    @contextmanager
+    def clock():
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+            patch.setattr(apt_indexes, "datetime", Mock(now=lambda _: then))
+            yield
+
+    return clock
+
+
+def test_a_key_that_was_made_while_the_clock_was_ahead_is_used_when_it_is_set_back(config, tmp_path, ahead):
+    with ahead():
+        assert SigningKey(config).export_public()
+    signed = tmp_path / "signed"
+    signed.write_bytes(SigningKey(config).clearsign(b"data\n"))
+    assert SigningKey(config).verify(signed) == b"data\n"
+
+
+def test_apt_reads_what_was_signed_while_the_clock_was_ahead(config, deb, tmp_path, ahead):
+    with ahead():
+        _, root = written(config, deb)
+    apt = Apt(tmp_path / "apt", (root / "pkgci.sources").read_text() + "Check-Date: no\n")
+    with server.serve(config):
+        apt("update", "-o", "APT::Update::Error-Mode=any")
+
+
+def test_dnf_reads_what_was_signed_while_the_clock_was_ahead(config, rpm, tmp_path, ahead):
+    with ahead():
+        _, root = written(config, rpm)
+    with server.serve(config):
+        dnf(tmp_path, (root / "pkgci.repo").read_text(), "makecache")
+
+
 def test_a_signature_removes_the_homes_that_killed_processes_left_and_no_other(config):
-    homes = [Path(tempfile.mkdtemp(prefix="pkgci-gpg-", dir="/tmp")) for _ in range(3)]
-    for home in homes[:2]:
-        os.utime(home, (0, 0))
+    homes = [Path(tempfile.mkdtemp(prefix="pkgci-gpg-", dir="/tmp")) for _ in range(2)]
     with locked(homes[0]):
         SigningKey(config).detach_sign(b"data")
-    assert [home.exists() for home in homes] == [True, False, True]
+    assert [home.exists() for home in homes] == [True, False]
     homes[0].rmdir()
-    homes[2].rmdir()
 
 
 def test_an_unmerged_change_is_published_to_a_test_repository_that_expires(config, rpm, git, tmp_path):

@@ -27,14 +27,17 @@ PARAMETERS = {
     "install": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY"},
     "systest": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "ENVIRONMENT", "SCENARIOS"},
     "repository-maintain": STARTED_BY,
+    "republish": STARTED_BY | {"PACKAGE", "ZUUL_PIPELINE"},
+    "unpublished": STARTED_BY | {"PACKAGE"},
 }
 # made once, not for each target
-ONCE = {"repository-maintain"}
+ONCE = {"repository-maintain", "republish", "unpublished"}
 LABELS = {"build": "control", "compile": "build", "lint": "build", "publish": "repository"}
 LABELS |= {"install": "systest", "systest": "systest", "gate": "gate", "order": "build", "verify": "repository"}
-LABELS |= {"repository-maintain": "repository"}
+LABELS |= {"repository-maintain": "repository", "republish": "gate", "unpublished": "repository"}
 MINUTES = {"build": "900", "compile": "600", "publish": "30", "lint": "60", "install": "60", "systest": "120"}
-MINUTES |= {"gate": "1440", "order": "60", "verify": "60", "repository-maintain": "60"}
+MINUTES |= {"gate": "1440", "order": "60", "verify": "60"}
+MINUTES |= {"repository-maintain": "60", "republish": "900", "unpublished": "120"}
 
 
 def step(job):

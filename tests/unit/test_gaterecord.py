@@ -1,6 +1,7 @@
 """Gate records: written whole, found by their trees, and valid by what Git says is merged."""
 
-from datetime import UTC, datetime
+import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import packages
@@ -9,6 +10,7 @@ import trees
 from pydantic import ValidationError
 
 from pkgci import gaterecord
+from pkgci.clean import clean
 from pkgci.config import Config
 from pkgci.errors import RequestError
 from pkgci.gaterecord import GatedBuild, GatedChange, GateRecord
@@ -83,11 +85,11 @@ def test_a_record_is_found_by_the_trees_of_its_builds_newest_first(config, tmp_p
     older, newer = (record([of], build(entry, 0), build(other, 0), minute=minute) for minute in (1, 2))
     for one in (newer, older, older):
         gaterecord.write(config, one)
-    found = gaterecord.find(config, "lib", "main", TARGET, "1" * 40, "1" * 40)
+    found = gaterecord.find(config, "lib", "main", TARGET, "1" * 40)
     assert [gated.record for gated in found] == [newer, older]
     assert {gated.build.key for gated in found} == {entry.record.key}
-    assert gaterecord.find(config, "app", "main", TARGET, "2" * 40, "2" * 40)[0].record == newer
-    for wanted in (("lib", "other", TARGET, "1" * 40, "1" * 40), ("lib", "main", TARGET, "1" * 40, "2" * 40)):
+    assert gaterecord.find(config, "app", "main", TARGET, "2" * 40)[0].record == newer
+    for wanted in (("lib", "other", TARGET, "1" * 40), ("lib", "main", TARGET, "2" * 40)):
         assert gaterecord.find(config, *wanted) == []
     assert gaterecord.referenced(config, 0) == {entry.record.key, other.record.key}
     assert [path.name for path in config.data.rglob(".*.new")] == []
@@ -102,11 +104,11 @@ def test_a_build_counts_once_all_changes_up_to_its_last_one_are_merged(config, t
     )
     made = record(changes, first, second)
     merge(app)
-    left = gaterecord.unmerged(config, made)
+    (left,) = gaterecord.unmerged(config, [made])
     assert left == {0}
     assert [one.name for one in gaterecord.Gated(made, second).lacks(left)] == ["1,1"]
     merge(lib)
-    assert gaterecord.unmerged(config, made) == frozenset()
+    assert gaterecord.unmerged(config, [made])[0] == frozenset()
     # and one that is ahead does not wait for one that is behind
     assert gaterecord.Gated(made, first).lacks({1}) == []
 
@@ -115,9 +117,9 @@ def test_a_chain_that_is_submitted_at_once_is_merged_though_only_its_last_state_
     lib, _ = two
     first = change(lib, "1").model_copy(update={"tree": "a" * 40})
     made = record([first, change(lib, "2")], build(built(config, tmp_path / "x", "lib", change(lib, "2").tree), 0, 1))
-    assert gaterecord.unmerged(config, made) == {0, 1}
+    assert gaterecord.unmerged(config, [made])[0] == {0, 1}
     merge(lib)
-    assert gaterecord.unmerged(config, made) == frozenset()
+    assert gaterecord.unmerged(config, [made])[0] == frozenset()
 
 
 def test_what_the_store_does_not_have_as_the_record_says_is_refused(config, tmp_path):
@@ -133,6 +135,19 @@ def test_what_the_store_does_not_have_as_the_record_says_is_refused(config, tmp_
     with pytest.raises(RequestError, match="was built by a check, of a change that was not approved"):
         gaterecord.write(config, record([of], build(check, 0)))
     assert not (config.data / "gate").exists()
+
+
+def test_what_a_record_names_stays_until_the_record_goes_by_its_age(config, tmp_path):
+    entry = built(config, tmp_path / "a", "lib", "1" * 40)
+    of = GatedChange(project="lib", branch="main", tree="1" * 40, count=1)
+    path = gaterecord.write(config, record([of], build(entry, 0)))
+    late = datetime.now(UTC) + timedelta(days=config.settings.store_days + 1)
+    old = datetime.now(UTC).timestamp() - 10 * 86400
+    os.utime(entry.directory, (old, old))
+    before = late - timedelta(days=2)
+    assert clean(config, remove=True, now=before).builds == ()
+    assert clean(config, remove=True, now=late).builds == (entry.record.key,)
+    assert not path.exists()
 
 
 def test_a_build_of_a_change_that_the_run_does_not_have_is_no_record(config, tmp_path):

@@ -23,7 +23,7 @@ exec "$@"
 @pytest.fixture
 def ordinary(tmp_path: Path, monkeypatch) -> Path:
     """An ordinary user's process, which may make no cgroup; return the first directory of its PATH."""
-    monkeypatch.setattr(sandbox, "_new_cgroup", lambda _: None)
+    monkeypatch.setattr(sandbox, "_new_cgroup", lambda *_: None)
     monkeypatch.setattr(os, "getuid", lambda: 1000)
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")

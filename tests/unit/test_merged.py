@@ -95,6 +95,7 @@ def test_what_is_no_name_of_a_branch_is_refused(config, name):
 
 
 @pytest.mark.parametrize("commit", ["HEAD", "-x", "a" * 39])
+@pytest.mark.usefixtures("remote")
 def test_what_is_no_full_commit_id_is_refused(config, commit):
     with pytest.raises(RequestError, match="is not a full commit id"):
         branch(config).has(commit)
