@@ -27,7 +27,7 @@ from pkgci.errors import PackageError, RequestError
 from pkgci.gate import gate
 from pkgci.order import order
 from pkgci.released.records import Commit, Origin, Publication
-from pkgci.released.repository import publish
+from pkgci.released.repository import Repository, publish
 from pkgci.store import Store
 from pkgci.verify import verify
 
@@ -69,6 +69,16 @@ class Gerrit:
         trees.git(tree, "update-ref", ref, commit)
         trees.git(tree, "reset", "-q", "--hard", "HEAD~")
         self.queue.append(f"{name}:main:{ref}")
+
+    def merge(self) -> dict[str, str]:
+        """Merge all changes; return Zuul's parameters after the merge of the last one."""
+        for item in self.queue:
+            project, _, ref = item.split(":")
+            old = trees.git(self.place / project, "rev-parse", "main")
+            trees.git(self.place / project, "merge", "-q", "--ff-only", ref)
+        new = trees.git(self.place / project, "rev-parse", "main")
+        moved = {"ZUUL_REFNAME": "main", "ZUUL_OLDREV": old, "ZUUL_NEWREV": new}
+        return {"ZUUL_PROJECT": project, "ZUUL_PIPELINE": "post", "ZUUL_UUID": "89ab", **moved}
 
     def parameters(self, pipeline: str = "gate", **more: str) -> dict[str, str]:
         """Return Zuul's parameters for the last change."""
@@ -136,7 +146,9 @@ def release_rpms(config: Config, place: Path) -> None:
 
 
 @pytest.mark.parametrize(("form", "target"), [("deb", DEB), ("rpm", RPM)])
-def test_a_queue_is_built_in_its_order_recorded_and_taken_from_the_store(config, gerrit, run, tmp_path, form, target):
+def test_a_queue_is_built_in_its_order_recorded_taken_from_the_store_and_released(
+    config, gerrit, run, tmp_path, form, target
+):
     if form == "rpm":
         release_rpms(config, tmp_path)
     gerrit.project("libsmall", library(form, "1.0"))
@@ -167,6 +179,12 @@ def test_a_queue_is_built_in_its_order_recorded_and_taken_from_the_store(config,
     again = run(gate, target, gerrit.parameters(ZUUL_UUID="4567"))
     assert again.result == "SUCCESS", again.reason
     assert [one.origin for one in Gate.read(ARTIFACTS / "gate.json").builds] == ["store", "store"]
+    # what was tested together is released together, bit for bit
+    merged = run(build, target, gerrit.merge())
+    assert (merged.result, [one.job for one in merged.children]) == ("SUCCESS", [f"publish-{target}"]), merged.reason
+    released = Repository(config, "default", config.target(target).codename)
+    with released.opened():
+        assert {app.key, lib.key} <= {key for key, _ in released.index.live()}
 
 
 def _trees(result: Result, project: str) -> tuple[str, str]:
