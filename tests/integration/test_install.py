@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import trees
+from packages import rpm_index
 
 from pkgci import install as job
 from pkgci import repository, server
@@ -188,6 +189,8 @@ def publish(config: Config, target: str, run: str, packages: list[tuple[str, str
         listed = directory / "index.packages"
         listed.write_text(_run("dpkg-scanpackages", "--multiversion", ".", cwd=directory))
         files.append(listed)
+    else:
+        files += rpm_index(directory, list(files))
     record = Record(
         key=KEY,
         algorithm=1,
