@@ -257,6 +257,20 @@ class Unpublished(Record):
     problems: tuple[str, ...] = ()
 
 
+class Tested(Record):
+    """What a test leaves. `passed_before` says when it passed with all the same input: then it was not run once more."""
+
+    passed_before: datetime | None = None
+
+    @property
+    def note(self) -> str:
+        """Why it was not run, in one line; empty if it was."""
+        if self.passed_before is None:
+            return ""
+        when = f"{self.passed_before:%Y-%m-%d %H:%M} UTC"
+        return f"passed on {when} with the same packages, machine, tools and repositories; not repeated"
+
+
 class Finding(Part):
     """What an install test found wrong: with which package, in which phase, with which file if it is about one."""
 
@@ -276,7 +290,7 @@ class InstallOutcome(Part):
     findings: tuple[Finding, ...]
 
 
-class Install(Record):
+class Install(Tested):
     """`install.json`: each package under test, installed and removed on its own in a restored machine."""
 
     target: str
@@ -300,7 +314,7 @@ class LintFinding(Part):
     file: str | None = None
 
 
-class Lint(Record):
+class Lint(Tested):
     """`lint.json`: what the format's lint tool says of the source and binary packages of a build.
 
     `fails` is the least severity that fails the job; what the packages' own overrides silence is only counted. Findings
@@ -329,7 +343,7 @@ class ScenarioOutcome(Part):
     log: str | None = None
 
 
-class Systest(Record):
+class Systest(Tested):
     """`systest.json`: a system test, and everything needed to repeat it: `parameters` are the job's own."""
 
     target: str

@@ -76,9 +76,9 @@ def build(context: StepContext, target_name: str, parameters: Parameters) -> str
     if "publish" in parameters.steps:
         done = f"{done}: {_published(left, jobs.own)}"
         testing = {**given, "REPOSITORIES": jobs.repositories(left, jobs.own, [jobs.own, *jobs.beside])}
-    tests = [
-        (f"{step}-{target_name}", given if step == "lint" else testing) for step in parameters.steps if step in TESTS
-    ]
+    again = {"AGAIN": parameters.get("AGAIN")}
+    asked = [(step, (given if step == "lint" else testing) | again) for step in parameters.steps if step in TESTS]
+    tests = [(f"{step}-{target_name}", those) for step, those in asked]
     # a merged change is published for good; who asks for some steps only does not ask for this one
     if config.settings.released and parameters.run_tests and not parameters.get("ONLY"):
         keys = [Build.read(left["compile", number] / "build.json").key for number in range(len(order.builds))]

@@ -48,6 +48,7 @@ RULES = {
     "ZUUL_OLDREV": OBJECT,
     "ZUUL_NEWREV": OBJECT,
     "RUN_TESTS": r"true|false",
+    "AGAIN": r"true|false",
     "ONLY": f"({'|'.join(STEPS)})(,({'|'.join(STEPS)}))*",
     "BUILD_PROFILES": f"{PROFILE}(,{PROFILE}){{0,19}}",
     "BUILD_MINUTES": r"[1-9][0-9]?|1[0-7][0-9]|180",
@@ -166,6 +167,11 @@ class Parameters:
     def approved(self, config: Config) -> bool:
         """Return whether what is built may be released once it is merged: somebody approved the change, or it is merged."""
         return self.merged or self.get("ZUUL_PIPELINE") in config.settings.gate_pipelines
+
+    @property
+    def repeat(self) -> bool:
+        """Whether a test is run though it passed before with the same input: what a person starts by hand is."""
+        return self.get("AGAIN") == "true" or not self.get("PARENT")
 
     @property
     def steps(self) -> tuple[str, ...]:

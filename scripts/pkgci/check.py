@@ -165,7 +165,11 @@ def _served(config: Config, change: LocalChange) -> list[str]:
 
 
 def options(
-    only: str = "", profiles: Sequence[str] = (), minutes: int | None = None, reproducible: bool = False
+    only: str = "",
+    profiles: Sequence[str] = (),
+    minutes: int | None = None,
+    reproducible: bool = False,
+    again: bool = False,
 ) -> dict[str, str]:
     """Return the parameters for what a maintainer asks of a check beyond the change and its targets.
 
@@ -174,6 +178,7 @@ def options(
         profiles: build profiles besides the package's own.
         minutes: the build's time limit; None for the configuration's.
         reproducible: build twice and compare.
+        again: run tests also where they passed before with the same input.
 
     Raises:
         RequestError: there is no such step, or a profile cannot have that name.
@@ -188,6 +193,7 @@ def options(
     # a failed build's root is of use on a maintainer's machine
     given = {"KEEP_ROOT": "true", "ONLY": ",".join(steps), "BUILD_PROFILES": ",".join(dict.fromkeys(profiles))}
     given |= {"BUILD_MINUTES": str(minutes or ""), "REPRODUCIBLE": "true" if reproducible else "false"}
+    given |= {"AGAIN": "true"} if again else {}
     return {name: value for name, value in given.items() if value}
 
 

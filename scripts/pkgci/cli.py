@@ -77,6 +77,11 @@ def _step(name: str, body: Callable, report: Callable | None = None) -> None:
     sys.exit(step.run(name, body, report=report))
 
 
+def _noted(record, summary: str) -> str:
+    """Return what a test says at its end, also when it was not run."""
+    return f"{summary}; {record.note}" if record.note else summary
+
+
 @main.command()
 @click.argument("target")
 def build(target: str) -> None:
@@ -164,7 +169,8 @@ def lint(target: str) -> None:
     def body(context) -> str:
         parameters = Parameters.read(os.environ)
         change, key = parameters.change(context.config), parameters.required("BUILD_KEY")
-        return summary(job(context.config, target, change, key, ARTIFACTS))
+        made = job(context.config, target, change, key, ARTIFACTS, parameters.repeat)
+        return _noted(made, summary(made))
 
     _step("lint", body)
 
@@ -180,8 +186,8 @@ def install(target: str) -> None:
     def body(context) -> str:
         parameters = Parameters.read(os.environ)
         repositories = parameters.repositories(context.config)
-        made = job(context.config, target, repositories, parameters.get("BUILD_KEY"), ARTIFACTS)
-        return f"{len(made.packages)} packages installed and removed"
+        made = job(context.config, target, repositories, parameters.get("BUILD_KEY"), ARTIFACTS, parameters.repeat)
+        return _noted(made, f"{len(made.packages)} packages installed and removed")
 
     _step("install", body)
 
@@ -195,7 +201,11 @@ def systest(target: str) -> None:
     from pkgci.systest import summary
     from pkgci.systest import systest as job
 
-    _step("systest", lambda context: summary(job(context.config, target, Parameters.read(os.environ), ARTIFACTS)))
+    def body(context) -> str:
+        made = job(context.config, target, Parameters.read(os.environ), ARTIFACTS)
+        return _noted(made, summary(made))
+
+    _step("systest", body)
 
 
 @main.command("repository-maintain")
@@ -264,6 +274,11 @@ def verify(target: str) -> None:
     is_flag=True,
     help="Build twice, on another day, with another umask and number of processors, and fail where bits differ.",
 )
+@click.option(
+    "--again",
+    is_flag=True,
+    help="Run lint, install and system test also where they passed before with all the same input.",
+)
 def check(
     path: Path,
     targets: tuple[str, ...],
@@ -273,6 +288,7 @@ def check(
     nocheck: bool,
     timeout: int | None,
     reproducible: bool,
+    again: bool,
 ) -> None:
     """Run the check pipeline for your own package: the git tree at PATH, with debian/ or rpm/*.spec.
 
@@ -287,7 +303,7 @@ def check(
 
     _console_log()
     config = Config()
-    asked = pipeline.options(only, [*profiles, *(["nocheck"] if nocheck else [])], timeout, reproducible)
+    asked = pipeline.options(only, [*profiles, *(["nocheck"] if nocheck else [])], timeout, reproducible, again)
     steps = Parameters.read(asked).steps
     change = pipeline.prepare_change(config, path, worktree)
     chosen = pipeline.targets_of(config, change, targets)

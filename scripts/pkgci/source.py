@@ -356,6 +356,12 @@ def names(tree: Tree) -> dict[str, str]:
     return {path: mode for path, (mode, _) in _entries(tree).items()}
 
 
+def identities(tree: Tree, paths: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Return path, mode and object id of those of `paths` that a tree has: all that decides what `blobs` yields for them."""
+    entries = _entries(tree)
+    return [(path, *entries[path]) for path in paths if path in entries]
+
+
 def _entries(tree: Tree) -> dict[str, tuple[str, str]]:
     """Return the paths of a tree with the mode and the id of each file."""
     listed = read(

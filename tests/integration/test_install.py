@@ -126,7 +126,7 @@ DEBS = (
 
 SPECS = {
     "fine": """
-        Requires: /bin/sh
+        Requires: /bin/sh fine-dbgsym
         %description
         Works.
         %install
@@ -140,6 +140,18 @@ SPECS = {
         Fails in its scriptlet, and leaves a file.
         %post
         echo left >/etc/broken.state
+        exit 1
+        %files
+        """,
+    "fine-dbgsym": """
+        %description
+        Comes and goes with what needs it.
+        %files
+        """,
+    "stubborn": """
+        %description
+        Cannot be removed.
+        %preun
         exit 1
         %files
         """,
@@ -415,8 +427,13 @@ def test_a_repository_of_a_clock_that_is_ahead_is_used(config, debs):
     assert (done.status, done.text()) == (0, ""), said
 
 
-def test_a_good_rpm_passes(rpm_run):
+def test_a_good_rpm_passes_and_goes_with_its_dependency(rpm_run):
     assert rpm_run.found("fine") == {}
+    assert "fine-dbgsym" in (rpm_run.artifacts / "logs" / "fine.log").read_text()
+
+
+def test_an_rpm_whose_removal_fails_is_found_with_the_reason(rpm_run):
+    assert "%preun(stubborn-1.0-1.noarch) scriptlet failed" in rpm_run.found("stubborn")["remove", None]
 
 
 def test_an_rpm_whose_scriptlet_fails_and_that_needs_what_nobody_has_are_found(rpm_run):

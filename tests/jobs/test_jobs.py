@@ -17,15 +17,15 @@ CHANGE = {
 }
 COMPILE = {"BUILD_PROFILES", "BUILD_MINUTES", "REPRODUCIBLE", "KEEP_ROOT"}
 PARAMETERS = {
-    "build": STARTED_BY | CHANGE | COMPILE | {"RUN_TESTS", "REPOSITORIES", "ONLY", "TEST_REPOSITORY"},
+    "build": STARTED_BY | CHANGE | COMPILE | {"RUN_TESTS", "REPOSITORIES", "ONLY", "AGAIN", "TEST_REPOSITORY"},
     "compile": STARTED_BY | CHANGE | COMPILE | {"SOURCE_TREE", "PACKAGING_TREE", "REPOSITORIES", "RUN_TESTS"},
     "gate": STARTED_BY | CHANGE,
     "order": STARTED_BY | CHANGE,
     "publish": STARTED_BY | CHANGE | {"BUILD_KEY", "TEST_REPOSITORY"},
     "verify": STARTED_BY | CHANGE | {"BUILD_KEYS", "SYSTEM_TESTS"},
-    "lint": STARTED_BY | CHANGE | {"BUILD_KEY"},
-    "install": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY"},
-    "systest": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "ENVIRONMENT", "SCENARIOS"},
+    "lint": STARTED_BY | CHANGE | {"BUILD_KEY", "AGAIN"},
+    "install": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "AGAIN"},
+    "systest": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "ENVIRONMENT", "SCENARIOS", "AGAIN"},
     "repository-maintain": STARTED_BY,
     "republish": STARTED_BY | {"PACKAGE", "ZUUL_PIPELINE"},
     "unpublished": STARTED_BY | {"PACKAGE"},
@@ -152,7 +152,8 @@ def test_every_parameter_is_described_and_only_run_tests_is_set_by_default(jobs)
     for xml in jobs.values():
         for parameter in xml.findall(path):
             assert parameter.findtext("description")
-            booleans = {"RUN_TESTS": "true", "REPRODUCIBLE": "false", "KEEP_ROOT": "false", "TEST_REPOSITORY": "false"}
+            booleans = dict.fromkeys(("REPRODUCIBLE", "KEEP_ROOT", "AGAIN", "TEST_REPOSITORY"), "false")
+            booleans |= {"RUN_TESTS": "true"}
             default = booleans.get(parameter.findtext("name"), "")
             assert parameter.findtext("defaultValue") == default
 

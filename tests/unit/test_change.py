@@ -31,6 +31,7 @@ ACCEPTED = {
     "BUILD_MINUTES": ["1", "90", "180"],
     "REPRODUCIBLE": ["true", "false"],
     "KEEP_ROOT": ["true", "false"],
+    "AGAIN": ["true", "false"],
     "BUILD_KEY": ["f" * 64],
     "BUILD_KEYS": ["f" * 64, f"{'e' * 64} {'f' * 64}"],
     "TEST_REPOSITORY": ["true", "false"],

@@ -418,6 +418,7 @@ def test_what_a_maintainer_asks_for_becomes_parameters():
         "REPRODUCIBLE": "true",
         "KEEP_ROOT": "true",
     }
+    assert options(again=True)["AGAIN"] == "true"
     assert options() == {"KEEP_ROOT": "true", "REPRODUCIBLE": "false"}
 
 

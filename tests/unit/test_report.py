@@ -16,6 +16,7 @@ from pkgci.artifacts import (
     ChangeSummary,
     FileDifference,
     Finding,
+    Install,
     LintFinding,
     PackagedFile,
 )
@@ -167,6 +168,15 @@ def test_all_that_a_run_has_is_there(tmp_path: Path):
         "ZUUL_CHANGES=tools/hello:main:refs/changes",
     ):
         assert said in page.text, said
+
+
+def test_a_test_that_was_not_repeated_is_said_to_be_that(tmp_path: Path):
+    artifacts = reports.passed(tmp_path)
+    path = artifacts / f"install-{TARGET}" / "install.json"
+    Install.read(path).model_copy(update={"passed_before": reports.BEGUN}).write(path)
+    said = "passed on 2026-11-23 07:22 UTC with the same packages, machine, tools and repositories; not repeated"
+    assert f"It {said}." in read(artifacts)[0].text
+    assert f"install test: 1 package passed; {said}" in report.brief(report.read(artifacts))
 
 
 def test_the_lines_for_apt_are_those_that_the_repository_holds(tmp_path: Path):

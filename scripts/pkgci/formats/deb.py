@@ -17,12 +17,13 @@ from pkgci.formats import base, contents, lintian
 from pkgci.formats.base import Built, Dependencies, Dependency, Linted, Metadata, Place, Request
 from pkgci.lazy import Lazy
 from pkgci.sandbox import Files
-from pkgci.source import Tree, blobs, names
+from pkgci.source import Tree, blobs, identities, names
 from pkgci.upstream import apt_configuration, apt_sources, index_digest
 
 deb822 = Lazy("debian.deb822")
 
 PACKAGING = "debian/control"
+METADATA = ("debian/changelog", "debian/control")
 INDEX_BYTES = 16 << 20
 
 
@@ -41,7 +42,7 @@ def inspect(request: Request, packaging: Tree) -> Metadata:
 
     def make() -> Metadata:
         files = Files()
-        for blob in blobs(packaging, ["debian/changelog", "debian/control"]):
+        for blob in blobs(packaging, METADATA):
             files.add(f"/in/{blob.path}", blob.content)
         files.add_directory("/in")
         with tempfile.TemporaryDirectory() as output:
@@ -55,7 +56,8 @@ def inspect(request: Request, packaging: Tree) -> Metadata:
             )
             return base.parsed(Path(output, "metadata.json"), f"{packaging.project}: debian/")
 
-    return base.cached(request, "metadata", [packaging.id, *arguments], Metadata, make)
+    made_from = [identities(packaging, METADATA), arguments]
+    return base.cached(request, "metadata", made_from, Metadata, make)
 
 
 def version(request: Request, metadata: Metadata) -> str:

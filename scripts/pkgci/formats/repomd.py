@@ -23,6 +23,8 @@ createrepo_c = Lazy("createrepo_c")
 
 CLIENT = "pkgci.repo"
 INDEX_BYTES = 1 << 30
+# the file that vouches for all of an index
+POINTER = "repodata/repomd.xml"
 
 
 def pool(entry: Entry) -> list[str]:
@@ -117,7 +119,7 @@ def offered(url: str) -> dict[str, set[str]]:
     with tempfile.TemporaryDirectory() as scratch:
         index = Path(scratch, "repomd.xml")
         try:
-            index.write_bytes(web.read(f"{url}repodata/repomd.xml", upstream=False, largest=INDEX_BYTES))
+            index.write_bytes(web.read(f"{url}{POINTER}", upstream=False, largest=INDEX_BYTES))
         except web.NotFoundError:
             return {}
         try:

@@ -15,7 +15,7 @@ from pkgci.errors import InfrastructureError, PackageError, PkgciError
 from pkgci.formats import base, contents, fragments, rpmlint
 from pkgci.formats.base import Built, Dependencies, Dependency, Linted, Metadata, Place, Request
 from pkgci.sandbox import Files
-from pkgci.source import Tree, blobs, names
+from pkgci.source import Tree, blobs, identities, names
 from pkgci.upstream import index_digest, rpm_repositories
 
 PACKAGING = "rpm/*.spec"
@@ -67,7 +67,8 @@ def inspect(request: Request, packaging: Tree) -> Metadata:
             )
             return base.parsed(Path(output, "metadata.json"), f"{packaging.project}: {spec}")
 
-    return base.cached(request, "metadata", [packaging.id, spec, request.profiles], Metadata, make)
+    made_from = [identities(packaging, _packaging(packaging)), spec, request.profiles]
+    return base.cached(request, "metadata", made_from, Metadata, make)
 
 
 def _conditions(request: Request) -> str:

@@ -27,12 +27,16 @@ def brief(view: View) -> list[str]:
         lines += _packages(view)
         lines += [view.dependants] if view.dependants else []
     if view.lint:
-        lines += [f"lint: {view.lint.summary}", *_lint(view.lint)]
+        lines += [f"lint: {view.lint.summary}{_note(view.lint)}", *_lint(view.lint)]
     if view.install:
-        lines += [f"install test: {view.install.summary}", *_install(view.install)]
+        lines += [f"install test: {view.install.summary}{_note(view.install)}", *_install(view.install)]
     if view.systest:
-        lines += [f"system test: {view.systest.summary}", *_systest(view.systest)]
+        lines += [f"system test: {view.systest.summary}{_note(view.systest)}", *_systest(view.systest)]
     return [spelled_out(line) for line in lines]
+
+
+def _note(part: LintView | InstallView | SystestView) -> str:
+    return f"; {part.record.note}" if part.record.note else ""
 
 
 def _excerpt(excerpt: Excerpt) -> Iterator[str]:
