@@ -325,6 +325,7 @@ def deliver_rpms(
     *,
     index: Sequence[Path] = (),
     target: str = "debianrpm-amd64",
+    tree: str = TREE,
 ) -> Entry:
     """Put a build of RPM packages into the store; they are of the source's name and version.
 
@@ -336,4 +337,5 @@ def deliver_rpms(
         if not path.name.endswith(".src.rpm")
     ]
     with tempfile.TemporaryDirectory() as scratch:
-        return deliver(config, source, version, target, made, [*rpms, *(index or rpm_index(Path(scratch), rpms))])
+        files = [*rpms, *(index or rpm_index(Path(scratch), rpms))]
+        return deliver(config, source, version, target, made, files, tree=tree)

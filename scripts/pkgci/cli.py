@@ -131,8 +131,8 @@ def publish(target: str) -> None:
         change = parameters.change(context.config)
         if parameters.merged and not parameters.get("BUILD_KEY"):
             return publish_tested(context.config, target, change, ARTIFACTS).reason
-        key = parameters.required("BUILD_KEY")
-        made = job(context.config, target, change, key, parameters.run_name(key), ARTIFACTS)
+        key, test = parameters.required("BUILD_KEY"), parameters.get("TEST_REPOSITORY") == "true"
+        made = job(context.config, target, change, key, parameters.run_name(key), ARTIFACTS, test)
         return f"{len(made.packages)} packages at {made.url}"
 
     _step("publish", body)
@@ -223,6 +223,33 @@ def repository_maintain() -> None:
 
 
 @main.command()
+@click.argument("target")
+def order(target: str) -> None:
+    """Job: say which builds a queue of changes asks for, and which of them come after which."""
+    from pkgci.artifacts import ARTIFACTS
+    from pkgci.change import Parameters
+    from pkgci.order import order as job
+    from pkgci.order import summary
+
+    _step("order", lambda context: summary(job(context.config, target, Parameters.read(os.environ), ARTIFACTS)))
+
+
+@main.command()
+@click.argument("target")
+def verify(target: str) -> None:
+    """Job: try to publish builds, changing nothing, and write the record of a gate whose system tests passed."""
+    from pkgci.artifacts import ARTIFACTS
+    from pkgci.change import Parameters
+    from pkgci.verify import summary
+    from pkgci.verify import verify as job
+
+    def body(context) -> str:
+        return summary(job(context.config, target, Parameters.read(os.environ), context.engine, ARTIFACTS))
+
+    _step("verify", body)
+
+
+@main.command()
 @click.argument("path", type=click.Path(exists=True, file_okay=False, path_type=Path), default=".")
 @click.option("--target", "targets", multiple=True, help="Only for this target; may be given several times.")
 @click.option("--worktree", is_flag=True, help="Check uncommitted work too, not only what is committed.")
@@ -287,6 +314,36 @@ def check(
     chosen = pipeline.targets_of(config, change, targets)
     ready(config, chosen, steps)
     sys.exit(int(pipeline.check(config, change, chosen, asked, Console(highlight=False))))
+
+
+@main.command()
+@click.argument("what", nargs=-1, metavar="[PATH]...")
+@click.option("--target", "targets", multiple=True, help="Only for this target; may be given several times.")
+@click.option("--worktree", is_flag=True, help="Gate uncommitted work too, not only what is committed.")
+def gate(what: tuple[str, ...], targets: tuple[str, ...], worktree: bool) -> None:
+    """Run the gate pipeline for changes of several packages of your own, the git trees at PATHs, as if merged in that order.
+
+    Each is built without tests, against those that it build-depends on; then all are tested together. The job itself is
+    `pkgci gate TARGET`.
+    """
+    if len(what) == 1 and not targets and not Path(what[0]).is_dir():
+        from pkgci import report
+        from pkgci.change import Parameters
+        from pkgci.gate import gate as job
+
+        _step("gate", lambda context: job(context, what[0], Parameters.read(os.environ)), report.write)
+    from rich.console import Console
+
+    from pkgci import check as pipeline
+    from pkgci.prepare import prepare as ready
+
+    _console_log()
+    config = Config()
+    changes = [pipeline.prepare_change(config, Path(path), worktree) for path in what or (".",)]
+    chosen = pipeline.gate_targets(config, changes, targets)
+    pipeline.queue(changes)
+    ready(config, chosen, ("compile", "systest"))
+    sys.exit(int(pipeline.gate(config, changes, chosen, Console(highlight=False))))
 
 
 @main.command()

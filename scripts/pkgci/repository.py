@@ -23,6 +23,7 @@ from pkgci.formats import apt, repomd
 from pkgci.formats.base import WORD
 from pkgci.keys import SigningKey
 from pkgci.locks import locked
+from pkgci.server import serve
 from pkgci.store import Entry
 from pkgci.upstream import index_digest
 
@@ -93,21 +94,21 @@ def read(config: Config, target_name: str, urls: Sequence[str]) -> tuple[Reposit
     return tuple(found)
 
 
-def released(config: Config, branch: str, target_name: str) -> str | None:
-    """Return the URL of the `repository.json` of the released repository that a branch's packages go to; None for none yet.
+def of_release(config: Config, target_name: str, release: str) -> list[str]:
+    """Return the URL of the `repository.json` of a release's own repository; nothing as long as nothing is published there.
 
     Raises:
         InfrastructureError: it cannot be read.
     """
-    claimed = config.release_of(branch)
-    if config.settings.released is None or claimed is None:
-        return None
-    url = f"{config.settings.url}{claimed[0]}/{config.target(target_name).codename}/{RECORD}"
-    try:
-        web.read(url, upstream=False, largest=RECORD_BYTES)
-    except web.NotFoundError:
-        return None
-    return url
+    if config.settings.released is None or not release:
+        return []
+    url = f"{config.settings.url}{release}/{config.target(target_name).codename}/{RECORD}"
+    with serve(config):
+        try:
+            web.read(url, upstream=False, largest=RECORD_BYTES)
+        except web.NotFoundError:
+            return []
+    return [url]
 
 
 def under_test(records: Sequence[Repository], build_key: str) -> list[RepositoryPackage]:

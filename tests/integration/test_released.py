@@ -369,7 +369,7 @@ def test_what_is_released_of_a_package_is_read_by_the_url_of_its_repository(conf
     put_rpm(config, built_rpm(config, "hello", "2"), built_rpm(config, "other", "3"))
     with server.serve(config):
         for target, version in (("bookworm-amd64", "1"), ("debianrpm-amd64", "2-1")):
-            url = repository.released(config, "main", target)
+            (url,) = repository.of_release(config, target, "rocket")
             (record,) = repository.read(config, target, [url])
             assert (record.released, record.packages) == (True, ())
             (package,) = remote.listed(record, "amd64", {"hello", "none"}).packages
@@ -378,7 +378,7 @@ def test_what_is_released_of_a_package_is_read_by_the_url_of_its_repository(conf
             assert package.file.startswith(f"pool/hello/{package.key[:16]}/hello")
             if record.format == "deb":
                 assert remote.inside(record, package).packages[0].name == "hello"
-        assert repository.released(config, "wild", "bookworm-amd64") is None
+        assert repository.of_release(config, "bookworm-amd64", "") == []
 
 
 @contextmanager

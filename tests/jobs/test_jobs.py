@@ -17,9 +17,12 @@ CHANGE = {
 }
 COMPILE = {"BUILD_PROFILES", "BUILD_MINUTES", "REPRODUCIBLE", "KEEP_ROOT"}
 PARAMETERS = {
-    "build": STARTED_BY | CHANGE | COMPILE | {"RUN_TESTS", "REPOSITORIES", "ONLY", "AGAIN"},
+    "build": STARTED_BY | CHANGE | COMPILE | {"RUN_TESTS", "REPOSITORIES", "ONLY", "AGAIN", "TEST_REPOSITORY"},
     "compile": STARTED_BY | CHANGE | COMPILE | {"SOURCE_TREE", "PACKAGING_TREE", "REPOSITORIES", "RUN_TESTS"},
-    "publish": STARTED_BY | CHANGE | {"BUILD_KEY"},
+    "gate": STARTED_BY | CHANGE,
+    "order": STARTED_BY | CHANGE,
+    "publish": STARTED_BY | CHANGE | {"BUILD_KEY", "TEST_REPOSITORY"},
+    "verify": STARTED_BY | CHANGE | {"BUILD_KEYS", "SYSTEM_TESTS"},
     "lint": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "AGAIN"},
     "install": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "AGAIN"},
     "systest": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "ENVIRONMENT", "SCENARIOS", "AGAIN"},
@@ -30,9 +33,10 @@ PARAMETERS = {
 # made once, not for each target
 ONCE = {"repository-maintain", "republish", "unpublished"}
 LABELS = {"build": "control", "compile": "build", "lint": "build", "publish": "repository"}
-LABELS |= {"install": "systest", "systest": "systest", "repository-maintain": "repository"}
-LABELS |= {"republish": "gate", "unpublished": "repository"}
+LABELS |= {"install": "systest", "systest": "systest", "gate": "gate", "order": "build", "verify": "repository"}
+LABELS |= {"repository-maintain": "repository", "republish": "gate", "unpublished": "repository"}
 MINUTES = {"build": "900", "compile": "600", "publish": "30", "lint": "60", "install": "60", "systest": "120"}
+MINUTES |= {"gate": "1440", "order": "60", "verify": "60"}
 MINUTES |= {"repository-maintain": "60", "republish": "900", "unpublished": "120"}
 
 
@@ -148,7 +152,8 @@ def test_every_parameter_is_described_and_only_run_tests_is_set_by_default(jobs)
     for xml in jobs.values():
         for parameter in xml.findall(path):
             assert parameter.findtext("description")
-            booleans = {"RUN_TESTS": "true", "REPRODUCIBLE": "false", "KEEP_ROOT": "false", "AGAIN": "false"}
+            booleans = dict.fromkeys(("REPRODUCIBLE", "KEEP_ROOT", "AGAIN", "TEST_REPOSITORY"), "false")
+            booleans |= {"RUN_TESTS": "true"}
             default = booleans.get(parameter.findtext("name"), "")
             assert parameter.findtext("defaultValue") == default
 

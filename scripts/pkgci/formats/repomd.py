@@ -6,9 +6,12 @@ checksums are those of the store's verified files.
 Source: https://createrepo-c.readthedocs.io, and `dnf.conf(5)` for what a client needs.
 """
 
+import hashlib
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from pkgci import web
 from pkgci.artifacts import Repository
 from pkgci.config import Target
 from pkgci.errors import InfrastructureError, PackageError
@@ -20,6 +23,7 @@ from pkgci.store import Entry, describe
 createrepo_c = Lazy("createrepo_c")
 
 CLIENT = "pkgci.repo"
+INDEX_BYTES = 1 << 30
 # the file that vouches for all of an index
 POINTER = "repodata/repomd.xml"
 
@@ -112,3 +116,36 @@ def client(url: str) -> str:
         # the signed index vouches for each package by its checksum
         f"repo_gpgcheck=1\ngpgcheck=0\ngpgkey={url}key.asc\n"
     )
+
+
+def offered(url: str) -> dict[str, set[str]]:
+    """Return, by source package, what the binary packages of a repository of ours provide; nothing where there is none yet.
+
+    Raises:
+        InfrastructureError: it cannot be read.
+    """
+    found: dict[str, set[str]] = {}
+
+    def note(package: "createrepo_c.Package") -> None:
+        source = (package.rpm_sourcerpm or "").rsplit("-", 2)[0]
+        names = [provide[0] for provide in package.provides]
+        paths = [path + name for _, path, name, *_ in package.files]
+        found.setdefault(source, set()).update([package.name, *names, *paths])
+
+    with tempfile.TemporaryDirectory() as scratch:
+        index = Path(scratch, "repomd.xml")
+        try:
+            index.write_bytes(web.read(f"{url}{POINTER}", upstream=False, largest=INDEX_BYTES))
+        except web.NotFoundError:
+            return {}
+        try:
+            primary = {one.type: one for one in createrepo_c.Repomd(str(index)).records}["primary"]
+            content = web.read(url + primary.location_href, upstream=False, largest=INDEX_BYTES)
+            if hashlib.sha256(content).hexdigest() != primary.checksum:
+                raise InfrastructureError(f"{url}{primary.location_href} is not what its repomd.xml says; try again")
+            path = Path(scratch, Path(primary.location_href).name)
+            path.write_bytes(content)
+            createrepo_c.xml_parse_primary(str(path), pkgcb=note, do_files=True)
+        except (KeyError, createrepo_c.CreaterepoCError) as error:
+            raise InfrastructureError(f"{url} is no repository that can be read: {error}") from error
+    return found

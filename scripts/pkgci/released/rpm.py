@@ -56,6 +56,7 @@ install -D -m 644 {scratch}/lines %{{buildroot}}{lines}
 class Rpm:
     """The verbs of `base.Form` for RPM."""
 
+    sources = "primary"
     # what every dnf and createrepo_c reads
     compressions = ("gz",)
     shared = ("repodata",)
