@@ -33,7 +33,9 @@ del FILES["debian/copyright"]
 
 @pytest.fixture
 def config(tmp_path: Path, gnupg) -> Config:
-    return trees.config(tmp_path, released={"gnupg_home": gnupg[0], "key": gnupg[1]})
+    released = {"gnupg_home": gnupg[0], "key": gnupg[1]}
+    # what has no entry belongs to no release
+    return trees.config(tmp_path, {"small": {"source": "small"}}, released=released)
 
 
 def release(config: Config, target: str, *entries: Entry) -> None:
