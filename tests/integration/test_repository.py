@@ -469,6 +469,12 @@ def test_a_merged_change_is_refused_until_released_repositories_are_configured(c
         publish(config, rpm.record.target, change, rpm.record.key, "run-7", tmp_path / "artifacts")
 
 
+def test_a_change_that_merges_while_a_gate_runs_stays_in_a_test_repository(config, rpm, git, tmp_path):
+    change = Change(project="tools/hello", branch="main", commit=git.base)
+    made = publish(config, rpm.record.target, change, rpm.record.key, "run-7", tmp_path / "artifacts", test=True)
+    assert made.url == f"{config.settings.url}test/run-7/debianrpm-amd64/"
+
+
 def test_a_merged_change_is_recognized_by_its_ref_when_it_is_started_again_by_hand(config, rpm, git, tmp_path):
     run("git", "update-ref", "refs/changes/01/1/1", git.base, cwd=git.remote)
     queue = (QueueItem("tools/hello", "main", "refs/changes/01/1/1"),)
