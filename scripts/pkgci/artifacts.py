@@ -275,6 +275,11 @@ class Tested(Record):
         when = f"{self.passed_before:%Y-%m-%d %H:%M} UTC"
         return f"passed on {when} with the same packages, machine, tools and repositories; not repeated"
 
+    @property
+    def whole(self) -> bool:
+        """Whether all of it was run: what was not, may be run another time."""
+        return True
+
 
 class Finding(Part):
     """What an install test found wrong: with which package, in which phase, with which file if it is about one."""
@@ -321,6 +326,11 @@ class Install(Tested):
     repositories: tuple[str, ...]
     notice: str = ""
     packages: tuple[InstallOutcome, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether each upgrade could be tried."""
+        return not any(outcome.notice for outcome in self.packages)
 
 
 class LintFinding(Part):

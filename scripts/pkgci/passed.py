@@ -8,15 +8,17 @@ the test: nothing of what is under test sees that. Whether to repeat a test all 
 import hashlib
 import json
 import logging
+import os
 import tarfile
 import tempfile
 import time
 import uuid
 import xml.etree.ElementTree as ET
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -78,7 +80,8 @@ def once(
             with suppress(OSError):
                 path.unlink()
             raise
-        _remember(path, record.parent, age)
+        if passed.whole:
+            _remember(path, record.parent, age)
         return passed
     former = former.model_copy(update=now)
     former.write(record)
@@ -87,10 +90,33 @@ def once(
     return former
 
 
-def files(directory: Path, pattern: str = "**/*") -> list[tuple[str, str]]:
-    """Return the files in a directory that match, by their relative paths, with the sha256 of each one's content."""
-    found = (path for path in sorted(directory.glob(pattern)) if path.is_file() and "__pycache__" not in path.parts)
-    return [(str(path.relative_to(directory)), hashlib.sha256(path.read_bytes()).hexdigest()) for path in found]
+def files(directory: Path, without: Collection[str] = ()) -> list[tuple[str, str]]:
+    """Return the files below a directory, also by links, each with the sha256 of its content.
+
+    Left out are hidden ones, and what Python compiles; what cannot be read here, no test reads either.
+
+    Args:
+        directory: the directory.
+        without: shell patterns of relative paths that are left out, too.
+    """
+    return list(_files(directory, "", without, ()))
+
+
+def _files(place: Path, path: str, without: Collection[str], above: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    real = os.path.realpath(place)
+    # a link may lead to where it is
+    if real in above:
+        return
+    with suppress(OSError), os.scandir(place) as found:
+        for one in sorted(found, key=lambda one: one.name):
+            name = path + one.name
+            if one.name.startswith((".", "__pycache__")) or any(fnmatchcase(name, pattern) for pattern in without):
+                continue
+            if one.is_dir():
+                yield from _files(place / one.name, f"{name}/", without, (*above, real))
+            elif one.is_file():
+                with suppress(OSError), open(one.path, "rb") as stream:
+                    yield name, hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @cache

@@ -47,6 +47,8 @@ INSTALL = "install"
 # the test that fails when a machine cannot be used any more
 MACHINE = "the machine"
 OWN_TESTS = "autopkgtest"
+# of the configuration directory, all that is no scenario's
+CONFIGURATION = ("config.yaml", "environments/*.yaml", "packages/*.yaml", "releases/*.yaml", "targets/*.yaml")
 OWN_TESTS_SCRIPT = Path(__file__).with_name("autopkgtest.sh")
 # the status of the guest's script
 UNREADABLE = 75
@@ -215,12 +217,8 @@ def _decisive(run: _Run) -> list:
     if OWN_TESTS in run.scenarios:
         root = tools_root(run.config, run.target_name)
         own = [root.id, run.config.settings.limits.model_dump(mode="json")]
-    # beside a file may lie what it imports, and above it what pytest reads
-    paths = [run.home / run.environment.scenarios[name] for name in run.scenarios if name != OWN_TESTS]
-    places = sorted({path if path.is_dir() else path.parent for path in paths})
-    above = sorted({parent for place in places for parent in place.parents if parent.is_relative_to(run.home)})
-    scenarios = [passed.files(place) for place in places]
-    scenarios += [passed.files(place, "conftest.py") for place in above]
+    # they can import and read all that lies there; what the configuration says of this test is told below
+    scenarios = passed.files(run.home, CONFIGURATION) if set(run.scenarios) != {OWN_TESTS} else []
     machine = [run.target.model_dump(mode="json"), run.snapshot.id, guest.upstream_digest(run.target)]
     return [*machine, environment, run.scenarios, scenarios, own, repository.decisive(run.records, run.tested)]
 

@@ -19,6 +19,8 @@ INPUT = ["packages", {"machine": 1}]
 class Bench:
     """A test that counts its runs; `fails` makes it fail, `made_from` is its input."""
 
+    notice = ""
+
     def __init__(self, place: Path) -> None:
         (place / "etc").mkdir()
         (place / "etc" / "config.yaml").write_text(f"root_days: 2\npaths: {{state: {place / 'state'}}}\n")
@@ -51,7 +53,8 @@ class Bench:
         ET.SubElement(suite, "testcase", name="small")
         ET.ElementTree(suite).write(self.artifacts / "junit" / "install.xml")
         outcome = InstallOutcome(package="small", version="1", passed=not self.fails, seconds=3, findings=())
-        record = Install(target="t", snapshot="s", repositories=("http://former/",), packages=(outcome,))
+        upgrade = outcome.model_copy(update={"former_version": "0", "notice": self.notice})
+        record = Install(target="t", snapshot="s", repositories=("http://former/",), packages=(outcome, upgrade))
         record.write(self.artifacts / "install.json")
         if self.fails:
             raise PackageError("it fails")
@@ -100,6 +103,28 @@ def test_what_fails_is_never_remembered(bench):
             bench.run()
     assert bench.runs == 2
     assert bench.kept == []
+
+
+def test_a_pass_in_which_not_all_was_tried_is_not_remembered(bench):
+    bench.notice = "not tried: the installation of the released version 0 ended by a machine that went away"
+    bench.run()
+    bench.notice = ""
+    assert bench.run().passed_before is None
+    assert bench.run().passed_before is not None
+
+
+def test_of_a_directory_all_that_a_test_can_read_counts(tmp_path):
+    (tmp_path / "etc" / "packages").mkdir(parents=True)
+    (tmp_path / "shared").mkdir()
+    for name in ("etc/a.py", "etc/.git", "etc/packages/b.py", "etc/packages/c.yaml", "shared/deep.py"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "etc" / "linked").symlink_to("../shared")
+    (tmp_path / "etc" / "linked" / "round").symlink_to("../etc")
+    (tmp_path / "etc" / "nowhere").symlink_to("missing")
+    found = passed.files(tmp_path / "etc", ("packages/*.yaml",))
+    assert [name for name, _ in found] == ["a.py", "linked/deep.py", "packages/b.py"]
+    (tmp_path / "shared" / "deep.py").write_text("changed")
+    assert passed.files(tmp_path / "etc", ("packages/*.yaml",)) != found
 
 
 def test_what_passed_once_and_fails_when_asked_for_again_is_forgotten(bench):

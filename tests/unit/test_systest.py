@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import processes
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from pkgci.change import Parameters
 from pkgci.config import EMBEDDED, Config, Node
 from pkgci.errors import RequestError
-from pkgci.systest import _wait, systest
+from pkgci.systest import _decisive, _wait, systest
 from pkgci.vm import guest
 
 DEB, RPM = "bookworm-amd64", "debianrpm-amd64"
@@ -79,6 +80,29 @@ def test_an_unknown_scenario_lists_the_known(directory: Path):
 def test_an_rpm_has_no_tests_of_its_own(directory: Path):
     said = refused(directory, RPM, ENVIRONMENT="lab", SCENARIOS="autopkgtest")
     assert said == "parameter SCENARIOS: 'autopkgtest' is not in environment lab, which has: basic, more"
+
+
+def test_what_a_scenario_may_import_or_read_decides_and_other_entries_do_not(directory: Path, monkeypatch):
+    monkeypatch.setattr(guest, "upstream_digest", lambda _: "")
+    config = Config(directory)
+    _, environment = config.environment("lab")
+
+    def decisive(*scenarios: str) -> list:
+        run = SimpleNamespace(config=config, target=config.target(DEB), home=directory, environment=environment)
+        return _decisive(
+            SimpleNamespace(**vars(run), scenarios=scenarios, snapshot=SimpleNamespace(id="s"), records=(), tested=())
+        )
+
+    (directory / "packages").mkdir()
+    before = decisive("basic")
+    for path in ("packages/hello.yaml", "config.yaml", "environments/other.yaml", "targets/other.yaml"):
+        (directory / path).write_text("# changed\n")
+        assert decisive("basic") == before
+    for path in ("scenarios/basic.py", "scenarios/more/conftest.py", "lib/data.py", "expected.json"):
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        (directory / path).write_text("# changed\n")
+        assert decisive("basic") != before
+        before = decisive("basic")
 
 
 def test_a_scenario_that_is_not_there_is_said_with_its_place(directory: Path):
