@@ -28,7 +28,7 @@ def supervised(argv: Sequence[str | Path]) -> list[str]:
 def run(
     argv: Sequence[str | Path],
     *,
-    input: bytes | None = None,
+    input: bytes | IO[bytes] | None = None,
     cwd: Path | None = None,
     env: Mapping[str, str | None] | None = None,
     timeout: float | None = None,
@@ -40,7 +40,7 @@ def run(
 
     Args:
         argv: the command and its arguments; never passed through a shell.
-        input: bytes for its standard input, which is empty otherwise.
+        input: bytes, or an open file, for its standard input, which is empty otherwise.
         cwd: its working directory.
         env: variables added to this process's environment; None takes one away.
         timeout: seconds until it is killed.
@@ -56,13 +56,13 @@ def run(
     """
     words = [str(word) for word in argv]
     environment = {name: value for name, value in {**os.environ, **(env or {})}.items() if value is not None}
+    given = {"input": input} if isinstance(input, bytes) else {"stdin": input or subprocess.DEVNULL}
     if not quiet:
         log.info("+ %s", shlex.join(words))
     try:
         done = subprocess.run(
             supervised(words),
-            input=input,
-            stdin=None if input is not None else subprocess.DEVNULL,
+            **given,
             stdout=output or subprocess.PIPE,
             stderr=subprocess.STDOUT if output else subprocess.PIPE,
             cwd=cwd,

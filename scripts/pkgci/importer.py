@@ -4,10 +4,11 @@ The source package is unpacked in the sandbox; what comes back goes into git as 
 interpreted here.
 """
 
+import io
 import logging
 import re
+import shutil
 import sys
-import tarfile
 import tempfile
 import time
 from pathlib import Path, PurePosixPath
@@ -19,7 +20,7 @@ from pkgci.config import Config
 from pkgci.errors import InfrastructureError, PackageError, RequestError
 from pkgci.formats.base import last_words, script
 from pkgci.roots import build_root
-from pkgci.sandbox import Files, execute
+from pkgci.sandbox import Files, execute, hostile_tar
 from pkgci.source import ISOLATED
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ def import_package(config: Config, package: Path, directory: Path | None) -> Pat
         raise RequestError(f"cannot import {package}: it must be an existing .dsc or .src.rpm file")
     if directory and directory.exists():
         raise RequestError(f"cannot import into {directory}: it exists already")
+    if directory and not directory.absolute().parent.is_dir():
+        raise RequestError(f"cannot import into {directory}: {directory.absolute().parent} is no directory; make it first")
     targets = [name for name in config.names("targets") if config.target(name).format == format]
     if not targets:
         raise RequestError(f"cannot import {package}: no target has the format {format}")
@@ -82,7 +85,7 @@ def _parts(package: Path) -> list[Path]:
         return []
     try:
         listed = [entry["name"] for entry in deb822.Dsc(package.read_bytes())["Files"]]
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise RequestError(f"cannot import {package}: it names no files: {error}") from error
     paths = [package.parent / name for name in listed]
     for path in paths:
@@ -96,31 +99,30 @@ def _commit(repository: Path, archive: Path, message: str) -> None:
     with tempfile.TemporaryFile() as stream:
         stream.write(b"commit refs/heads/main\ncommitter pkgci <pkgci@localhost> %d +0000\n" % time.time())
         stream.write(b"data %d\n%s\n" % (len(message.encode()), message.encode()))
-        with tarfile.open(archive) as tar:
+        with archive.open("rb") as packed, hostile_tar(packed, "the unpacked tree") as tar:
             for member in tar:
-                path = str(PurePosixPath(member.name))
                 if member.isdir():
                     continue
-                if PurePosixPath(path).is_absolute() or {"..", ".git"} & set(PurePosixPath(path).parts) or "\n" in path:
-                    raise PackageError(f"cannot import {path!r}: not allowed in a tree")
-                content = member.linkname.encode(errors="surrogateescape")
-                mode = b"120000"
-                if not member.issym():
-                    extracted = tar.extractfile(member)
-                    if extracted is None:
-                        raise PackageError(f"cannot import {path!r}: neither a file nor a symbolic link")
-                    content = extracted.read()
-                    mode = b"100755" if member.mode & 0o100 else b"100644"
-                quoted = path.replace("\\", "\\\\").replace('"', '\\"').encode(errors="surrogateescape")
-                stream.write(b'M %s inline "%s"\ndata %d\n' % (mode, quoted, len(content)))
-                stream.write(content + b"\n")
+                path = PurePosixPath(member.name)
+                if path.is_absolute() or not path.parts or {"..", ".git"} & set(path.parts) or "\n" in member.name:
+                    raise PackageError(f"cannot import {member.name!r}: not allowed in a tree")
+                if not (member.isreg() or member.issym()):
+                    raise PackageError(f"cannot import {member.name!r}: neither a file nor a symbolic link")
+                link = member.linkname.encode(errors="surrogateescape")
+                mode = b"120000" if member.issym() else b"100755" if member.mode & 0o100 else b"100644"
+                quoted = str(path).replace("\\", "\\\\").replace('"', '\\"').encode(errors="surrogateescape")
+                size = len(link) if member.issym() else member.size
+                stream.write(b'M %s inline "%s"\ndata %d\n' % (mode, quoted, size))
+                shutil.copyfileobj(io.BytesIO(link) if member.issym() else tar.extractfile(member), stream)
+                stream.write(b"\n")
         stream.write(b"done\n")
         stream.seek(0)
-        run(
-            ["git", "-C", repository, "fast-import", "--quiet", "--done"], input=stream.read(), env=ISOLATED, quiet=True
-        )
+        # what is larger is not read as a whole
+        options = ["-c", "core.bigFileThreshold=1m", "-C", repository]
+        run(["git", *options, "fast-import", "--quiet", "--done"], input=stream, env=ISOLATED, quiet=True)
     checked = run(["git", "-C", repository, "checkout", "-q", "main", "--"], check=False, env=ISOLATED, quiet=True)
     if checked.returncode:
-        raise InfrastructureError(
-            f"cannot check out {repository}: {checked.stderr.decode(errors='replace').strip()[-200:]}"
-        )
+        said = checked.stderr.decode(errors="replace").strip()[-200:]
+        if "invalid path" in said:
+            raise PackageError(f"cannot import it: {said}")
+        raise InfrastructureError(f"cannot check out {repository}: {said}")

@@ -49,6 +49,8 @@ TIMED_OUT = 124
 PACK_SECONDS = 300
 LOG_BYTES = 100 << 20
 OUT_FILES = 10_000
+# of one member of a tar: long names, and where a sparse file has content
+HEADER_BYTES = 1 << 20
 CGROUP = "pkgci-"
 # of version 2, of version 1
 MEMORY_LIMITS = ("memory.max", "memory.limit_in_bytes")
@@ -123,7 +125,10 @@ def sub_ids(kind: str) -> int | None:
     Args:
         kind: `subuid` or `subgid`.
     """
-    user = pwd.getpwuid(os.getuid())
+    # by number where nobody has given this user a name, as in a container
+    names = {str(os.getuid())}
+    with suppress(KeyError):
+        names.add(pwd.getpwuid(os.getuid()).pw_name)
     try:
         lines = Path("/etc", kind).read_text().splitlines()
     except OSError:
@@ -131,7 +136,7 @@ def sub_ids(kind: str) -> int | None:
     for line in lines:
         name, _, rest = line.partition(":")
         first, _, count = rest.partition(":")
-        if name in (user.pw_name, str(user.pw_uid)) and count.isdigit() and int(count) >= IDS:
+        if name in names and count.isdigit() and int(count) >= IDS:
             return int(first)
     return None
 
@@ -313,8 +318,9 @@ def _wait(command: list[str], stdin: IO[bytes], streams: Sequence[IO[bytes]], lo
     try:
         with process.stdout as said:
             while True:
-                readable, _, _ = select.select([said], [], [], max(0.0, deadline - time.monotonic()))
-                if not readable:
+                rest = deadline - time.monotonic()
+                # also when it never falls silent
+                if rest <= 0 or not select.select([said], [], [], rest)[0]:
                     raise _too_long(seconds)
                 block = os.read(said.fileno(), 1 << 16)
                 if not block:
@@ -533,28 +539,71 @@ def _remove_cgroup(group: Path) -> None:
             return
 
 
+class _Counted:
+    """A stream of which no more than `left` bytes are read."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self.left = stream, 0
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int) -> bytes:
+        """Read `size` bytes at most."""
+        self.left -= size
+        if self.left < 0:
+            raise tarfile.ReadError("a header is too long, or a file longer than its header says")
+        return self._stream.read(size)
+
+
+class _Tar(tarfile.TarFile):
+    """A hostile tar: its headers, which are read as a whole, are bounded, and none of them is kept."""
+
+    def next(self) -> tarfile.TarInfo | None:
+        """Return the next member; after it, only as much is read as it has."""
+        self.fileobj.left = HEADER_BYTES
+        member = super().next()
+        self.fileobj.left = member.size if member else 0
+        self.members.clear()
+        return member
+
+
+@contextmanager
+def hostile_tar(archive: IO[bytes], what: str) -> Iterator[tarfile.TarFile]:
+    """Yield the tar that a sandbox made, to be gone through once.
+
+    Args:
+        archive: the tar, at its beginning.
+        what: what it is, for the message.
+
+    Raises:
+        PackageError: it cannot be read.
+        InfrastructureError: the disk fails, or is full.
+    """
+    try:
+        with _Tar(fileobj=_Counted(archive)) as tar:
+            yield tar
+    except (tarfile.TarError, OSError, ValueError, EOFError, RecursionError) as error:
+        if isinstance(error, OSError) and error.errno in DISK:
+            raise InfrastructureError(f"cannot keep {what}: {error.strerror}") from error
+        raise PackageError(f"{what} cannot be read: {error}") from error
+
+
 def unpack(archive: IO[bytes], output: Path, largest: int) -> Iterator[Path]:
     """Unpack the regular files of a tar that a sandbox made into `output`, and yield their paths.
 
     The tar is hostile: only plain files and directories with relative names that stay below are taken, and not more than
     `OUT_FILES` files with `largest` bytes together.
     """
-    try:
-        with tarfile.open(fileobj=archive, mode="r:") as tar:
-            for number, member in enumerate(tar):
-                path = PurePosixPath(member.name)
-                largest -= member.size
-                if number >= OUT_FILES or largest < 0:
-                    raise PackageError("the build left more in its output than its limits allow; refused")
-                if member.isdir():
-                    continue
-                if not member.isreg() or path.is_absolute() or ".." in path.parts:
-                    raise PackageError(f"the build left {member.name!r} in its output, which is no plain file; refused")
-                target = output / path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                tar.makefile(member, target)
-                yield target
-    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
-        if isinstance(error, OSError) and error.errno in DISK:
-            raise InfrastructureError(f"cannot keep a build's output in {output}: {error.strerror}") from error
-        raise PackageError(f"the build's output cannot be read: {error}") from error
+    with hostile_tar(archive, "the build's output") as tar:
+        for number, member in enumerate(tar):
+            path = PurePosixPath(member.name)
+            largest -= member.size
+            if number >= OUT_FILES or largest < 0:
+                raise PackageError("the build left more in its output than its limits allow; refused")
+            if member.isdir():
+                continue
+            if not member.isreg() or path.is_absolute() or ".." in path.parts:
+                raise PackageError(f"the build left {member.name!r} in its output, which is no plain file; refused")
+            target = output / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            tar.makefile(member, target)
+            yield target

@@ -7,4 +7,4 @@ dpkg-source --no-check -x /in/*.dsc tree
 rm -rf tree/.pc tree/.git
 cd tree
 echo "$(dpkg-parsechangelog -S Source) $(dpkg-parsechangelog -S Version)" >/out/name
-tar --format=gnu --sort=name -cf /out/tree.tar .
+tar --format=gnu --hard-dereference --sort=name -cf /out/tree.tar .

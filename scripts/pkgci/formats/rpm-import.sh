@@ -29,4 +29,4 @@ IMPORT
 setpriv --reuid=1000 --regid=1000 --clear-groups --no-new-privs --inh-caps=-all --bounding-set=-all \
     env HOME=/build sh -eu /tmp/import.sh
 cp /build/name /out/name
-tar -C /build/tree --format=gnu --sort=name -cf /out/tree.tar .
+tar -C /build/tree --format=gnu --hard-dereference --sort=name -cf /out/tree.tar .
