@@ -25,6 +25,7 @@ from pydantic import (
     field_validator,
 )
 
+from pkgci.disk import replacing
 from pkgci.errors import RequestError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -506,10 +507,8 @@ class Config:
                         "a project belongs to one package"
                     )
                 projects[project] = name
-        index.parent.mkdir(parents=True, exist_ok=True)
-        new = index.with_suffix(f".{os.getpid()}")
-        new.write_text(f"{json.dumps([changed, projects])}\n{json.dumps(files)}\n")
-        new.replace(index)
+        with replacing(index) as new:
+            new.write(f"{json.dumps([changed, projects])}\n{json.dumps(files)}\n".encode())
         return projects
 
     def _entry(self, kind: str, name: str, model: type[Entry]) -> Entry:

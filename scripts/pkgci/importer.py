@@ -47,7 +47,9 @@ def import_package(config: Config, package: Path, directory: Path | None) -> Pat
     if directory and directory.exists():
         raise RequestError(f"cannot import into {directory}: it exists already")
     if directory and not directory.absolute().parent.is_dir():
-        raise RequestError(f"cannot import into {directory}: {directory.absolute().parent} is no directory; make it first")
+        raise RequestError(
+            f"cannot import into {directory}: {directory.absolute().parent} is no directory; make it first"
+        )
     targets = [name for name in config.names("targets") if config.target(name).format == format]
     if not targets:
         raise RequestError(f"cannot import {package}: no target has the format {format}")

@@ -13,6 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from filelock import FileLock
+
+from pkgci.disk import fsync_all
 from pkgci.errors import InfrastructureError
 
 OWNER = "owner"
@@ -68,6 +71,37 @@ def scratch(parent: Path, prefix: str) -> Iterator[Path]:
             if held:
                 yield Path(made)
                 return
+
+
+def make_once(place: Path, usable: Callable[[], bool], make: Callable[[Path], None]) -> None:
+    """Make a directory, unless it is there and usable: one process does, others wait; it appears whole, or not at all.
+
+    Args:
+        place: the directory.
+        usable: whether it is, now.
+        make: makes the content, files only, in the new directory that it is given. What a killed process left of one is
+            removed by the next.
+    """
+    if usable():
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{place}.lock"):
+        if usable():
+            return
+        new, old = place.with_name(f".{place.name}.new"), place.with_name(f".{place.name}.old")
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        new.mkdir()
+        try:
+            make(new)
+            # on disk before it has its name
+            fsync_all(new.iterdir())
+            if place.exists():
+                place.rename(old)
+            new.rename(place)
+        finally:
+            for leftover in (new, old):
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ import os
 import tarfile
 import tempfile
 import time
-import uuid
 import xml.etree.ElementTree as ET
 import zlib
 from collections.abc import Callable, Collection, Iterator
@@ -26,7 +25,7 @@ from typing import TypeVar
 
 from pkgci.artifacts import Tested
 from pkgci.config import ROOT, Config
-from pkgci.disk import fsync
+from pkgci.disk import replacing
 from pkgci.errors import InfrastructureError, PackageError
 
 log = logging.getLogger(__name__)
@@ -147,7 +146,6 @@ def _take(path: Path, record: Path, model: type[Test], age: timedelta) -> Test |
 
 def _remember(path: Path, artifacts: Path, age: timedelta) -> None:
     """Keep what a test left that passed, whole or not at all; what is too old for anybody goes."""
-    new = path.with_name(f"{uuid.uuid4()}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for other in path.parent.iterdir():
@@ -155,15 +153,14 @@ def _remember(path: Path, artifacts: Path, age: timedelta) -> None:
             with suppress(FileNotFoundError):
                 if abs(time.time() - other.lstat().st_mtime) > age.total_seconds():
                     other.unlink()
-        with tarfile.open(new, "w:gz", compresslevel=1) as tar:
-            for one in sorted(artifacts.iterdir()):
-                tar.add(one, one.name)
-        # on disk before it has its name: a crash of the machine leaves none or a whole one
-        fsync(new)
-        new.replace(path)
+        with replacing(path) as new:
+            with tarfile.open(fileobj=new, mode="w:gz", compresslevel=1) as tar:
+                for one in sorted(artifacts.iterdir()):
+                    tar.add(one, one.name)
+            new.flush()
+            # on disk before it has its name: a crash of the machine leaves none or a whole one
+            os.fsync(new.fileno())
     except OSError as error:
-        with suppress(OSError):
-            new.unlink()
         log.warning("that it passed cannot be remembered: %s", error)
 
 

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import shutil
 import tempfile
 import time
@@ -22,11 +23,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from filelock import FileLock
-
 from pkgci.command import run
 from pkgci.config import ROOT, Config, Limits, Target, Upstream
 from pkgci.errors import InfrastructureError
+from pkgci.locks import make_once
 from pkgci.sandbox import Files, execute
 from pkgci.upstream import apt_sources, dnf_files, isolated_apt
 
@@ -175,8 +175,8 @@ def _debian_root(config: Config, name: str, target: Target, command: list[str]) 
 
     def make(new: Path) -> None:
         log.info("preparing a root of %s (once; about half a minute)", name)
-        said = new.with_name("log")
-        environment = isolated_apt(new.parent) | {"SOURCE_DATE_EPOCH": "0"}
+        said = new / "log"
+        environment = isolated_apt(new) | {"SOURCE_DATE_EPOCH": "0"}
         words = [*command, str(new / "root.tar"), *(source.line() for source in apt_sources(target))]
         with said.open("wb") as output:
             done = run(words, env=environment, check=False, quiet=True, output=output)
@@ -189,18 +189,22 @@ def _debian_root(config: Config, name: str, target: Target, command: list[str]) 
 def _prepared(config: Config, name: str, key: str, make: Callable[[Path], None]) -> Root:
     """Return the root of `key`; when there is none or it is too old, `make` writes root.tar into a new directory.
 
-    What `make` leaves beside that directory is removed.
+    What else `make` leaves in that directory is removed.
     """
     place = config.cache / "roots" / key
+
+    def make_whole(new: Path) -> None:
+        _remove_older(config, name)
+        with tempfile.TemporaryDirectory(dir=new) as scratch:
+            make(Path(scratch))
+            Path(scratch, "root.tar").rename(new / "root.tar")
+        with (new / "root.tar").open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        (new / "root.json").write_text(json.dumps({"target": name, "sha256": digest, "made": time.time()}))
+
+    make_once(place, lambda: _existing(place, config) is not None, make_whole)
     root = _existing(place, config)
-    if root:
-        return root
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{place}.lock"):
-        root = _existing(place, config)
-        if root is None:
-            _remove_older(config, name)
-            root = _make(name, place, make)
+    assert root
     return root
 
 
@@ -209,8 +213,8 @@ def _build_command(target: Target) -> list[str]:
     command = _command("buildd", *INCLUDE[target.format], *target.root.packages)
     command += ["--dpkgopt=force-unsafe-io", '--customize-hook=chroot "$1" useradd -u 1000 -m -d /build builder']
     if target.format == "rpm":
-        command += [f"--customize-hook=upload {HOST_PROVIDES} /root/host-provides.sh"]
-        command += [f"--customize-hook=upload {RPM_MACROS} /usr/lib/rpm/macros.d/macros.debianrpm"]
+        command += [f"--customize-hook=upload {shlex.quote(str(HOST_PROVIDES))} /root/host-provides.sh"]
+        command += [f"--customize-hook=upload {shlex.quote(str(RPM_MACROS))} /usr/lib/rpm/macros.d/macros.debianrpm"]
         command += ['--customize-hook=chroot "$1" sh -eu /root/host-provides.sh']
     return [*command, target.base_codename or target.codename]
 
@@ -290,31 +294,13 @@ def _remove_older(config: Config, name: str) -> None:
             shutil.rmtree(marker.parent)
 
 
-def _make(name: str, place: Path, make: Callable[[Path], None]) -> Root:
-    shutil.rmtree(place, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f"{place.name}.", dir=place.parent) as directory:
-        new = Path(directory, "root")
-        new.mkdir()
-        make(new)
-        digest = hashlib.sha256()
-        with (new / "root.tar").open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-            os.fsync(stream.fileno())
-        root = Root(place / "root.tar", digest.hexdigest())
-        made = {"target": name, "sha256": root.id, "made": time.time()}
-        (new / "root.json").write_text(json.dumps(made))
-        new.rename(place)
-    return root
-
-
 def _install(name: str, target: Target, tools: Root, packages: Sequence[str], user: str, new: Path) -> None:
     """Make `new`/root.tar of a target's RPM distribution, by dnf in a sandbox over the root `tools`."""
     log.info("preparing a root of %s with %s and %d more packages (once)", name, packages[0], len(packages) - 1)
     files = Files()
     for path, text in dnf_files(target).items():
         files.add(path, text)
-    said = new.with_name("log")
+    said = new / "log"
     with said.open("wb") as log_to:
         outcome = execute(
             tools.path,

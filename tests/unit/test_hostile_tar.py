@@ -66,4 +66,7 @@ def test_names_of_any_length_and_sparse_files_are_read(tmp_path: Path):
     assert [path.read_bytes() for path in unpack(archive, tmp_path, 1 << 20)] == [b"abc", b"abc"]
     archive.seek(0)
     with hostile_tar(archive, "it") as read:
-        assert [(member.name, read.extractfile(member).read()) for member in read] == [("small", b"abc"), (name, b"abc")]
+        assert [(member.name, read.extractfile(member).read()) for member in read] == [
+            ("small", b"abc"),
+            (name, b"abc"),
+        ]

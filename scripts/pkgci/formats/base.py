@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from pkgci import web
 from pkgci.artifacts import LintFinding, Package, Repository
 from pkgci.config import Config, Limits, Release, Target
+from pkgci.disk import replacing
 from pkgci.errors import InfrastructureError, PackageError, PkgciError
 from pkgci.roots import Root
 from pkgci.sandbox import Files, execute
@@ -320,10 +321,8 @@ def cached(
         if usable(found):
             return found
     made = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as new:
-        new.write(made.model_dump_json())
-    Path(new.name).replace(path)
+    with replacing(path) as new:
+        new.write(made.model_dump_json().encode())
     return made
 
 
@@ -429,8 +428,7 @@ def kept(config: Config, dependency: Dependency) -> Path:
 
 def keep(config: Config, digest: str, content: bytes) -> Path:
     """Put a package into the download cache under its sha256; return where it is."""
-    place = config.cache / "packages"
-    place.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=place, delete=False) as new:
+    path = config.cache / "packages" / digest
+    with replacing(path) as new:
         new.write(content)
-    return Path(new.name).replace(place / digest)
+    return path

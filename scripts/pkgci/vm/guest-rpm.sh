@@ -37,14 +37,19 @@ spec() { # NAME VERSION ARCHITECTURE
 
 add() { # SPEC...
     apply dnf -y install "$@" || again "$@" || {
-        ! said 'Failed to download metadata' || exit 75
+        ! before_any '^(Error: )?Failed to download metadata' || exit 75
         return 1
     }
     scriptlets install
 }
 
+# What dnf itself says before it starts to install: afterwards it may be a scriptlet's word.
+before_any() { # PATTERN
+    said "$1" && ! said '^Running transaction'
+}
+
 again() { # SPEC...
-    said 'Status code: 404' || return 1
+    before_any 'Status code: 404' || return 1
     echo 'The upstream has moved since the snapshot was made: its lists are loaded again, and the installation repeated.'
     apply dnf -y --refresh install "$@"
 }

@@ -8,21 +8,18 @@ made here, and everything switched off that would cost boot time.
 import hashlib
 import json
 import logging
-import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from pkgci.artifacts import Record
 from pkgci.command import run
 from pkgci.config import Config, Limits, Target
 from pkgci.errors import InfrastructureError
 from pkgci.lazy import Lazy
+from pkgci.locks import make_once
 from pkgci.roots import distribution_key, distribution_root, failure
 from pkgci.sandbox import Files, execute, namespaces
 from pkgci.upstream import apt_configuration, apt_sources
@@ -138,33 +135,13 @@ def _digest(made_from: object) -> str:
 def _cached(
     config: Config, key: str, make: Callable[[Path], None], whole: Callable[[Path], bool] = Path.exists
 ) -> Path:
-    """Return the directory of `key`, made by `make` in a scratch directory unless it is there, `whole` and young enough.
-
-    One process makes it and others wait; what a killed one left is removed by the next.
-    """
+    """Return the directory of `key`, made by `make` unless it is there, `whole` and young enough."""
     place = config.cache / "images" / key
-    place.parent.mkdir(parents=True, exist_ok=True)
 
     def young() -> bool:
         return whole(place) and abs(time.time() - place.stat().st_mtime) < config.settings.root_days * 86400
 
-    if young():
-        return place
-    with FileLock(f"{place}.lock"):
-        if not young():
-            new, old = place.with_name(f".{key}.new"), place.with_name(f".{key}.old")
-            for leftover in (new, old):
-                shutil.rmtree(leftover, ignore_errors=True)
-            new.mkdir()
-            make(new)
-            for path in new.iterdir():
-                # on disk before it has its name
-                with path.open("rb") as stream:
-                    os.fsync(stream.fileno())
-            if place.exists():
-                place.rename(old)
-            new.rename(place)
-            shutil.rmtree(old, ignore_errors=True)
+    make_once(place, young, make)
     return place
 
 

@@ -12,15 +12,14 @@ import re
 import socketserver
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from tempfile import NamedTemporaryFile
-from typing import IO
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from pkgci import web
+from pkgci.disk import replacing
 from pkgci.lazy import Lazy
 
 requests = Lazy("requests")
@@ -286,7 +285,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         sent, held = 0, b""
         try:
-            with _keeping(kept if size is not None else None) as copy:
+            with replacing(kept) if kept and size is not None else nullcontext() as copy:
                 for block in answer.raw.stream(BLOCK, decode_content=False):
                     sent += len(block)
                     if sent > LARGEST:
@@ -303,24 +302,6 @@ class _Handler(BaseHTTPRequestHandler):
             # the header is out: only a cut connection tells the guest
             log.warning("proxy: %s: %s", self.path, error)
             self.close_connection = True
-
-
-@contextmanager
-def _keeping(kept: Path | None) -> Iterator[IO[bytes] | None]:
-    """Yield a file that becomes `kept` when the context ends without an error."""
-    if kept is None:
-        yield None
-        return
-    kept.parent.mkdir(exist_ok=True)
-    with NamedTemporaryFile(dir=kept.parent, prefix=".", delete=False) as copy:
-        try:
-            yield copy
-            copy.flush()
-            Path(copy.name).rename(kept)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                Path(copy.name).unlink()
-            raise
 
 
 def _is_utf8(path: str) -> bool:
