@@ -55,7 +55,7 @@ CGROUP = "pkgci-"
 # of version 2, of version 1
 MEMORY_LIMITS = ("memory.max", "memory.limit_in_bytes")
 MEMORY_EVENTS = ("memory.events", "memory.oom_control")
-# not this process's own: a user's has no /usr/sbin, where pivot_root is
+# not this process's own: a user's may have no /usr/sbin
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 

@@ -10,6 +10,7 @@ set -eu
 disk=$1 network=$2 mode=$3
 shift 3
 root=/tmp
+umask 022
 
 mount --make-rprivate /
 resolv=$(cat /etc/resolv.conf 2>/dev/null || true)
@@ -17,7 +18,12 @@ hosts=$(cat /etc/hosts 2>/dev/null || true)
 mount -t tmpfs -o "size=${disk}m,nr_inodes=4m,mode=755" pkgci "$root"
 tar -C "$root" --numeric-owner -xpf - --exclude='./dev/*' <&3
 exec 3<&-
-mkdir -p "$root/dev" "$root/proc" "$root/run" "$root/tmp" "$root/out"
+# a root that was kept is hostile: no link of its own may lead what is written here out of it
+for place in etc out run tmp; do
+    [ ! -L "$root/$place" ] || rm "$root/$place"
+done
+rm -rf "${root:?}/dev" "$root/proc" "$root/etc/hosts" "$root/etc/resolv.conf"
+mkdir -p "$root/dev" "$root/etc" "$root/proc" "$root/run" "$root/tmp" "$root/out"
 chmod 1777 "$root/tmp"
 mount -t proc -o nosuid,nodev,noexec proc "$root/proc"
 for node in null zero full random urandom tty; do
@@ -38,7 +44,6 @@ if [ "$mode" = shell ]; then
     : >"$root/dev/console"
     mount --bind /proc/self/fd/1 "$root/dev/console"
 fi
-rm -f "$root/etc/resolv.conf"
 if [ "$network" = yes ]; then
     printf '%s\n' "$resolv" >"$root/etc/resolv.conf"
     printf '%s\n' "$hosts" >"$root/etc/hosts"
@@ -51,15 +56,14 @@ echo 0 >/proc/sys/user/max_user_namespaces
 [ "$network" = yes ] || ip link set lo up
 tar -C "$root" --numeric-owner --no-same-owner -xpf - || exit 97
 
-# nothing of the host stays visible, not even to a root that breaks out of a chroot
-mkdir "$root/.host"
+# Nothing of the host stays visible, not even to a root that breaks out of a chroot. Both by a process that has begun
+# before: the first thing that runs from the new root must not find the old one. pivot_root(2) is 155, umount2(2) 166, and
+# 2 is MNT_DETACH.
 cd "$root"
-pivot_root . .host
+perl -e 'my $here = "."; syscall(155, $here, $here) == 0 && syscall(166, $here, 2) == 0 or die "pivot_root: $!\n"'
 # everything from here on is the root's own; its tools come from it
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export PATH
-umount -l /.host
-rmdir /.host
 
 status=0
 case $mode in

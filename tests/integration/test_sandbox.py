@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 import uuid
@@ -91,11 +92,42 @@ def test_nothing_of_the_host_is_visible(box, tmp_path: Path):
         ls /proc/self/fd
         cat /proc/1/root{secret} || true
         mkdir /escape; chroot /escape /bin/true 2>/dev/null || true
-        cut -d' ' -f5 /proc/self/mountinfo
     """)
     del os.environ["PKGCI_TEST_SECRET"]
     assert "secret" not in said.replace(f"{secret}", "")
-    assert "/.host" not in said
+
+
+def test_what_a_root_has_in_place_of_a_tool_does_not_see_the_host_either(box, tmp_path: Path):
+    files = Files()
+    for tool in ("umount", "rmdir", "pivot_root", "perl"):
+        files.add(f"/usr/bin/{tool}", "#!/bin/sh\nls -d /*/tmp >/escaped\n", 0o755)
+        files.add(f"/usr/sbin/{tool}", "#!/bin/sh\nls -d /*/tmp >/escaped\n", 0o755)
+    outcome, said = box("! cat /escaped; cut -d' ' -f5 /proc/self/mountinfo", files=files)
+    assert outcome.status == 0, said
+    shown = {line for line in said.splitlines() if line.startswith("/") and not line.startswith("/dev/")}
+    assert shown == {"/", "/proc"}
+
+
+@pytest.mark.parametrize(
+    "linked", ["dev", "etc", "etc/hosts", "etc/resolv.conf", "out", "proc", "run", "tmp", "dev/null"]
+)
+def test_no_link_in_a_root_leads_out_of_it(tmp_path: Path, linked: str):
+    # /tmp of the host is hidden even while the root is made
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as made, tempfile.TemporaryFile() as out:
+        outside = Path(made)
+        outside.chmod(0o777)
+        with tarfile.TarFile(tmp_path / "root.tar", "w") as tar:
+            # without `./` before it, which an archive of ours has
+            for name, kind in ((".", tarfile.DIRTYPE), (linked, tarfile.SYMTYPE)):
+                info = tarfile.TarInfo(name)
+                info.type, info.mode = kind, 0o755
+                info.linkname = str(outside / "new" if "/" in linked else outside) if kind == tarfile.SYMTYPE else ""
+                tar.addfile(info)
+        with pytest.raises(InfrastructureError), (tmp_path / "log").open("wb") as log:
+            contained(tmp_path / "root.tar", Files().finished("true"), out, limits=Limits(), log_to=log)
+        assert list(outside.iterdir()) == []
+    # it got as far as to the new root, in which there is nothing
+    assert (tmp_path / "log").read_text().endswith(": tar: not found\n")
 
 
 def test_no_descriptor_but_the_three_usual_ones_is_open(box):
