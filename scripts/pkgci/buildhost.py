@@ -384,7 +384,10 @@ class _Agent:
         (size,) = SIZE.unpack(first + b"".join(self.receive(SIZE.size - len(first))))
         if size > REQUEST_BYTES:
             raise InfrastructureError(f"a request of {size} bytes: the agent has another protocol")
-        return Request.model_validate_json(b"".join(self.receive(size)))
+        try:
+            return Request.model_validate_json(b"".join(self.receive(size)))
+        except ValidationError as error:
+            raise InfrastructureError("a request of another form: the agent has another protocol") from error
 
     def send(self, kind: bytes, content: bytes = b"") -> None:
         """Send a frame."""

@@ -3,6 +3,7 @@
 A change becomes a commit in a repository of the state directory; the tree itself is only read.
 """
 
+import logging
 import os
 import re
 import signal
@@ -30,6 +31,8 @@ from pkgci.formats import FORMATS
 from pkgci.jobs import exit_of
 from pkgci.source import Tree, git
 from pkgci.text import spelled_out
+
+log = logging.getLogger(__name__)
 
 POLL = 0.3
 SILENCE = 30  # seconds after which a plain log says what still runs
@@ -67,6 +70,8 @@ def prepare_change(config: Config, path: Path, worktree: bool) -> LocalChange:
         RequestError: it is no git tree, a shallow clone, or holds no change against its upstream branch.
         PackageError: it does not merge with its upstream branch, or holds what no source tree may.
     """
+    if not path.is_dir():
+        raise RequestError(f"there is no directory {path}")
     top = _ask(path, "rev-parse", "--show-toplevel")
     if top is None:
         raise RequestError(f"{path} is not in a git working tree; `git init` it, or `pkgci import` a source package")
@@ -77,11 +82,16 @@ def prepare_change(config: Config, path: Path, worktree: bool) -> LocalChange:
         )
     if _ask(tree, "rev-parse", "--verify", "-q", "HEAD") is None:
         raise RequestError(f"{tree} has no commit yet; commit something first")
+    if _ask(tree, "rev-parse", "--show-object-format") != "sha1":
+        raise RequestError(f"{tree} names its objects by another hash than SHA-1, which the jobs do not take")
     project = _project(config, tree)
-    branch = _ask(tree, "symbolic-ref", "--short", "-q", "HEAD") or "main"
+    own = _ask(tree, "symbolic-ref", "--short", "-q", "HEAD")
+    branch = own or "main"
     upstream = _ask(tree, "rev-parse", "--symbolic-full-name", "-q", "@{upstream}")
     if upstream:
         branch = re.sub(r"^refs/(heads|remotes/[^/]+)/", "", upstream)
+    elif own and (gone := _ask(tree, "for-each-ref", "--format=%(upstream)", f"refs/heads/{own}")):
+        log.info("%s: the upstream branch %s is not there (any more): the change is the whole tree", tree, gone)
     if not re.fullmatch(BRANCH, branch):
         raise RequestError(f"{tree}: branch {branch!r} has a name that the jobs do not take; rename it")
     repository = source.init(config.state / "changes" / f"{project}.git")
@@ -423,7 +433,10 @@ def _take(repository: Path, tree: Path, ref: str) -> str:
 
 
 def _commit_worktree(repository: Path, tree: Path, head: str) -> str:
-    """Return a commit on top of `head` of what `git add -A` would take; the tree's git stays as it is."""
+    """Return a commit on top of `head` of what `git add -A` would take; the tree's git stays as it is.
+
+    As with that command, the filters of the tree's own configuration of git run; its owner wrote that, no change.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         environment = {
             **source.GIT,

@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,24 +38,35 @@ class Group(click.Group):
 
     def invoke(self, context: click.Context) -> object:
         """Run the subcommand."""
-        try:
+        with told():
             return super().invoke(context)
-        except PkgciError as error:
-            click.echo(f"pkgci: {spelled_out(str(error))}", err=True)
-            sys.exit(int(error.exit))
-        except (click.exceptions.Exit, click.ClickException):
-            raise
-        except OSError as error:
-            what = spelled_out(f"{error.filename or 'this machine'}: {error.strerror or error}")
-            click.echo(f"pkgci: {what}", err=True)
-            sys.exit(int(Exit.INFRASTRUCTURE))
-        except Exception:
-            # a bug is nobody's package's fault
-            traceback.print_exc()
-            sys.exit(int(Exit.INFRASTRUCTURE))
-        except KeyboardInterrupt:
-            click.echo("pkgci: aborted", err=True)
-            sys.exit(int(Exit.ABORTED))
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Say an expected error in one line, and end this process with its exit code."""
+    try:
+        yield
+    except PkgciError as error:
+        click.echo(f"pkgci: {spelled_out(str(error))}", err=True)
+        sys.exit(int(error.exit))
+    except (click.exceptions.Exit, click.ClickException):
+        raise
+    except BrokenPipeError:
+        # nobody reads on, as after `| head`, nor what is still to be written at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(int(Exit.ABORTED))
+    except OSError as error:
+        what = spelled_out(f"{error.filename or 'this machine'}: {error.strerror or error}")
+        click.echo(f"pkgci: {what}", err=True)
+        sys.exit(int(Exit.INFRASTRUCTURE))
+    except Exception:
+        # a bug is nobody's package's fault
+        traceback.print_exc()
+        sys.exit(int(Exit.INFRASTRUCTURE))
+    except KeyboardInterrupt:
+        click.echo("pkgci: aborted", err=True)
+        sys.exit(int(Exit.ABORTED))
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -326,7 +338,9 @@ def gate(what: tuple[str, ...], targets: tuple[str, ...], worktree: bool) -> Non
     Each is built without tests, against those that it build-depends on; then all are tested together. The job itself is
     `pkgci gate TARGET`.
     """
-    if len(what) == 1 and not targets and not Path(what[0]).is_dir():
+    perhaps = len(what) == 1 and not targets and not Path(what[0]).is_dir()
+    # an engine starts it for a target only; a person may have misspelt a path
+    if perhaps and ("PKGCI_ENGINE" in os.environ or what[0] in Config().names("targets")):
         from pkgci import report
         from pkgci.change import Parameters
         from pkgci.gate import gate as job

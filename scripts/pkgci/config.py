@@ -12,6 +12,7 @@ import re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -36,7 +37,15 @@ NAME = r"[a-z0-9][a-z0-9+.-]*"
 PROFILE = r"[a-z0-9][a-z0-9_+.-]{0,63}"
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$", max_length=100)]
 Project = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*$")]
-Prefix = Annotated[str, StringConstraints(pattern=r"^(https?|ssh|git|file)://.*/$")]
+
+
+def _url(url: str) -> str:
+    try:
+        if urlsplit(url).port == 0:
+            raise ValueError("port 0 is none")
+    except ValueError as error:
+        raise ValueError(f"{url!r} is no URL: {error}") from None
+    return url
 
 
 def _below(path: str) -> str:
@@ -93,6 +102,7 @@ def _long_enough(days: int) -> int:
     return days
 
 
+Prefix = Annotated[str, StringConstraints(pattern=r"^(https?|ssh|git|file)://.*/$"), AfterValidator(_url)]
 ScenarioName = Annotated[Name, AfterValidator(_no_other)]
 RelativePath = Annotated[str, AfterValidator(_below)]
 PublicKey = Annotated[RelativePath, AfterValidator(_public_key)]
@@ -161,7 +171,7 @@ class Released(Section):
 class Review(Section):
     """The review system's REST interface, for comments on merged changes that could not be published."""
 
-    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@]+/$")] = Field(
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@]+/$"), AfterValidator(_url)] = Field(
         description="`a/changes/` is below it"
     )
     user: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._@-]+$")]
@@ -179,7 +189,7 @@ class PathsSection(Section):
 class Settings(Section):
     """`config.yaml`: what holds for all releases."""
 
-    url: Annotated[str, StringConstraints(pattern=r"^http://[^/]+/$")] = "http://127.0.0.1:8470/"
+    url: Annotated[str, StringConstraints(pattern=r"^http://[^/]+/$"), AfterValidator(_url)] = "http://127.0.0.1:8470/"
     serve: bool = Field(True, description="steps that need the repositories serve them by themselves, on loopback")
     sources: tuple[Prefix, ...] = Field((), description="prefixes that ZUUL_URL may have")
     repositories: tuple[Prefix, ...] = Field((), description="prefixes that REPOSITORIES may have besides `url`")
@@ -255,6 +265,14 @@ class Target(Section):
         if info.data.get("base") != "rpm":
             if upstream.keys:
                 raise ValueError("`keys` are for the base `rpm`; Debian's come with its archive keyring")
+            if upstream.machine == bool(upstream.repositories):
+                raise ValueError("the base `debian` takes either `machine: true` or `repositories`")
+            for line in upstream.repositories:
+                if not re.fullmatch(r"https?://[!-~]+( [!-~]+){2,}", line):
+                    raise ValueError(
+                        f"{line!r} is no line of a repository; it must be `http(s)://HOST/PATH SUITE COMPONENT...`"
+                    )
+                _url(line.split()[0])
             return upstream
         if info.data.get("format") == "deb":
             raise ValueError("the base `rpm` is for the format `rpm` only")
@@ -263,6 +281,7 @@ class Target(Section):
         for url in upstream.repositories:
             if not re.fullmatch(r"https?://[A-Za-z0-9._~:/%+-]+", url):
                 raise ValueError(f"{url!r} is no base URL; it must be http(s)://HOST/PATH, without variables")
+            _url(url)
         if not upstream.keys:
             raise ValueError(
                 "the base `rpm` needs `keys`, the files of the public keys that its packages are signed with"
@@ -384,7 +403,12 @@ class Config:
         if configured:
             return Path(configured)
         xdg = os.environ.get(variable, "")
-        return (Path(xdg) if xdg.startswith("/") else Path.home() / default) / "pkgci"
+        try:
+            return (Path(xdg) if xdg.startswith("/") else Path.home() / default) / "pkgci"
+        except RuntimeError as error:
+            raise RequestError(
+                f"this user has no home for {kind} files; set HOME or {variable}, or paths.{kind} in config.yaml"
+            ) from error
 
     def target(self, name: str) -> Target:
         """Return the target NAME."""
@@ -530,7 +554,10 @@ def _stamps(folder: Path) -> list[tuple[str, list[int]]]:
         return []
     with os.scandir(folder) as found:
         entries = [one for one in found if one.name.endswith(".yaml") and not one.name.startswith(".")]
-        stats = [(one.name.removesuffix(".yaml"), one.stat()) for one in entries]
+        try:
+            stats = [(one.name.removesuffix(".yaml"), one.stat()) for one in entries]
+        except FileNotFoundError as error:
+            raise RequestError(f"{error.filename}: cannot read: {error.strerror}; where does the link lead?") from error
     return sorted((name, [stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_size]) for name, stat in stats)
 
 
@@ -551,6 +578,8 @@ def _load(path: Path, model: type[Entry]) -> Entry:
     except (yaml.YAMLError, ValueError) as error:
         # a character that YAML does not allow, a date that no calendar has
         raise RequestError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
+    except RecursionError as error:
+        raise RequestError(f"{path}: nested too deeply") from error
     try:
         # an entry lies two levels down; its context is the configuration directory
         return model.model_validate_json(document, context=path.parents[1])

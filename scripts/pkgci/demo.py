@@ -13,12 +13,13 @@ from pathlib import Path
 from rich.console import Console
 
 from pkgci import check
+from pkgci.cli import told
 from pkgci.command import run
 from pkgci.config import ROOT, Config
-from pkgci.errors import InfrastructureError, PkgciError
+from pkgci.errors import InfrastructureError
 from pkgci.importer import import_package
 from pkgci.prepare import prepare
-from pkgci.text import log_plainly, spelled_out
+from pkgci.text import log_plainly
 from pkgci.upstream import apt_configuration, apt_sources
 
 log = logging.getLogger(__name__)
@@ -31,20 +32,16 @@ def main() -> int:
     """Run the demonstration and return its exit code."""
     log_plainly(sys.stdout, "%(asctime)s %(message)s")
     started = time.monotonic()
-    try:
-        config = Config()
-        targets = config.names("targets")
-        prepare(config, targets)
-        tree = config.cache / "demo" / "hello"
-        if not tree.exists():
-            _import(config, tree)
-        _change(tree)
-        change = check.prepare_change(config, tree, worktree=False)
-        console = Console(highlight=False)
-        code = check.check(config, change, check.targets_of(config, change, ()), check.options(), console)
-    except PkgciError as error:
-        print(f"pkgci: {spelled_out(str(error))}", file=sys.stderr)
-        return int(error.exit)
+    config = Config()
+    targets = config.names("targets")
+    prepare(config, targets)
+    tree = config.cache / "demo" / "hello"
+    if not tree.exists():
+        _import(config, tree)
+    _change(tree)
+    change = check.prepare_change(config, tree, worktree=False)
+    console = Console(highlight=False)
+    code = check.check(config, change, check.targets_of(config, change, ()), check.options(), console)
     console.print(f"in all {time.monotonic() - started:.0f} s; next: `pkgci check PATH` on your own package")
     return int(code)
 
@@ -102,4 +99,5 @@ def _git(tree: Path, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with told():
+        sys.exit(main())

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 NAME = "former.json"
 # of one package; the rest is not shown by anything
 DIFFERENT_FILES, DIFF_LINES = 2000, 1000
+# what is compared takes the square of it in time
+SCRIPT_LINES = 2000
 
 
 def write(request: Request, entry: Entry, artifacts: Path) -> None:
@@ -202,6 +204,9 @@ def _scripts(former: PackageContents, now: PackageContents) -> dict[str, str]:
     for name in dict.fromkeys([*former.scripts, *now.scripts]):
         sides = [one.scripts.get(name, "").splitlines() for one in (former, now)]
         if sides[0] != sides[1]:
+            if max(map(len, sides)) > SCRIPT_LINES:
+                found[name] = f"[not compared: more than {SCRIPT_LINES} lines]"
+                continue
             lines = list(difflib.unified_diff(*sides, former.version, now.version, lineterm=""))
             more = [f"[{len(lines) - DIFF_LINES} more lines]"] if len(lines) > DIFF_LINES else []
             found[name] = "\n".join([*lines[:DIFF_LINES], *more])

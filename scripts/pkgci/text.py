@@ -58,7 +58,8 @@ class PlainLog(io.RawIOBase):
     def write(self, block) -> int:
         """Take a block."""
         said = self._rest + block
-        end = said.rfind(b"\n") + 1 or (len(said) if len(said) > LINE_BYTES else 0)
+        # one at the very end may be half of the end of a line
+        end = max(said.rfind(b"\n"), said.rfind(b"\r", 0, -1)) + 1 or (len(said) if len(said) > LINE_BYTES else 0)
         self._rest = said[end:]
         self._to.write(lines(said[:end]).encode())
         return len(block)

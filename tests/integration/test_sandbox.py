@@ -97,7 +97,7 @@ def test_nothing_of_the_host_is_visible(box, tmp_path: Path):
     assert "secret" not in said.replace(f"{secret}", "")
 
 
-def test_what_a_root_has_in_place_of_a_tool_does_not_see_the_host_either(box, tmp_path: Path):
+def test_what_a_root_has_in_place_of_a_tool_does_not_see_the_host_either(box):
     files = Files()
     for tool in ("umount", "rmdir", "pivot_root", "perl"):
         files.add(f"/usr/bin/{tool}", "#!/bin/sh\nls -d /*/tmp >/escaped\n", 0o755)

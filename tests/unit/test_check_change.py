@@ -91,6 +91,30 @@ def test_a_job_fetches_it_from_a_state_directory_with_any_name(tmp_path, tree):
     assert fetched(config, change).source.commit == change.tree.commit
 
 
+def test_an_upstream_branch_that_is_gone_is_said(config, tree, caplog):
+    git(tree, "config", "branch.main.merge", "refs/heads/gone")
+    with caplog.at_level("INFO"):
+        change = prepare_change(config, tree, worktree=False)
+    assert fetched(config, change).previous is None
+    assert f"{tree}: the upstream branch refs/remotes/origin/gone is not there" in caplog.text
+    git(tree, "checkout", "-q", "--detach")
+    caplog.clear()
+    prepare_change(config, tree, worktree=False)
+    assert caplog.text == ""
+
+
+def test_a_tree_with_another_hash_is_refused(config, tmp_path):
+    subprocess.run(["git", "init", "-q", "-b", "main", "--object-format=sha256", tmp_path / "small"], check=True)
+    commit(tmp_path / "small", trees.deb())
+    said = refused(RequestError, lambda: prepare_change(config, tmp_path / "small", worktree=False))
+    assert "another hash than SHA-1" in said
+
+
+def test_a_directory_that_is_not_there_is_said(config, tmp_path):
+    said = refused(RequestError, lambda: prepare_change(config, tmp_path / "typo", worktree=False))
+    assert said == f"there is no directory {tmp_path / 'typo'}"
+
+
 def test_a_tree_as_its_upstream_has_it_is_nothing_to_check(config, tree):
     git(tree, "reset", "-q", "--hard", "origin/main")
     message = refused(RequestError, lambda: prepare_change(config, tree, worktree=False))

@@ -97,6 +97,15 @@ def test_a_missing_file_is_named(directory):
             "limits:\n\n  seconds: '60'\n",
             "config.yaml:3: limits.seconds: Input should be a valid integer",
         ),
+        ("url: http://[::1/\n", "config.yaml:1: url: Value error, 'http://[::1/' is no URL: Invalid IPv6 URL"),
+        (
+            "url: http://127.0.0.1:70000/\n",
+            "config.yaml:1: url: Value error, 'http://127.0.0.1:70000/' is no URL: Port",
+        ),
+        ("url: http://127.0.0.1:0/\n", "config.yaml:1: url: Value error, 'http://127.0.0.1:0/' is no URL: port 0"),
+        ("gerrit: ssh://review:port/\n", "config.yaml:1: gerrit: Value error, 'ssh://review:port/' is no URL: Port"),
+        ("repositories:\n- http://[/\n", "config.yaml:2: repositories.0: Value error, 'http://[/' is no URL: Invalid"),
+        ("serve: " + "[" * 5000, "config.yaml: nested too deeply"),
         ("serve: 1\n", "config.yaml:1: serve: Input should be a valid boolean"),
         ("store_days: true\n", "config.yaml:1: store_days: Input should be a valid integer"),
         ("store_days: 0\n", "config.yaml:1: store_days: Input should be greater than or equal to 1"),
@@ -244,6 +253,37 @@ def test_what_is_wrong_in_a_target_of_an_rpm_distribution_is_said_with_its_line(
     (directory / "targets" / "t.yaml").write_text(RPM.replace(old, new, 1))
     said = refused(lambda: Config(directory).target("t"))
     assert said.startswith(f"{directory}/targets/t.yaml:{message}")
+
+
+@pytest.mark.parametrize(
+    ("upstream", "said"),
+    [
+        ("{}", "takes either `machine: true` or `repositories`"),
+        ("{machine: true, repositories: ['http://h/debian bookworm main']}", "takes either `machine: true` or"),
+        ("{repositories: [http://h/debian]}", "'http://h/debian' is no line of a repository; it must be `http(s)://"),
+        ("{repositories: ['http://h/debian bookworm']}", "is no line of a repository"),
+        ("{repositories: ['http://h/debian bookworm main\tx']}", "is no line of a repository"),
+        ("{repositories: ['deb http://h/debian bookworm main']}", "is no line of a repository"),
+        ("{repositories: ['http://[h/debian bookworm main']}", "is no URL: Invalid IPv6 URL"),
+    ],
+)
+def test_what_is_wrong_in_the_upstream_of_a_target_of_debian_is_said_with_its_line(directory, upstream, said):
+    (directory / "targets" / "t.yaml").write_text(TARGET.replace("\n  machine: true", f" {upstream}"))
+    message = refused(lambda: Config(directory).target("t"))
+    assert message.startswith(f"{directory}/targets/t.yaml:5: upstream: Value error, ")
+    assert said in message
+
+
+def test_a_link_to_no_entry_is_named(directory):
+    (directory / "packages" / "gone.yaml").symlink_to("nowhere")
+    assert refused(lambda: Config(directory).package_of("a")).startswith(f"{directory}/packages/gone.yaml: cannot read")
+
+
+def test_a_user_without_a_home_is_told_what_to_set(directory, monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: Path("~none").expanduser())
+    assert "set HOME or XDG_DATA_HOME, or paths.data in config.yaml" in refused(lambda: Config(directory).data)
 
 
 def test_the_example_of_a_configuration_is_valid():

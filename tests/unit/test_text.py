@@ -55,6 +55,15 @@ def test_a_line_is_passed_on_at_its_end_and_a_very_long_one_in_pieces():
     assert not shown.closed
 
 
+def test_a_line_that_is_written_over_is_passed_on_at_once():
+    shown = io.BytesIO()
+    log = PlainLog(shown)
+    log.write(b"  1%\r  2%\r")
+    assert shown.getvalue() == b"  1%\n"
+    log.write(b"\n")
+    assert shown.getvalue() == b"  1%\n  2%\n"
+
+
 def test_a_log_gets_no_longer():
     said = bytes(range(256)) * 1000
     assert len(passed_on(said)) <= len(said)
