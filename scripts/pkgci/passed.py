@@ -106,15 +106,18 @@ def _files(place: Path, path: str, without: Collection[str], above: tuple[str, .
     # a link may lead to where it is
     if real in above:
         return
+    entries: list[os.DirEntry] = []
     with suppress(OSError), os.scandir(place) as found:
-        for one in sorted(found, key=lambda one: one.name):
-            name = path + one.name
-            if one.name.startswith((".", "__pycache__")) or any(fnmatchcase(name, pattern) for pattern in without):
-                continue
+        entries = sorted(found, key=lambda one: one.name)
+    for one in entries:
+        name = path + one.name
+        if one.name.startswith((".", "__pycache__")) or any(fnmatchcase(name, pattern) for pattern in without):
+            continue
+        with suppress(OSError):
             if one.is_dir():
                 yield from _files(place / one.name, f"{name}/", without, (*above, real))
             elif one.is_file():
-                with suppress(OSError), open(one.path, "rb") as stream:
+                with open(one.path, "rb") as stream:
                     yield name, hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -120,7 +120,8 @@ def test_of_a_directory_all_that_a_test_can_read_counts(tmp_path):
         (tmp_path / name).write_text(name)
     (tmp_path / "etc" / "linked").symlink_to("../shared")
     (tmp_path / "etc" / "linked" / "round").symlink_to("../etc")
-    (tmp_path / "etc" / "nowhere").symlink_to("missing")
+    (tmp_path / "etc" / "Nowhere").symlink_to("missing")
+    (tmp_path / "etc" / "Itself").symlink_to("Itself")
     found = passed.files(tmp_path / "etc", ("packages/*.yaml",))
     assert [name for name, _ in found] == ["a.py", "linked/deep.py", "packages/b.py"]
     (tmp_path / "shared" / "deep.py").write_text("changed")
