@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
+from itertools import combinations, product
 from typing import TYPE_CHECKING
 
 from pkgci.errors import InfrastructureError, PackageError, RequestError
@@ -147,7 +147,7 @@ def _former(repository: "Repository", entry: Entry) -> list[str]:
 
 
 def _conflicts(repository: "Repository", entries: Sequence[Entry], removed: Sequence[str]) -> None:
-    """Refuse a package with a file that a package of another build has, if both can be installed together.
+    """Refuse a package with a file that another package has, if both can be installed together.
 
     One whose files are not known is refused, too.
     """
@@ -170,20 +170,22 @@ def _conflicts(repository: "Repository", entries: Sequence[Entry], removed: Sequ
                 contents[other] = form.packaged(repository.entry(other, known[0]))
             for one, two in product(packages, contents[other]):
                 conflict(repository, one, two)
+        for one, two in combinations(packages, 2):
+            conflict(repository, one, two)
         for path in paths:
             owners.setdefault(path, set()).add(key)
 
 
 def conflict(repository: "Repository", one: Packaged, two: Packaged) -> None:
     """Refuse two packages with a file in common that can be installed together. Raises PackageError."""
-    if one.name == two.name or _apart(repository, one, two) or _apart(repository, two, one):
+    common = one.files.keys() & two.files.keys()
+    clashing = sorted(path for path in common if not one.files[path] or one.files[path] != two.files[path])
+    if not clashing or one.name == two.name or _apart(repository, one, two) or _apart(repository, two, one):
         return
-    for path in sorted(one.files.keys() & two.files.keys()):
-        if not one.files[path] or one.files[path] != two.files[path]:
-            raise PackageError(
-                f"{one.name} {one.version} has the file {ascii(path)[1:-1][:200]}, which {two.name} {two.version} of "
-                f"{repository.name} has too; say in one of them that it conflicts with or replaces the other"
-            )
+    raise PackageError(
+        f"{one.name} {one.version} has the file {ascii(clashing[0])[1:-1][:200]}, which {two.name} {two.version} of "
+        f"{repository.name} has too; say in one of them that it conflicts with or replaces the other"
+    )
 
 
 def _apart(repository: "Repository", one: Packaged, two: Packaged) -> bool:
@@ -198,10 +200,11 @@ def _apart(repository: "Repository", one: Packaged, two: Packaged) -> bool:
 def _holds(repository: "Repository", relation: Relation, version: str) -> bool:
     if not all(WORD.fullmatch(one) for one in (version, relation.version or "0")):
         return False
+    if not relation.operator:
+        return True
     newer = FORMATS[repository.format].newer
     above, below = newer(version, relation.version), newer(relation.version, version)
     return {
-        "": True,
         "<<": below,
         "<=": not above,
         "=": not above and not below,
