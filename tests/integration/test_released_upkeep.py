@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from clients import Apt, dnf, run
-from released import built, built_rpm, configure, faults, leftovers, put, put_rpm, root
+from released import built, built_rpm, configure, faults, leftovers, put, put_rpm, root, state
 
 from pkgci import doctor, server
 from pkgci.artifacts import Maintenance
 from pkgci.config import Config
-from pkgci.errors import InfrastructureError
+from pkgci.errors import InfrastructureError, RequestError
 from pkgci.maintain import maintain
 from pkgci.released.repository import Repository
 
@@ -121,6 +121,23 @@ def test_who_maintains_is_told_before_the_key_expires_and_users_get_the_longer_o
     (finding,) = (one for one in doctor.examine(config) if "release key" in one.what)
     assert finding.good
     assert "signs, and expires on" in finding.what
+
+
+def test_a_repository_keeps_its_key(gnupg, short_key, tmp_path):
+    config = configure(tmp_path, gnupg)
+    put(config, built(config, "hello", "1"))
+    put_rpm(config, built_rpm(config, "hello", "1"))
+    etc = config.directory / "config.yaml"
+    etc.write_text(etc.read_text().replace(gnupg[0], short_key[0]).replace(gnupg[1], short_key[1]))
+    other = Config(config.directory)
+    before = [state(config, codename) for codename in ("bookworm", "debianrpm")]
+    for work in (
+        lambda: put(other, built(other, "hello", "2")),
+        lambda: Repository(other, "rocket", "debianrpm").maintain(datetime.now(UTC)),
+    ):
+        with pytest.raises(RequestError, match=f"are signed by the key {gnupg[1]}, which users have, and not by"):
+            work()
+    assert [state(config, codename) for codename in ("bookworm", "debianrpm")] == before
 
 
 def test_the_keyring_package_gives_apt_the_key_and_the_lines(gnupg, tmp_path):

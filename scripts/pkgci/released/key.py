@@ -98,6 +98,18 @@ class ReleaseKey:
             "start the job repository-maintain"
         )
 
+    def primary(self, public: str | None = None) -> str:
+        """Return the fingerprint of the primary key in an ASCII-armoured public key, by default this one.
+
+        It stays the same whatever becomes of dates and subkeys. Nothing, if it is no key.
+        """
+        if public is None:
+            listed = self._listed()
+        else:
+            words = [*self._gpg, "--with-colons", "--show-keys"]
+            listed = _fields(run(words, input=public.encode(), timeout=SECONDS, check=False, quiet=True).stdout)
+        return next((fields[9] for fields in listed if fields[0] == "fpr"), "")
+
     def sign_rpm(self, path: Path) -> None:
         """Sign an RPM package in place; see rpmsign(8). Hard links to it would change too: give a copy."""
         definitions = [f"_gpg_name {self.fingerprint}", f"_gpg_path {self._home}", "__gpg /usr/bin/gpg"]
@@ -115,10 +127,9 @@ class ReleaseKey:
             raise InfrastructureError(f"{path.name}: rpm does not accept its signature: {ascii(said)[1:-1][:200]}")
 
     def _listed(self) -> list[list[str]]:
-        """Return what gpg says of it, a list of fields a line; see gpg's doc/DETAILS."""
+        """Return what gpg says of it."""
         words = [*self._gpg, "--with-colons", "--list-keys", self.fingerprint]
-        said = run(words, timeout=SECONDS, quiet=True).stdout.decode(errors="replace")
-        return [line.split(":") for line in said.splitlines()]
+        return _fields(run(words, timeout=SECONDS, quiet=True).stdout)
 
     @cached_property
     def _derived(self) -> Path:
@@ -148,3 +159,8 @@ class ReleaseKey:
         if not signature:
             raise InfrastructureError(f"gpg {how} with {self.fingerprint}: no signature came out")
         return signature
+
+
+def _fields(listed: bytes) -> list[list[str]]:
+    """Return a list of fields for each line of what gpg lists; see its doc/DETAILS."""
+    return [line.split(":") for line in listed.decode(errors="replace").splitlines()]

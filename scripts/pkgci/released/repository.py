@@ -107,13 +107,18 @@ class Repository:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Hold the repository's lock, waiting as long as configured, and finish or undo what a killed run left."""
+        """Hold the repository's lock, waiting as long as configured, and finish or undo what a killed run left.
+
+        Raises:
+            RequestError: the configuration names another key than the one that the repository is signed by.
+        """
         released = self.config.settings.released
         assert released is not None
         try:
             self.place.mkdir(parents=True, exist_ok=True)
             what = f"repository {self.name}"
             with waiting(self.place, what, seconds=released.wait_seconds, on_wait=log.info), self._errors():
+                self._refuse_other_key()
                 self._recover()
                 try:
                     yield
@@ -400,6 +405,19 @@ class Repository:
                 self._write_lists(place, None)
                 index.forget(min(kept))
         self._sweep()
+
+    def _refuse_other_key(self) -> None:
+        """Refuse a key that users do not have: what is in the pool, and their machines, know the former one."""
+        known = self.root / "key.asc"
+        if not known.exists() or known.read_text() == self.key.public:
+            return
+        former = self.key.primary(known.read_text())
+        if former not in ("", self.key.primary()):
+            raise RequestError(
+                f"repository {self.name} and its packages are signed by the key {former}, which users have, and not by "
+                f"{self.key.fingerprint}, which `released.key` in {self.config.directory / 'config.yaml'} names: a "
+                "repository keeps its key, name that one again"
+            )
 
     def _recover(self) -> None:
         try:
