@@ -62,7 +62,9 @@ def verify(config: Config, target_name: str, parameters: Parameters, engine: Eng
     releases = sorted({build.release for build in builds})
     for release in releases:
         own = [build for build in builds if build.release == release]
-        outside = released.try_to_publish(config, release, codename, [_publication(build) for build in own])
+        publications = [_publication(build) for build in own]
+        approved = parameters.approved(config)
+        outside = released.try_to_publish(config, release, codename, publications, approved=approved)
         log.info("%s/%s: %s builds can be published together", release, codename, len(own))
         named += [Dependant(repository=f"{release}/{codename}", package=name) for name in outside]
     tests = [BuildRef.parse(one) for one in parameters.get("SYSTEM_TESTS").split()]

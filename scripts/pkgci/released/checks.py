@@ -1,5 +1,6 @@
 """What is refused at a publication, before anything is changed."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +16,8 @@ from pkgci.store import Entry, Store
 
 if TYPE_CHECKING:
     from pkgci.released.repository import Repository
+
+log = logging.getLogger(__name__)
 
 
 class OlderError(PackageError):
@@ -87,8 +90,13 @@ def built(repository: "Repository", store: Store, publication: Publication, *, d
     return entry
 
 
-def changes(repository: "Repository", entries: Sequence[tuple[Entry, Origin]]) -> Changes:
+def changes(repository: "Repository", entries: Sequence[tuple[Entry, Origin]], *, held: bool = False) -> Changes:
     """Return what a publication of builds changes in an opened repository; those that are there already do not.
+
+    Args:
+        repository: the repository.
+        entries: the builds, each with where it is merged.
+        held: that one is on hold is only told.
 
     Raises:
         RequestError: a source package comes twice, or (HeldError) is on hold.
@@ -102,7 +110,7 @@ def changes(repository: "Repository", entries: Sequence[tuple[Entry, Origin]]) -
         if (record.package, record.target) in seen:
             raise RequestError(f"{record.package} for {record.target} comes twice in one publication")
         seen.add((record.package, record.target))
-        known = admit(repository, entry)
+        known = admit(repository, entry, held=held)
         keys.append(known or record.key)
         if known is None:
             added.append((entry, origin))
@@ -111,8 +119,13 @@ def changes(repository: "Repository", entries: Sequence[tuple[Entry, Origin]]) -
     return Changes(tuple(added), tuple(removed), tuple(keys))
 
 
-def admit(repository: "Repository", entry: Entry) -> str | None:
+def admit(repository: "Repository", entry: Entry, *, held: bool = False) -> str | None:
     """Return the key under which an opened repository has a build already, bit for bit; None for one that may come.
+
+    Args:
+        repository: the repository.
+        entry: the build.
+        held: that it is on hold is only told.
 
     Raises:
         PkgciError: (one of AGAINST) it must not come.
@@ -121,7 +134,12 @@ def admit(repository: "Repository", entry: Entry) -> str | None:
     there = {(one.file.rpartition("/")[2], one.sha256) for key in former for one in repository.index.packages_of(key)}
     if there == {(one.file, one.sha256) for one in record.packages}:
         return former[0]
-    refuse_held(repository, record.package)
+    try:
+        refuse_held(repository, record.package)
+    except HeldError as error:
+        if not held:
+            raise
+        log.warning("%s", error)
     _compare(repository, entry)
     return None
 

@@ -146,13 +146,18 @@ class Index:
         query = "SELECT key FROM lives WHERE since <= ?1 AND (until IS NULL OR until > ?1)"
         return {key for (key,) in self._database.execute(query, [generation])}
 
-    def pooled(self, key: str) -> bool:
+    def has(self, key: str) -> bool:
         """Return whether the pool has a build's files: this generation's, or one's that is kept."""
         return self._one("SELECT 1 FROM lives WHERE key = ? LIMIT 1", key) is not None
 
-    def pooled_keys(self) -> set[str]:
-        """Return the keys of all builds whose files the pool has."""
-        return {key for (key,) in self._database.execute("SELECT DISTINCT key FROM lives")}
+    def pooled(self) -> list[tuple[str, str]]:
+        """Return key and source of all builds whose files the pool has."""
+        return self._database.execute("SELECT DISTINCT key, source FROM lives JOIN builds USING (key)").fetchall()
+
+    def generations(self) -> list[int]:
+        """Return the numbers of all generations that are kept."""
+        former = self._database.execute("SELECT number FROM generations WHERE number > 0")
+        return [*(number for (number,) in former), self.generation]
 
     def build(self, key: str) -> tuple[str, str, str] | None:
         """Return source, target and version of a build that is or was in the repository."""

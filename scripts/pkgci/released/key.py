@@ -1,6 +1,7 @@
 """The key of released repositories: named by its fingerprint, held by a gpg-agent, never read by this program."""
 
-import os
+import hashlib
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -8,10 +9,13 @@ from pathlib import Path
 
 from pkgci.command import run
 from pkgci.config import Config
+from pkgci.disk import fsync_all
 from pkgci.errors import InfrastructureError, RequestError
+from pkgci.locks import scratch
 from pkgci.text import printable
 
 SECONDS = 120
+DIGEST = "digest"
 WARNING = timedelta(days=60)
 
 
@@ -140,8 +144,12 @@ class ReleaseKey:
                 f"{self._home} has no keyring; `released.gnupg_home` in the configuration names it"
             )
         final = self._place / f"key-{self.fingerprint}-{max(stat.st_mtime_ns for stat in rings)}"
-        if not final.exists():
-            new = final.with_name(f".{final.name}.{os.getpid()}")
+        if _is_whole(final):
+            return final
+        shutil.rmtree(final, ignore_errors=True)
+        self._place.mkdir(parents=True, exist_ok=True)
+        with scratch(self._place, ".key-") as place:
+            new = place / final.name
             (new / "rpmdb").mkdir(parents=True)
             exported = run([*self._gpg, "--export", self.fingerprint], timeout=SECONDS, quiet=True).stdout
             if not exported:
@@ -150,7 +158,18 @@ class ReleaseKey:
             armoured = run([*self._gpg, "--armor", "--export", self.fingerprint], timeout=SECONDS, quiet=True).stdout
             (new / "key.asc").write_bytes(armoured)
             run(["rpmkeys", "--define", f"_dbpath {new / 'rpmdb'}", "--import", new / "key.asc"], timeout=SECONDS)
-            new.rename(final)
+            (new / DIGEST).write_text(_digest(new))
+            fsync_all([*new.rglob("*"), new])
+            try:
+                new.rename(final)
+            except OSError:
+                # another process was faster
+                if not _is_whole(final):
+                    raise
+        # the former one may be in use, until its user looks again
+        former = sorted(self._place.glob("key-*"), key=lambda path: path.stat().st_mtime_ns)
+        for old in former[:-2]:
+            shutil.rmtree(old, ignore_errors=True)
         return final
 
     def _sign(self, how: str, data: bytes) -> bytes:
@@ -159,6 +178,18 @@ class ReleaseKey:
         if not signature:
             raise InfrastructureError(f"gpg {how} with {self.fingerprint}: no signature came out")
         return signature
+
+
+def _is_whole(derived: Path) -> bool:
+    """Return whether what is derived from a key is there and not damaged."""
+    try:
+        return (derived / DIGEST).read_text() == _digest(derived)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _digest(derived: Path) -> str:
+    return hashlib.sha256((derived / "key.asc").read_bytes() + (derived / "keyring.gpg").read_bytes()).hexdigest()
 
 
 def _fields(listed: bytes) -> list[list[str]]:
