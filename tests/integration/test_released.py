@@ -24,6 +24,7 @@ from debian.deb822 import Release
 from released import ORIGIN, built, built_rpm, configure, faults, leftovers, put, put_rpm, refused, root, state
 
 from pkgci import repository, server
+from pkgci.artifacts import PackageContents
 from pkgci.change import Change
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError, PackageError, RequestError
@@ -184,6 +185,16 @@ def test_files_that_conflict_with_another_package_of_the_release_are_refused_and
     assert "wrong 1 has the file /usr/bin/tool, which hello 1 of rocket/bookworm has too" in found
     both = [built(config, name, "1", files={"/usr/bin/two": b""}) for name in ("a", "b")]
     refused(config, PackageError, "has the file /usr/bin/two", *both)
+
+
+def test_a_package_of_which_not_all_files_are_known_is_refused(config, tmp_path):
+    put(config, built(config, "other", "1"))
+    deb = packages.deb(tmp_path, "hello", "1", files={"/usr/share/a": b"", "/usr/share/b": b""})
+    known = deb.with_suffix(".contents")
+    said = PackageContents.model_validate_json(known.read_bytes())
+    known.write_text(said.model_copy(update={"files": said.files[:1], "more_files": 1}).model_dump_json())
+    entry = packages.deliver_debs(config, tmp_path, "hello", "1", [deb])
+    refused(config, PackageError, "hello 1 has too many files: 1 are not known", Publication(entry.record.key, ORIGIN))
 
 
 def test_files_do_not_conflict_between_packages_that_say_so_or_once_the_file_has_moved(config):

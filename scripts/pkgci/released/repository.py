@@ -16,7 +16,7 @@ import re
 import shutil
 import sqlite3
 import time
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -564,7 +564,9 @@ class Repository:
         record = entry.record
         stanzas = self.form.stanzas(entry, self.directory(record.package, record.key), place)
         paths = {path for package in self.form.packaged(entry) for path in package.files}
-        self.index.fill(record.key, record.package, stanzas, paths)
+        origin = self.origin(record.key, record.package)
+        projects = [one.project for one in origin.commits] if origin else []
+        self.index.fill(record.key, record.package, stanzas, paths, projects)
 
     def _write_lists(self, place: Place, sources: Iterable[str] | None) -> list[Written]:
         """Write the metadata files, joined from chunks, into what all generations share."""
@@ -783,14 +785,16 @@ def rollback(
     return generation
 
 
-def released_from(config: Config, release: str, codename: str, source: str) -> dict[str, tuple[str, Origin | None]]:
-    """Return, by target, the version of a source package that readers see, and where its sources were merged.
+def released_from(
+    config: Config, release: str, codename: str, projects: Collection[str]
+) -> dict[str, tuple[str, str, Origin]]:
+    """Return, by target, name and version of the source package that readers see, and where its sources were merged.
 
     Args:
         config: the configuration.
         release: the release's name.
         codename: the targets' codename.
-        source: the source package's name.
+        projects: all that it is made from; its name is what its packaging says.
 
     Raises:
         InfrastructureError: the lock is held for too long, or the file system fails.
@@ -799,10 +803,12 @@ def released_from(config: Config, release: str, codename: str, source: str) -> d
     if repository.current() is None:
         return {}
     with repository.opened():
-        return {
-            target: (version, repository.origin(key, source))
-            for key, target, version in repository.index.live_of(source)
-        }
+        found = {}
+        for key, source, target, version in repository.index.made_from(next(iter(projects))):
+            origin = repository.origin(key, source)
+            if origin and {one.project for one in origin.commits} == set(projects):
+                found[target] = source, version, origin
+        return found
 
 
 def publish(
