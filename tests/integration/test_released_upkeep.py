@@ -148,6 +148,10 @@ def test_what_is_made_for_users_is_on_the_disk_before_it_has_its_name_and_mended
     put(config, built(config, "hello", "2"))
     assert keyring.stat().st_size == pytest.approx(good, abs=50)
     assert (root(config) / "key.asc").read_bytes()
+    for version in ("3", "4"):
+        os.utime(Path(gnupg[0], "pubring.kbx"))
+        put(config, built(config, "hello", version))
+    assert len(list(place.glob("key-*"))) == 2
     assert not faults(config)
 
 

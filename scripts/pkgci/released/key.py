@@ -166,8 +166,8 @@ class ReleaseKey:
                 # another process was faster
                 if not _is_whole(final):
                     raise
-        # the former one may be in use, until its user looks again
-        former = sorted(self._place.glob("key-*"), key=lambda path: path.stat().st_mtime_ns)
+        # the former one may be in use still
+        former = sorted(self._place.glob(f"key-{self.fingerprint}-*"), key=lambda path: path.stat().st_mtime_ns)
         for old in former[:-2]:
             shutil.rmtree(old, ignore_errors=True)
         return final

@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from pkgci import gaterecord, metrics, source
 from pkgci.artifacts import ReleaseOutcome, Repository, RepositoryPackage
@@ -285,7 +284,7 @@ def _origin(
     branch_name: str,
     entry: Entry,
     merged: Sequence[str] = (),
-    states: Mapping[str, int] = MappingProxyType({}),
+    states: Mapping[str, int] | None = None,
 ) -> Origin:
     """Return the merged commits that have the trees which a build was made from, as the remote has them now.
 
@@ -301,7 +300,7 @@ def _origin(
                 f"{entry.record.package} {entry.record.version} is not built from what {branch_name} of {project} "
                 "has or had; build it again"
             )
-        known = [*merged, *(branch.commit_of(tree, states[tree]) for tree in states)]
+        known = [*merged, *(branch.commit_of(*state) for state in (states or {}).items())]
         commit = next((one for one in known if one in trees), next(iter(trees)))
         commits.append(Commit(project=project, commit=commit, tree=trees[commit]))
     return Origin(branch=branch_name, commits=tuple(commits))

@@ -321,7 +321,7 @@ class Repository:
 
     def _due(self, current: Generation, now: datetime) -> str:
         """Return why a generation has to be signed again, or nothing."""
-        if (self.root / "key.asc").read_text() != self.key.public:
+        if (self.root / "key.asc").read_text(errors="replace") != self.key.public:
             return "the public key has changed"
         until = current.valid_until
         if bool(until) != bool(self._valid_days):
@@ -435,9 +435,10 @@ class Repository:
     def _refuse_other_key(self) -> None:
         """Refuse a key that users do not have: what is in the pool, and their machines, know the former one."""
         known = self.root / "key.asc"
-        if not known.exists() or known.read_text() == self.key.public:
+        text = known.read_text(errors="replace") if known.exists() else self.key.public
+        if text == self.key.public:
             return
-        former = self.key.primary(known.read_text())
+        former = self.key.primary(text)
         if former not in ("", self.key.primary()):
             raise RequestError(
                 f"repository {self.name} and its packages are signed by the key {former}, which users have, and not by "
@@ -564,8 +565,11 @@ class Repository:
         record = entry.record
         stanzas = self.form.stanzas(entry, self.directory(record.package, record.key), place)
         paths = {path for package in self.form.packaged(entry) for path in package.files}
-        origin = self.origin(record.key, record.package)
-        projects = [one.project for one in origin.commits] if origin else []
+        projects: list[str] = []
+        # one that was lost is found by an audit
+        with suppress(InfrastructureError):
+            origin = self.origin(record.key, record.package)
+            projects = [one.project for one in origin.commits] if origin else []
         self.index.fill(record.key, record.package, stanzas, paths, projects)
 
     def _write_lists(self, place: Place, sources: Iterable[str] | None) -> list[Written]:
