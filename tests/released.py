@@ -48,10 +48,12 @@ def built(config: Config, name: str, version: str, tree: str = packages.TREE, **
     return Publication(entry.record.key, ORIGIN)
 
 
-def built_rpm(config: Config, name: str, version: str, release: str = "1", more: str = "") -> Publication:
+def built_rpm(
+    config: Config, name: str, version: str, release: str = "1", more: str = "", spec: str = packages.SPEC
+) -> Publication:
     """Put a build of one RPM package into the store; return what publishes it."""
     with tempfile.TemporaryDirectory() as scratch:
-        rpms = packages.rpmbuilt(Path(scratch), name, version, release, more)
+        rpms = packages.rpmbuilt(Path(scratch), name, version, release, more, spec)
         entry = packages.deliver_rpms(config, name, f"{version}-{release}", rpms)
     return Publication(entry.record.key, ORIGIN)
 
@@ -83,10 +85,10 @@ def leftovers(config: Config, codename: str = "bookworm") -> list[str]:
     hidden = [str(path) for place in places for path in place.rglob(".*") if "/key-" not in str(path)]
     kept = {int(path.name) for path in (places[0] / "generations").iterdir()}
     known = {int(path.stem) for path in (places[0] / "log").iterdir()}
-    journal = [str(path) for path in places[1].glob("journal.json")]
+    unfinished = [str(path) for path in places[1].glob("unfinished")]
     pool = {path.parent for path in (places[0] / "pool").glob("*/*/entry.json")}
     empty = [str(path) for path in (places[0] / "pool").glob("*/*") if path not in pool]
-    return [*(path for path in hidden if not path.endswith("/.owner")), *journal, *empty, *map(str, kept ^ known)]
+    return [*(path for path in hidden if not path.endswith("/.owner")), *unfinished, *empty, *map(str, kept ^ known)]
 
 
 def state(config: Config, codename: str = "bookworm") -> dict[str, tuple]:

@@ -161,7 +161,7 @@ class Released(Section):
     sibling_seconds: int = Field(
         60, ge=0, description="how long one waits for the other changes of its gate run to be merged"
     )
-    keep_hours: int = Field(72, ge=1, description="a former generation is kept so long after it was replaced")
+    keep_hours: int = Field(72, ge=72, description="a former generation is kept so long after it was replaced")
     keep_generations: int = Field(10, ge=1, description="so many former ones are kept in any case")
     valid_days: Annotated[int, AfterValidator(_long_enough)] = Field(
         0, description="apt refuses an index that is older; 0: it never does"

@@ -79,6 +79,8 @@ class GateRecord(Record):
     def _positions(self) -> Self:
         if not all(0 <= one < len(self.changes) for build in self.builds for one in build.changes):
             raise ValueError("a build is of a change that the run does not have")
+        if not {key for build in self.builds for key in build.against} <= {build.key for build in self.builds}:
+            raise ValueError("a build was built against one that the run does not have")
         return self
 
 
@@ -128,12 +130,19 @@ class Gated:
     build: GatedBuild
 
     def lacks(self, unmerged: Container[int]) -> list[GatedChange]:
-        """Return the changes up to the build's last one that are not merged; without any, the build counts.
+        """Return the changes up to the last one that the build comes from and that are not merged; without any, it counts.
+
+        It comes from its own changes, and from those of the builds that it was built against, and so on.
 
         Args:
             unmerged: positions of the record's changes that are not merged, as `unmerged` returns them.
         """
-        return [self.record.changes[one] for one in range(max(self.build.changes) + 1) if one in unmerged]
+        builds = {one.key: one for one in self.record.builds}
+        found, last = [self.build], 0
+        for build in found:
+            last = max(last, *build.changes)
+            found += [builds[key] for key in build.against if builds[key] not in found]
+        return [self.record.changes[one] for one in range(last + 1) if one in unmerged]
 
 
 def find(config: Config, package: str, branch: str, target: str, *trees: str) -> list[Gated]:

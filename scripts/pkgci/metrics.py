@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pkgci.config import Config
-from pkgci.errors import PkgciError
+from pkgci.errors import Aborted, PkgciError
+from pkgci.released.checks import HeldError
 from pkgci.released.key import ReleaseKey
 from pkgci.released.repository import Repository, repositories
 
@@ -46,10 +47,12 @@ EXPIRY = Metric("pkgci_release_key_expiry_days", "gauge", "Days until the releas
 
 @contextmanager
 def publication(config: Config, release: str, codename: str) -> Iterator[None]:
-    """Count a failure of what is in the `with`, and write the metrics at its end."""
+    """Count a failure of what is in the `with`, and write the metrics at its end. A hold or an abort is none."""
     repository = Repository(config, release, codename)
     try:
         yield
+    except (HeldError, Aborted):
+        raise
     except Exception:
         _count_failure(repository)
         raise

@@ -4,6 +4,7 @@ A merge whose event was missed, or whose publication failed, is found so. It cha
 """
 
 import logging
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +27,11 @@ AT_ONCE = 8  # packages whose branches are asked for
 
 @dataclass(frozen=True)
 class Standing:
-    """What a repository has: versions and origins by source package and target, and the holds by source package."""
+    """What a repository has: names, versions and origins of source packages, by the projects that they are made from (by
+    name without an origin) and the target; and the holds, by name.
+    """
 
-    builds: dict[tuple[str, str], tuple[str, Origin | None]]
+    builds: dict[tuple[Collection[str], str], tuple[str, str, Origin | None]]
     holds: dict[str, Hold]
 
 
@@ -81,12 +84,14 @@ def unpublished(config: Config, package: str, artifacts: Path) -> str:
 
 
 def _standing(repository: Repository) -> Standing:
-    builds: dict[tuple[str, str], tuple[str, Origin | None]] = {}
+    builds: dict[tuple[Collection[str], str], tuple[str, str, Origin | None]] = {}
     if repository.current() is not None:
         with repository.opened():
             for key, name in repository.index.live():
                 known = repository.released(key)
-                builds[name, known.target] = known.version, repository.origin(key, name)
+                origin = repository.origin(key, name)
+                made_from = frozenset(one.project for one in origin.commits) if origin else name
+                builds[made_from, known.target] = name, known.version, origin
     return Standing(builds, repository.holds())
 
 
@@ -105,19 +110,23 @@ def _compare(config: Config, name: str, standing: dict[str, Standing]) -> list[U
     for release, of_release in claimed.items():
         for target_name in config.release(release).targets:
             repository = f"{release}/{config.target(target_name).codename}"
-            known = standing[repository].builds.get((name, target_name))
+            builds = standing[repository].builds
+            # named by its packaging, which need not be the name of its file here
+            known = builds.get((frozenset(entry.projects), target_name)) or builds.get((name, target_name))
+            source_name, version, origin = known or (name, "", None)
             for branch in of_release:
                 commits = {project: head[branch] for project, head in zip(entry.projects, heads, strict=True)}
-                version, origin = known or ("", None)
                 if origin and origin.branch != branch and origin.branch in of_release:
                     # which of several branches of one release is the one, nobody but a person can say
                     log.info("%s for %s: released from %s, not from %s", name, target_name, origin.branch, branch)
                     continue
                 if origin and {one.project: one.commit for one in origin.commits} == commits:
                     continue
-                if not _packaged(config, name, entry.source, branch, commits[entry.source], target_name):
+                trees = _trees(config, name, entry.source, branch, commits[entry.source], target_name)
+                # what was taken back, and came again, is released all the same
+                if not trees or (origin and {one.tree for one in origin.commits} == trees):
                     continue
-                hold = standing[repository].holds.get(name)
+                hold = standing[repository].holds.get(source_name)
                 missing.append(
                     UnpublishedBuild(
                         package=name,
@@ -133,7 +142,10 @@ def _compare(config: Config, name: str, standing: dict[str, Standing]) -> list[U
     return missing
 
 
-def _packaged(config: Config, name: str, project: str, branch: str, commit: str, target_name: str) -> bool:
+def _trees(config: Config, name: str, project: str, branch: str, commit: str, target_name: str) -> set[str]:
+    """Return the trees that a package is built from; none if it has no packaging for the target."""
     sources = source.fetch(config, Change(project=project, branch=branch, commit=commit))
     format: ModuleType = FORMATS[config.target(target_name).format]
-    return sources is not None and format.packaged(sources.packaging, name)
+    if sources is None or not format.packaged(sources.packaging, name):
+        return set()
+    return {sources.source.id, sources.packaging.id}

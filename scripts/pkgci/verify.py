@@ -17,13 +17,14 @@ from pkgci.artifacts import ARTIFACTS, Dependant, Systest, Verified
 from pkgci.change import Change, Parameters, release_name
 from pkgci.config import Config
 from pkgci.engines.base import BuildRef, Engine
-from pkgci.errors import RequestError
+from pkgci.errors import InfrastructureError, RequestError
 from pkgci.formats import nothing_to_build
 from pkgci.gaterecord import GatedBuild, GatedChange, GateRecord
 from pkgci.released import repository as released
 from pkgci.released.records import Commit, Origin, Publication
 from pkgci.source import Sources
 from pkgci.store import Entry, Store
+from pkgci.text import listed
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +53,9 @@ def verify(config: Config, target_name: str, parameters: Parameters, engine: Eng
         What is in `verified.json`.
 
     Raises:
-        RequestError: the builds are not those of the queue, a test has not passed, or the released repository refuses one.
+        RequestError: the builds are not those of the queue, no test of all passed, or the released repository refuses one.
         PackageError: the released repository refuses what is in the packages.
-        InfrastructureError: the remote, the store, the engine or a repository fails.
+        InfrastructureError: a branch has moved; or the remote, the store, the engine or a repository fails.
     """
     builds = _builds(config, target_name, parameters)
     codename = config.target(target_name).codename
@@ -62,11 +63,15 @@ def verify(config: Config, target_name: str, parameters: Parameters, engine: Eng
     releases = sorted({build.release for build in builds})
     for release in releases:
         own = [build for build in builds if build.release == release]
-        outside = released.try_to_publish(config, release, codename, [_publication(build) for build in own])
+        publications = [_publication(build) for build in own]
+        approved = parameters.approved(config)
+        outside = released.try_to_publish(config, release, codename, publications, approved=approved)
         log.info("%s/%s: %s builds can be published together", release, codename, len(own))
         named += [Dependant(repository=f"{release}/{codename}", package=name) for name in outside]
     tests = [BuildRef.parse(one) for one in parameters.get("SYSTEM_TESTS").split()]
     if tests:
+        if not parameters.approved(config):
+            raise RequestError("parameter SYSTEM_TESTS: nobody has approved what ZUUL_PIPELINE tests")
         _refuse_untested(engine, target_name, tests, builds)
         path = gaterecord.write(config, _record(config, parameters, builds))
         log.info("gate record %s", path.name)
@@ -103,9 +108,11 @@ def _builds(config: Config, target_name: str, parameters: Parameters) -> list[_B
     for build in builds:
         trees, record = (build.sources.source.id, build.sources.packaging.id), build.entry.record
         if record.trees != trees:
-            raise RequestError(
+            # as `compile` has it
+            raise InfrastructureError(
                 f"parameter BUILD_KEYS: {record.package} {record.version} is built from {' and '.join(record.trees)}, "
-                f"but {build.sources.package}, branch {build.change.branch}, is {' and '.join(trees)}"
+                f"but {build.sources.package}, branch {build.change.branch}, is {' and '.join(trees)}: it moved since; "
+                "try again"
             )
     return builds
 
@@ -117,21 +124,23 @@ def _publication(build: _Built) -> Publication:
 
 
 def _refuse_untested(engine: Engine, target_name: str, tests: Sequence[BuildRef], builds: Sequence[_Built]) -> None:
-    """Refuse builds with a package that no system test which passed had under test."""
-    tested: set[tuple[str, str]] = set()
+    """Refuse builds of a release that no system test, whole and passed, had under test together."""
+    tested: list[set[tuple[str, str]]] = []
     for ref in tests:
         if ref.job != f"systest-{target_name}" or engine.state(ref) != "SUCCESS":
             raise RequestError(f"parameter SYSTEM_TESTS: {ref} is no system test for {target_name} that passed")
         with tempfile.TemporaryDirectory() as scratch:
             engine.artifacts(ref, Path(scratch))
             record = Systest.read(Path(scratch, ARTIFACTS, "systest.json"))
-        tested |= {(package.name, package.sha256) for package in record.packages}
-    for build in builds:
-        for package in build.entry.record.packages:
-            if package.kind == "binary" and (package.name, package.sha256) not in tested:
-                raise RequestError(
-                    f"parameter SYSTEM_TESTS: {package.name} {package.version} was under none of these tests"
-                )
+        if record.parameters.get("SCENARIOS") or record.parameters.get("ENVIRONMENT"):
+            raise RequestError(f"parameter SYSTEM_TESTS: {ref} is of scenarios or an environment that a person chose")
+        tested.append({(package.name, package.sha256) for package in record.packages})
+    for release in sorted({build.release for build in builds}):
+        own = [one for build in builds if build.release == release for one in build.entry.record.packages]
+        wanted = {(package.name, package.sha256) for package in own if package.kind == "binary"}
+        if not any(wanted <= one for one in tested):
+            names = listed(sorted(name for name, _ in wanted))
+            raise RequestError(f"parameter SYSTEM_TESTS: none of these tests had all of {names} under test together")
 
 
 def _record(config: Config, parameters: Parameters, builds: Sequence[_Built]) -> GateRecord:

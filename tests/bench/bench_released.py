@@ -105,7 +105,7 @@ class Bench:
         self.config = Config(etc)
         # what makes the repository is not measured
         unsigned = mock.patch("pkgci.released.rpm._signed", lambda path, *_: path)
-        with mock.patch("os.fsync"), mock.patch.object(Repository, "refuse_unmet"), unsigned:
+        with mock.patch("os.fsync"), mock.patch.object(Repository, "question", return_value=None), unsigned:
             self.publish([self.build(self.pool, number, "1") for number in range(size)])
 
     def build(self, place: Path, number: int, version: str) -> Publication:

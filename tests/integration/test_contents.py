@@ -186,8 +186,7 @@ def test_of_a_deb_that_means_harm(tmp_path: Path):
     assert (paths["/device"][0], paths["/pipe"][0]) == ("c", "p")
     assert max(map(len, paths)) <= 4096
     assert "/absolute" in paths
-    assert len(paths) == 10_000
-    assert len(paths) + found.more_files == pytest.approx(12_007, abs=2)
+    assert (len(paths), found.more_files) == (12_007, 0)
     assert found.installed == 0
     assert len(found.relations["Depends"]) == 2000
     assert max(map(len, found.relations["Depends"])) == 500

@@ -23,7 +23,7 @@ from pkgci.change import Parameters
 from pkgci.config import ROOT, Config
 from pkgci.engines.base import BuildRef
 from pkgci.engines.local import LocalEngine
-from pkgci.errors import PackageError, RequestError
+from pkgci.errors import InfrastructureError, PackageError, RequestError
 from pkgci.gate import gate
 from pkgci.order import order
 from pkgci.released.records import Commit, Origin, Publication
@@ -257,18 +257,20 @@ def delivered(config: Config, gerrit: Gerrit, name: str, version: str, place: Pa
 
 
 class FakeEngine:
-    """An engine with one system test that passed, of packages of one version."""
+    """An engine with system tests that passed, each of one package, and with parameters."""
 
-    def __init__(self, **package: str) -> None:
-        self.package = package
+    def __init__(self, *packages: Mapping[str, str], **parameters: str) -> None:
+        self.packages, self.parameters = packages, parameters
 
     def state(self, ref: BuildRef) -> str:
-        return "SUCCESS" if str(ref) == f"systest-{DEB}/1" else "FAILURE"
+        known = ref.job == f"systest-{DEB}" and ref.number <= len(self.packages)
+        return "SUCCESS" if known else "FAILURE"
 
-    def artifacts(self, _ref: BuildRef, place: Path) -> None:
-        package = Package(architecture="all", file="x", **self.package)
-        record = {"target": DEB, "environment": "x", "snapshot": "x", "repositories": (), "parameters": {}}
-        Systest(**record, packages=(package,), outcomes=()).write(place / "artifacts" / "systest.json")
+    def artifacts(self, ref: BuildRef, place: Path) -> None:
+        package = Package(architecture="all", file="x", **self.packages[ref.number - 1])
+        record = {"target": DEB, "environment": "x", "snapshot": "x", "repositories": ()}
+        record |= {"parameters": self.parameters, "packages": (package,), "outcomes": ()}
+        Systest(**record).write(place / "artifacts" / "systest.json")
 
 
 def test_what_is_recorded_is_of_the_queue_and_was_tested(config, gerrit, tmp_path):
@@ -276,7 +278,8 @@ def test_what_is_recorded_is_of_the_queue_and_was_tested(config, gerrit, tmp_pat
     gerrit.change("app", {"new": "1"})
     key = delivered(config, gerrit, "app", "2.0", tmp_path)
     entry = Store(config).required(key, DEB)
-    good = FakeEngine(name="app", version="2.0", sha256=entry.record.packages[0].sha256)
+    tested = {"name": "app", "version": "2.0", "sha256": entry.record.packages[0].sha256}
+    good = FakeEngine(tested)
 
     def ask(engine: FakeEngine = good, **more: str):
         return verify(config, DEB, Parameters.read(gerrit.parameters(BUILD_KEYS=key, **more)), engine, tmp_path)
@@ -285,22 +288,38 @@ def test_what_is_recorded_is_of_the_queue_and_was_tested(config, gerrit, tmp_pat
     for engine, test, message in (
         (good, f"systest-{DEB}/2", "is no system test for bookworm-amd64 that passed"),
         (good, f"install-{DEB}/1", "is no system test for bookworm-amd64 that passed"),
+        (FakeEngine({**tested, "sha256": "0" * 64}), f"systest-{DEB}/1", "none of these tests had all of app under"),
         (
-            FakeEngine(name="app", version="2.0", sha256="0" * 64),
+            FakeEngine(tested, SCENARIOS="package"),
             f"systest-{DEB}/1",
-            "app 2.0 was under none of these tests",
+            "is of scenarios or an environment that a person",
         ),
     ):
         with pytest.raises(RequestError, match=message):
             ask(engine, SYSTEM_TESTS=test)
+    with pytest.raises(RequestError, match="nobody has approved what ZUUL_PIPELINE tests"):
+        ask(SYSTEM_TESTS=f"systest-{DEB}/1", ZUUL_PIPELINE="check")
     assert not list(gaterecord.records(config))
     assert ask(SYSTEM_TESTS=f"systest-{DEB}/1").recorded
     assert len(list(gaterecord.records(config))) == 1
     gerrit.change("app", {"newer": "2"})
-    with pytest.raises(
-        RequestError, match=r"parameter BUILD_KEYS: app 2.0 is built from .*, but app, branch main, is "
-    ):
+    with pytest.raises(InfrastructureError, match=r"app 2.0 is built from .*, but app, branch main, is .*: it moved"):
         ask()
+
+
+def test_packages_that_were_tested_apart_are_not_recorded(config, gerrit, tmp_path):
+    keys, tested = [], []
+    for name in ("libsmall", "app"):
+        gerrit.project(name, trees.deb(name))
+        gerrit.change(name, {"new": "1"})
+        (tmp_path / name).mkdir()
+        keys.append(delivered(config, gerrit, name, "2.0", tmp_path / name))
+        package = Store(config).required(keys[-1], DEB).record.packages[0]
+        tested.append({"name": name, "version": "2.0", "sha256": package.sha256})
+    tests = f"systest-{DEB}/1 systest-{DEB}/2"
+    parameters = Parameters.read(gerrit.parameters(BUILD_KEYS=" ".join(keys), SYSTEM_TESTS=tests))
+    with pytest.raises(RequestError, match="none of these tests had all of app, libsmall under test together"):
+        verify(config, DEB, parameters, FakeEngine(*tested), tmp_path)
 
 
 def test_what_a_publication_would_refuse_is_refused_before_the_merge(config, gerrit, tmp_path):

@@ -24,16 +24,17 @@ from debian.deb822 import Release
 from released import ORIGIN, built, built_rpm, configure, faults, leftovers, put, put_rpm, refused, root, state
 
 from pkgci import repository, server
+from pkgci.artifacts import PackageContents
 from pkgci.change import Change
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError, PackageError, RequestError
 from pkgci.keys import SigningKey
 from pkgci.publish import publish as publish_job
-from pkgci.released import checks, remote
+from pkgci.released import checks, closure, remote
 from pkgci.released.audit import audit
-from pkgci.released.checks import OlderError
+from pkgci.released.checks import HeldError, OlderError
 from pkgci.released.records import Commit, Origin, Provenance, Publication
-from pkgci.released.repository import Repository, rollback, try_to_publish
+from pkgci.released.repository import Repository, publish, rollback, try_to_publish
 from pkgci.store import Store
 
 
@@ -184,6 +185,16 @@ def test_files_that_conflict_with_another_package_of_the_release_are_refused_and
     assert "wrong 1 has the file /usr/bin/tool, which hello 1 of rocket/bookworm has too" in found
     both = [built(config, name, "1", files={"/usr/bin/two": b""}) for name in ("a", "b")]
     refused(config, PackageError, "has the file /usr/bin/two", *both)
+
+
+def test_a_package_of_which_not_all_files_are_known_is_refused(config, tmp_path):
+    put(config, built(config, "other", "1"))
+    deb = packages.deb(tmp_path, "hello", "1", files={"/usr/share/a": b"", "/usr/share/b": b""})
+    known = deb.with_suffix(".contents")
+    said = PackageContents.model_validate_json(known.read_bytes())
+    known.write_text(said.model_copy(update={"files": said.files[:1], "more_files": 1}).model_dump_json())
+    entry = packages.deliver_debs(config, tmp_path, "hello", "1", [deb])
+    refused(config, PackageError, "hello 1 has too many files: 1 are not known", Publication(entry.record.key, ORIGIN))
 
 
 def test_files_do_not_conflict_between_packages_that_say_so_or_once_the_file_has_moved(config):
@@ -681,9 +692,66 @@ def test_a_dependency_that_a_publication_newly_breaks_is_refused_by_apt_with_ups
     refused(config, PackageError, "app=3 cannot be installed", nowhere)
 
 
+def test_nobody_waits_for_the_lock_while_dependencies_are_asked_about(gnupg, tmp_path, monkeypatch):
+    config = configure(tmp_path, gnupg, wait_seconds=0)
+    put(config, built(config, "lib", "1"))
+    check, asked = closure.check, []
+
+    def meanwhile(*words) -> None:
+        asked.append(words)
+        if len(asked) in (1, 2):
+            put(config, built(config, f"other-{len(asked)}", "1"))
+        check(*words)
+
+    monkeypatch.setattr(closure, "check", meanwhile)
+    app = built(config, "app", "1", fields={"Depends": "lib"})
+    try_to_publish(config, "rocket", "bookworm", [app])
+    # another one came between: asked again, and then once more, with the lock
+    assert put(config, app).number == 4
+    assert len(asked) == 3
+    good = built(config, "app", "2", fields={"Depends": "lib"})
+    try_to_publish(config, "rocket", "bookworm", [good])
+    assert put(config, good).number == 5
+    assert len(asked) == 4
+
+
+def test_siblings_that_cannot_be_published_do_not_keep_the_others_back(config):
+    put(config, built(config, "hello", "1", files=FILE))
+    clash, good = built(config, "clash", "1", files=FILE), built(config, "good", "1")
+    lost = Publication("0" * 64, ORIGIN)
+    done = publish(config, "rocket", "bookworm", [good], [clash, lost])
+    assert [build.source for build in done.generation.added] == ["good"]
+    assert "is not in the store" in done.left[0]
+    assert "clash 1: clash 1 has the file /usr/bin/tool, which hello 1" in done.left[1]
+    with pytest.raises(PackageError, match="clash 1 has the file"):
+        publish(config, "rocket", "bookworm", [clash], [built(config, "other", "1")])
+
+
+def test_what_a_rollback_breaks_is_said_and_what_mends_it_can_be_tried(config, caplog):
+    put(config, built(config, "lib", "1"))
+    put(config, built(config, "lib", "2"))
+    put(config, built(config, "app", "1", fields={"Depends": "lib (>= 2)"}))
+    rollback(config, "rocket", "bookworm", 1, "it eats disks", ["lib"])
+    assert "generation 4 of rocket/bookworm: app=1 cannot be installed once this is published: app : Dep" in caplog.text
+    fix = [built(config, "lib", "3")]
+    try_to_publish(config, "rocket", "bookworm", fix)
+    assert "lib is on hold since generation 4 of rocket/bookworm: it eats disks" in caplog.text
+    with pytest.raises(HeldError, match="lib is on hold since generation 4"):
+        try_to_publish(config, "rocket", "bookworm", fix, approved=True)
+
+
+@pytest.mark.parametrize("reason", ["", " ", "two\nlines", "x" * 1001, "a\x1b[2J"])
+def test_a_rollback_needs_a_reason_of_one_line(config, reason):
+    put(config, built(config, "hello", "1"))
+    put(config, built(config, "hello", "2"))
+    with pytest.raises(RequestError, match="the reason of a rollback must be one line of 1 to 1000 characters"):
+        rollback(config, "rocket", "bookworm", 1, reason)
+    assert Repository(config, "rocket", "bookworm").holds() == {}
+
+
 def test_a_dependency_that_was_broken_before_does_not_stop_others(config, monkeypatch):
     with monkeypatch.context() as without:
-        without.setattr(Repository, "refuse_unmet", lambda *_: None)
+        without.setattr(Repository, "question", lambda *_: None)
         put(config, built(config, "app", "1", fields={"Depends": "no-such-package"}), built(config, "lib", "1"))
     assert put(config, built(config, "app", "2", fields={"Depends": "no-such-package, lib"})).number == 2
     assert put(config, built(config, "lib", "2")).number == 3
@@ -700,4 +768,12 @@ def test_a_dependency_that_a_publication_newly_breaks_is_refused_by_dnf(config):
     refused(config, PackageError, message, lib2, codename="debianrpm")
     app2 = built_rpm(config, "app", "2", more="Requires: lib >= 2, /bin/sh, other")
     assert put_rpm(config, lib2, app2).number == 2
+    app3 = built_rpm(config, "app", "3", more="Requires: lib >= 3")
+    message = "app-0:3-1.noarch cannot be installed once this is published: .*nothing provides lib >= 3"
+    refused(config, PackageError, message, app3, codename="debianrpm")
+    # a file that only the list of all files names
+    put_rpm(config, built_rpm(config, "reader", "1", more="Requires: (/usr/share/lib/text and /bin/sh)"))
+    spec = packages.SPEC.replace("/usr/share/{name}/text", "/usr/share/{name}/other")
+    message = "reader-0:1-1.noarch cannot be installed once this is published: .*nothing provides"
+    refused(config, PackageError, message, built_rpm(config, "lib", "3", spec=spec), codename="debianrpm")
     assert list(audit(Repository(config, "rocket", "debianrpm"), solve=True)) == []

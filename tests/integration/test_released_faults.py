@@ -7,8 +7,10 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from pkgci import server
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError
 from pkgci.released.records import Generation, Publication
+from pkgci.released.repository import Repository
 
 
 @pytest.fixture
@@ -124,6 +127,29 @@ def test_a_publication_of_rpms_is_killed_at_every_fault_point(config, tmp_path):
     # what both formats do has been killed everywhere with the other; in soak all the same
     every = 1 if "PKGCI_KILLS" in os.environ else 3
     assert killed_everywhere(config, "debianrpm", lambda: put_rpm(config, publication), tmp_path, every) > 50
+
+
+def test_the_removal_of_former_generations_is_killed_at_every_fault_point(gnupg, tmp_path, monkeypatch):
+    config = configure(tmp_path, gnupg, keep_generations=1)
+    for version in ("1", "2", "3"):
+        put(config, built(config, "hello", version))
+    monkeypatch.setattr("pkgci.released.repository.time.time", lambda: time.time_ns() / 1e9 + 73 * 3600)
+    shutil.copytree(config.data, tmp_path / "saved", symlinks=True)
+    points, number = None, 0
+    while points is None:
+        number += 1
+        shutil.rmtree(config.data)
+        shutil.copytree(tmp_path / "saved", config.data, symlinks=True)
+        points = killed_at(number, lambda: Repository(config, "rocket", "bookworm").maintain(datetime.now(UTC)))
+        assert not faults(config), number
+        put(config, built(config, "hello", "3"))
+        assert not faults(config), number
+        Repository(config, "rocket", "bookworm").maintain(datetime.now(UTC))
+        assert sorted(path.name for path in (root(config) / "generations").iterdir()) == ["2", "3"], number
+        assert len(list((root(config) / "pool").glob("hello/*/*.deb"))) == 2, number
+        # of the first one stays what it was
+        assert leftovers(config) == ["1"], number
+    assert points > 10
 
 
 def with_own_disk(config: Config, size: str, work: Callable[[], None]) -> None:

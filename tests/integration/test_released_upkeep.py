@@ -1,5 +1,6 @@
 """What released repositories need from day to day, and what their users get: validity, the key, the keyring package."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -7,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from clients import Apt, dnf, run
-from released import built, built_rpm, configure, faults, leftovers, put, put_rpm, root
+from released import built, built_rpm, configure, faults, leftovers, put, put_rpm, root, state
 
 from pkgci import doctor, server
 from pkgci.artifacts import Maintenance
 from pkgci.config import Config
-from pkgci.errors import InfrastructureError
+from pkgci.errors import InfrastructureError, RequestError
 from pkgci.maintain import maintain
 from pkgci.released.repository import Repository
 
@@ -121,6 +122,54 @@ def test_who_maintains_is_told_before_the_key_expires_and_users_get_the_longer_o
     (finding,) = (one for one in doctor.examine(config) if "release key" in one.what)
     assert finding.good
     assert "signs, and expires on" in finding.what
+
+
+def test_what_is_made_for_users_is_on_the_disk_before_it_has_its_name_and_mended_when_it_is_damaged(
+    gnupg, tmp_path, monkeypatch
+):
+    config = configure(tmp_path, gnupg)
+    synced: set[int] = set()
+    fsync = os.fsync
+
+    def recorded(descriptor: int) -> None:
+        synced.add(os.stat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    put(config, built(config, "hello", "1"))
+    place = config.data / "released/rocket/bookworm"
+    (key,) = place.glob("key-*")
+    files = [one for top in (root(config), key) for one in top.rglob("*") if one.is_file() and not one.is_symlink()]
+    assert [str(one) for one in files if one.stat().st_ino not in synced] == []
+    keyring = root(config) / "pkgci-rocket-keyring.deb"
+    good = len(keyring.read_bytes())
+    for damaged in (keyring, key / "keyring.gpg", root(config) / "key.asc"):
+        damaged.write_bytes(b"")
+    put(config, built(config, "hello", "2"))
+    assert keyring.stat().st_size == pytest.approx(good, abs=50)
+    assert (root(config) / "key.asc").read_bytes()
+    for version in ("3", "4"):
+        os.utime(Path(gnupg[0], "pubring.kbx"))
+        put(config, built(config, "hello", version))
+    assert len(list(place.glob("key-*"))) == 2
+    assert not faults(config)
+
+
+def test_a_repository_keeps_its_key(gnupg, short_key, tmp_path):
+    config = configure(tmp_path, gnupg)
+    put(config, built(config, "hello", "1"))
+    put_rpm(config, built_rpm(config, "hello", "1"))
+    etc = config.directory / "config.yaml"
+    etc.write_text(etc.read_text().replace(gnupg[0], short_key[0]).replace(gnupg[1], short_key[1]))
+    other = Config(config.directory)
+    before = [state(config, codename) for codename in ("bookworm", "debianrpm")]
+    for work in (
+        lambda: put(other, built(other, "hello", "2")),
+        lambda: Repository(other, "rocket", "debianrpm").maintain(datetime.now(UTC)),
+    ):
+        with pytest.raises(RequestError, match=f"are signed by the key {gnupg[1]}, which users have, and not by"):
+            work()
+    assert [state(config, codename) for codename in ("bookworm", "debianrpm")] == before
 
 
 def test_the_keyring_package_gives_apt_the_key_and_the_lines(gnupg, tmp_path):

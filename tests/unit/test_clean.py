@@ -162,3 +162,13 @@ def test_what_lies_unused_in_the_cache_goes_and_what_is_young_stays(config):
     assert [path.relative_to(config.cache).as_posix() for path in report.cached] == ["packages/old", "roots/old"]
     left = sorted(path.relative_to(config.cache).as_posix() for path in config.cache.glob("*/*"))
     assert left == ["git/old", "roots/young"]
+
+
+def test_what_a_killed_signing_left_goes(config):
+    left = config.data / "signed" / "KEY" / "ab" / ".abcd.4711"
+    left.parent.mkdir(parents=True)
+    for days, there in ((29, True), (31, False)):
+        left.write_bytes(b"x")
+        os.utime(left, ((NOW - timedelta(days=days)).timestamp(),) * 2)
+        clean(config, remove=True, now=NOW)
+        assert left.exists() is there

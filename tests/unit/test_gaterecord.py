@@ -111,6 +111,12 @@ def test_a_build_counts_once_all_changes_up_to_its_last_one_are_merged(config, t
     assert gaterecord.unmerged(config, [made])[0] == frozenset()
     # and one that is ahead does not wait for one that is behind
     assert gaterecord.Gated(made, first).lacks({1}) == []
+    # unless it was built against it, or against one that was
+    against = first.model_copy(update={"against": (second.key,)})
+    indirect = build(built(config, tmp_path / "top", "top", "3" * 40), 0).model_copy(update={"against": (first.key,)})
+    made = record(changes, against, second, indirect)
+    for one in (against, indirect):
+        assert [lacking.name for lacking in gaterecord.Gated(made, one).lacks({1})] == ["2,1"]
 
 
 def test_a_chain_that_is_submitted_at_once_is_merged_though_only_its_last_state_shows(config, tmp_path, two):
@@ -154,3 +160,6 @@ def test_a_build_of_a_change_that_the_run_does_not_have_is_no_record(config, tmp
     of = GatedChange(project="lib", branch="main", tree="1" * 40, count=1)
     with pytest.raises(ValidationError, match="a change that the run does not have"):
         record([of], build(built(config, tmp_path / "a", "lib", "1" * 40), 1))
+    stray = build(built(config, tmp_path / "b", "lib", "1" * 40), 0).model_copy(update={"against": ("0" * 64,)})
+    with pytest.raises(ValidationError, match="built against one that the run does not have"):
+        record([of], stray)

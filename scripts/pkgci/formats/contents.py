@@ -1,7 +1,8 @@
 """What is in binary packages, as the format's own tools read it in the sandbox; see deb-contents.sh and rpm-contents.sh.
 
 A build leaves it as `contents.json` beside its packages. All of it is a package's word: it is cut to limits here, and
-what cannot be understood is left out. Nothing decides by it.
+what cannot be understood is left out. Of a DEB package it decides which files conflict with another one's: there, one of
+whose files some are left out is not published.
 """
 
 import re
@@ -16,7 +17,7 @@ deb822 = Lazy("debian.deb822")
 
 NAME = "contents.json"
 # bytes of what the scripts leave for one package; of a script; characters of one relation; files of all packages
-BYTES, SCRIPT_BYTES, WORD, FILES = 8 << 20, 1 << 16, 500, 50_000
+BYTES, SCRIPT_BYTES, WORD, FILES = 16 << 20, 1 << 16, 500, 100_000
 RELATIONS = 2000
 PATH = 4096
 DEB_RELATIONS = (

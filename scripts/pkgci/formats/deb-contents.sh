@@ -18,5 +18,5 @@ for package in "$1"/*.deb; do
     done
     rm -rf "$control"
     dpkg-deb --fsys-tarfile "$package" | tar -tv --quoting-style=c --numeric-owner |
-        awk -v count="$to/count" 'NR <= 10000 { print substr($0, 1, 10000) } END { print NR > count }' >"$to/files"
+        awk -v count="$to/count" 'NR <= 50000 { print substr($0, 1, 10000) } END { print NR > count }' >"$to/files"
 done

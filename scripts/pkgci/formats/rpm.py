@@ -97,14 +97,19 @@ def version(request: Request, metadata: Metadata) -> str:
 
 
 def newer(one: str, other: str) -> bool:
-    """Return whether `[epoch:]version-release` `one` sorts above `other`, by rpm's own comparison."""
+    """Return whether `[epoch:]version[-release]` `one` sorts above `other`, by rpm's own comparison.
+
+    Releases count where both have one, as in rpm's dependencies.
+    """
 
     def parts(text: str) -> tuple[str, str, str]:
         epoch, _, rest = text.rpartition(":")
-        version, _, release = rest.rpartition("-")
+        version, _, release = rest.partition("-")
         return epoch or "0", version, release
 
     for mine, theirs in zip(parts(one), parts(other), strict=True):
+        if not mine or not theirs:
+            continue
         # both are held to the pattern of a version: nothing in them ends a string of Lua
         compared = run(
             ["rpm", "--eval", f"%{{lua:print(rpm.vercmp('{mine}', '{theirs}'))}}"], quiet=True

@@ -99,7 +99,7 @@ class Form(Protocol):
         """Return what the index says of a build in the pool's `directory`."""
 
     def packaged(self, entry: Entry) -> list[Packaged]:
-        """Return what is in a build's binary packages."""
+        """Return what is in a build's binary packages. Raises PackageError: not all of it is known."""
 
     def frame(self, name: str, count: int) -> tuple[bytes, bytes]:
         """Return what stands before and after the stanzas of a metadata file of `count` packages."""

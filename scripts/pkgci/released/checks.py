@@ -1,9 +1,10 @@
 """What is refused at a publication, before anything is changed."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
+from itertools import combinations, product
 from typing import TYPE_CHECKING
 
 from pkgci.errors import InfrastructureError, PackageError, RequestError
@@ -15,6 +16,8 @@ from pkgci.store import Entry, Store
 
 if TYPE_CHECKING:
     from pkgci.released.repository import Repository
+
+log = logging.getLogger(__name__)
 
 
 class OlderError(PackageError):
@@ -87,8 +90,13 @@ def built(repository: "Repository", store: Store, publication: Publication, *, d
     return entry
 
 
-def changes(repository: "Repository", entries: Sequence[tuple[Entry, Origin]]) -> Changes:
+def changes(repository: "Repository", entries: Sequence[tuple[Entry, Origin]], *, held: bool = False) -> Changes:
     """Return what a publication of builds changes in an opened repository; those that are there already do not.
+
+    Args:
+        repository: the repository.
+        entries: the builds, each with where it is merged.
+        held: that one is on hold is only told.
 
     Raises:
         RequestError: a source package comes twice, or (HeldError) is on hold.
@@ -102,7 +110,7 @@ def changes(repository: "Repository", entries: Sequence[tuple[Entry, Origin]]) -
         if (record.package, record.target) in seen:
             raise RequestError(f"{record.package} for {record.target} comes twice in one publication")
         seen.add((record.package, record.target))
-        known = admit(repository, entry)
+        known = admit(repository, entry, held=held)
         keys.append(known or record.key)
         if known is None:
             added.append((entry, origin))
@@ -111,8 +119,13 @@ def changes(repository: "Repository", entries: Sequence[tuple[Entry, Origin]]) -
     return Changes(tuple(added), tuple(removed), tuple(keys))
 
 
-def admit(repository: "Repository", entry: Entry) -> str | None:
+def admit(repository: "Repository", entry: Entry, *, held: bool = False) -> str | None:
     """Return the key under which an opened repository has a build already, bit for bit; None for one that may come.
+
+    Args:
+        repository: the repository.
+        entry: the build.
+        held: that it is on hold is only told.
 
     Raises:
         PkgciError: (one of AGAINST) it must not come.
@@ -121,7 +134,12 @@ def admit(repository: "Repository", entry: Entry) -> str | None:
     there = {(one.file.rpartition("/")[2], one.sha256) for key in former for one in repository.index.packages_of(key)}
     if there == {(one.file, one.sha256) for one in record.packages}:
         return former[0]
-    refuse_held(repository, record.package)
+    try:
+        refuse_held(repository, record.package)
+    except HeldError as error:
+        if not held:
+            raise
+        log.warning("%s", error)
     _compare(repository, entry)
     return None
 
@@ -147,7 +165,7 @@ def _former(repository: "Repository", entry: Entry) -> list[str]:
 
 
 def _conflicts(repository: "Repository", entries: Sequence[Entry], removed: Sequence[str]) -> None:
-    """Refuse a package with a file that a package of another build has, if both can be installed together.
+    """Refuse a package with a file that another package has, if both can be installed together.
 
     One whose files are not known is refused, too.
     """
@@ -170,20 +188,22 @@ def _conflicts(repository: "Repository", entries: Sequence[Entry], removed: Sequ
                 contents[other] = form.packaged(repository.entry(other, known[0]))
             for one, two in product(packages, contents[other]):
                 conflict(repository, one, two)
+        for one, two in combinations(packages, 2):
+            conflict(repository, one, two)
         for path in paths:
             owners.setdefault(path, set()).add(key)
 
 
 def conflict(repository: "Repository", one: Packaged, two: Packaged) -> None:
     """Refuse two packages with a file in common that can be installed together. Raises PackageError."""
-    if one.name == two.name or _apart(repository, one, two) or _apart(repository, two, one):
+    common = one.files.keys() & two.files.keys()
+    clashing = sorted(path for path in common if not one.files[path] or one.files[path] != two.files[path])
+    if not clashing or one.name == two.name or _apart(repository, one, two) or _apart(repository, two, one):
         return
-    for path in sorted(one.files.keys() & two.files.keys()):
-        if not one.files[path] or one.files[path] != two.files[path]:
-            raise PackageError(
-                f"{one.name} {one.version} has the file {ascii(path)[1:-1][:200]}, which {two.name} {two.version} of "
-                f"{repository.name} has too; say in one of them that it conflicts with or replaces the other"
-            )
+    raise PackageError(
+        f"{one.name} {one.version} has the file {ascii(clashing[0])[1:-1][:200]}, which {two.name} {two.version} of "
+        f"{repository.name} has too; say in one of them that it conflicts with or replaces the other"
+    )
 
 
 def _apart(repository: "Repository", one: Packaged, two: Packaged) -> bool:
@@ -198,10 +218,11 @@ def _apart(repository: "Repository", one: Packaged, two: Packaged) -> bool:
 def _holds(repository: "Repository", relation: Relation, version: str) -> bool:
     if not all(WORD.fullmatch(one) for one in (version, relation.version or "0")):
         return False
+    if not relation.operator:
+        return True
     newer = FORMATS[repository.format].newer
     above, below = newer(version, relation.version), newer(relation.version, version)
     return {
-        "": True,
         "<<": below,
         "<=": not above,
         "=": not above and not below,

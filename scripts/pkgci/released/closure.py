@@ -34,7 +34,12 @@ APT_BUILD_DEPENDS = re.compile(r"^Build-Depends(?:-Arch|-Indep)?: (.+(?:\n .+)*)
 APT_PROVIDES = re.compile(r"^Provides: (.+)$", re.MULTILINE)
 RPM_PART = {part: re.compile(rf"<rpm:{part}>(.*?)</rpm:{part}>", re.DOTALL) for part in ("provides", "requires")}
 RPM_ENTRY = re.compile(r'<rpm:entry name="([^"]*)"([^>]*)>')
-RPM_FILE = re.compile(r"<file(?: type=\"ghost\")?>([^<]*)</file>")
+RPM_FILE = re.compile(r"<file(?: type=\"\w+\")?>([^<]*)</file>")
+# a file, or a rich dependency, which may be on one
+RPM_NEEDS_FILE = re.compile(r'<rpm:entry name="([/(][^"]*)"')
+RICH = {"and", "or", "if", "else", "unless", "with", "without"}
+# what apt says of dependencies that cannot be met (the latter since 3.0); any other failure is not the package's
+APT_UNMET = re.compile(rb"unmet dependencies|Unsatisfied dependencies")
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,8 @@ def case(
     read = _apt_packet if form == "deb" else _rpm_packet
     then, now = _main(before), _main(after)
     gone, coming = (sorted(map(read, map(bytes.decode, texts)), key=str) for texts in (then - now, now - then))
-    former = {packet.name: packet for packet in gone}
-    names = {name for packet in [*gone, *coming] for name in packet.offers}
+    former = {packet.name: packet for packet in gone if packet.offers}
+    names = {name for packet in [*gone, *coming] for name in packet.offers} | _lost_files(before, after)
     # a quick look before the careful one
     mentioned = re.compile("|".join(sorted(map(re.escape, names))) or "(?!)")
     same = [read(text.decode()) for text in sorted(then & now) if mentioned.search(text.decode())]
@@ -165,6 +170,37 @@ def build_depending(form: str, texts: Iterable[bytes], names: Collection[str]) -
     return found
 
 
+def _lost_files(before: State, after: State) -> set[str]:
+    """Return the paths of files that go, and that RPM packages need; what they are said to offer names few of theirs."""
+    then, now = set(before.get("filelists", ())), set(after.get("filelists", ()))
+    lost = _files(then - now) - _files(now - then)
+    if not lost:
+        return lost
+    needed = {name for text in after["primary"] for name in RPM_NEEDS_FILE.findall(text.decode())}
+    return lost & {word for name in needed for word in _words(unescape(name))}
+
+
+def _files(texts: Iterable[bytes]) -> set[str]:
+    """Return the paths of files that `filelists` or `primary` name."""
+    return {unescape(path) for text in texts for path in RPM_FILE.findall(text.decode())}
+
+
+def _words(requirement: str) -> set[str]:
+    """Return the names in a requirement of an RPM package: itself, or those in a rich dependency.
+
+    Source: https://rpm-software-management.github.io/rpm/manual/boolean_dependencies.html
+    """
+    if not requirement.startswith("("):
+        return {requirement}
+    names = set()
+    for word in re.sub(r" [<>=]+ \S+", "", requirement).split():
+        name = word.lstrip("(")
+        while name.endswith(")") and name.count(")") > name.count("("):
+            name = name[:-1]
+        names.add(name)
+    return names - RICH
+
+
 def _apt_source(text: str) -> tuple[str, set[str]]:
     words = [word.strip() for field in APT_BUILD_DEPENDS.findall(text) for word in re.split(r"[,|]", field)]
     name = re.search("^Package: (.+)$", text, re.MULTILINE)
@@ -174,11 +210,15 @@ def _apt_source(text: str) -> tuple[str, set[str]]:
 def _rpm_source(text: str) -> tuple[str, set[str]]:
     if "<arch>src</arch>" not in text:
         return "", set()
-    return re.findall("<name>([^<]*)</name>", text)[0], _rpm_names(text, "requires")
+    return re.findall("<name>([^<]*)</name>", text)[0], _rpm_needs(text)
 
 
 def _rpm_names(text: str, part: str) -> set[str]:
     return {unescape(name) for found in RPM_PART[part].findall(text) for name, _ in RPM_ENTRY.findall(found)}
+
+
+def _rpm_needs(text: str) -> set[str]:
+    return {word for name in _rpm_names(text, "requires") for word in _words(name)}
 
 
 def _apt_packet(text: str) -> Packet:
@@ -197,16 +237,29 @@ def _rpm_packet(text: str) -> Packet:
     name = re.findall("<name>([^<]*)</name>", text)[0]
     ((epoch, version, release),) = re.findall('<version epoch="([^"]*)" ver="([^"]*)" rel="([^"]*)"/>', text)[:1]
     (architecture,) = re.findall("<arch>([^<]*)</arch>", text)[:1]
-    offers = _rpm_names(text, "provides") | set(map(unescape, RPM_FILE.findall(text))) | {name}
-    depends = frozenset() if architecture == "src" else frozenset(_rpm_names(text, "requires"))
-    return Packet(name, f"{name}-{epoch or 0}:{version}-{release}.{architecture}", depends, frozenset(offers))
+    depends: set[str] = set()
+    offers: set[str] = set()
+    # a source package, which may have the name of a binary one, is not installed
+    if architecture != "src":
+        depends = _rpm_needs(text)
+        offers = _rpm_names(text, "provides") | set(map(unescape, RPM_FILE.findall(text))) | {name}
+    exact = f"{name}-{epoch or 0}:{version}-{release}.{architecture}"
+    return Packet(name, exact, frozenset(depends), frozenset(offers))
+
+
+@contextmanager
+def _used(cache: Path) -> Iterator[None]:
+    """Hold a directory of the cache, which is there, and too young to be cleaned."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with locked(cache):
+        os.utime(cache)
+        yield
 
 
 @contextmanager
 def _apt(which: int, states: Sequence[State], target: Target, cache: Path) -> Iterator[Solver]:
     state = states[which]
-    cache.mkdir(parents=True, exist_ok=True)
-    with locked(cache), tempfile.TemporaryDirectory() as scratch:
+    with _used(cache), tempfile.TemporaryDirectory() as scratch:
         for name in ("state/lists/partial", "cache/archives/partial", "etc", "repository"):
             (cache / name).mkdir(parents=True, exist_ok=True)
         own = Path(scratch)
@@ -233,15 +286,18 @@ def _apt(which: int, states: Sequence[State], target: Target, cache: Path) -> It
             def unmet(self, packet: Packet) -> str:
                 command = [*apt, "--simulate", "--no-install-recommends", "install", packet.exact]
                 done = run(command, env=environment, timeout=SECONDS, check=False, quiet=True)
-                return _why(done.stdout + done.stderr, " : ", "E: ") if done.returncode else ""
+                said = done.stdout + done.stderr
+                if not done.returncode or APT_UNMET.search(said):
+                    return _why(said, " : ", "E: ") if done.returncode else ""
+                why = _why(said, "E: ")
+                raise InfrastructureError(f"apt cannot say whether {packet.exact} can be installed: {why}; retry later")
 
         yield Apt()
 
 
 @contextmanager
 def _dnf(which: int, states: Sequence[State], target: Target, cache: Path) -> Iterator[Solver]:
-    cache.mkdir(parents=True, exist_ok=True)
-    with locked(cache), tempfile.TemporaryDirectory() as scratch:
+    with _used(cache), tempfile.TemporaryDirectory() as scratch:
         own = Path(scratch)
         repos = own / "etc/yum.repos.d"
         repos.mkdir(parents=True)
@@ -250,7 +306,7 @@ def _dnf(which: int, states: Sequence[State], target: Target, cache: Path) -> It
                 place = own / path.lstrip("/")
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.write_text(text.replace("/etc/pki/pkgci/", f"{own}/etc/pki/pkgci/"))
-        given = None if target.base == "rpm" else _given({text for state in states for text in state["primary"]})
+        given = None if target.base == "rpm" else _given(states)
         _write_rpm_repository(own / "release", states[which], given)
         (repos / "release.repo").write_text(
             f"[release]\nname=release\nbaseurl=file://{own}/release\nenabled=1\ngpgcheck=0\nmetadata_expire=0\npriority=1\n"
@@ -304,10 +360,11 @@ def _write_rpm_repository(place: Path, state: State, given: "createrepo_c.Packag
     (folder / "repomd.xml").write_text(index.xml_dump())
 
 
-def _given(primary: Iterable[bytes]) -> "createrepo_c.Package":
+def _given(states: Sequence[State]) -> "createrepo_c.Package":
     """Return a package that provides each capability which packages need and none of the release ever provided."""
-    texts = [text.decode() for text in primary]
+    texts = [text.decode() for text in {text for state in states for text in state["primary"]}]
     offered = {name for text in texts for name in _rpm_packet(text).offers}
+    offered |= _files({text for state in states for text in state["filelists"]})
     package = createrepo_c.Package()
     package.name, package.version, package.release, package.arch, package.epoch = "upstream", "0", "0", "noarch", "0"
     package.pkgId, package.checksum_type, package.location_href = "0" * 64, "sha256", "upstream.rpm"
@@ -316,8 +373,9 @@ def _given(primary: Iterable[bytes]) -> "createrepo_c.Package":
         for found in RPM_PART["requires"].findall(text):
             for name, rest in RPM_ENTRY.findall(found):
                 said = dict(re.findall(r'(\w+)="([^"]*)"', rest))
-                if unescape(name) not in offered and not name.startswith("("):
-                    needed[(unescape(name), said.get("epoch", "0"), said.get("ver", ""), said.get("rel", ""))] = None
+                # what must not come with another thing is not given
+                for word in _words(re.sub(r" without (\([^)]*\)|\S+)", "", unescape(name))) - offered:
+                    needed[word, said.get("epoch", "0"), said.get("ver", ""), said.get("rel", "")] = None
     package.provides = [
         (name, "EQ" if version else None, epoch, version, release, False) for name, epoch, version, release in needed
     ]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pkgci.artifacts import Contents
 from pkgci.command import run
-from pkgci.errors import InfrastructureError
+from pkgci.errors import InfrastructureError, PackageError
 from pkgci.formats import apt, contents
 from pkgci.lazy import Lazy
 from pkgci.released.base import Offered, Packaged, Place, Relation, Written
@@ -67,9 +67,19 @@ class Deb:
         """Return what is in a build's binary packages, by what its sandbox read of them.
 
         Source: Debian Policy, 7.4 and 7.6: who conflicts with or replaces another package may have its files.
+
+        Raises:
+            PackageError: not all files of one are known.
         """
         if not any(file.name == contents.NAME for file in entry.record.files):
             return []
+        packages = Contents.read(entry.directory / contents.NAME).packages
+        for one in packages:
+            if one.more_files:
+                raise PackageError(
+                    f"{one.name} {one.version} has too many files: {one.more_files} are not known, and may be another "
+                    "package's, too; split it"
+                )
         return [
             Packaged(
                 name=one.name,
@@ -83,7 +93,7 @@ class Deb:
                     if found
                 ),
             )
-            for one in Contents.read(entry.directory / contents.NAME).packages
+            for one in packages
         ]
 
     def frame(self, _name: str, _count: int) -> tuple[bytes, bytes]:

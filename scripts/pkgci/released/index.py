@@ -24,10 +24,10 @@ from pkgci.lazy import Lazy
 
 zstandard = Lazy("zstandard")
 
-SCHEMA = 1
+SCHEMA = 2
 TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
-INSERT INTO meta VALUES ('schema', 1), ('generation', 0);
+INSERT INTO meta VALUES ('schema', 2), ('generation', 0);
 CREATE TABLE builds (key TEXT PRIMARY KEY, source TEXT, target TEXT, version TEXT) WITHOUT ROWID;
 CREATE TABLE lives (key TEXT, since INTEGER, until INTEGER, PRIMARY KEY (key, since)) WITHOUT ROWID;
 CREATE INDEX lives_until ON lives (until);
@@ -42,6 +42,8 @@ CREATE TABLE chunks (list TEXT, compression TEXT, first TEXT, packages INTEGER, 
     PRIMARY KEY (list, compression, first));
 CREATE TABLE paths (hash INTEGER, key TEXT, PRIMARY KEY (hash, key)) WITHOUT ROWID;
 CREATE INDEX paths_key ON paths (key);
+CREATE TABLE origins (project TEXT, key TEXT, PRIMARY KEY (project, key)) WITHOUT ROWID;
+CREATE INDEX origins_key ON origins (key);
 CREATE TABLE generations (number INTEGER PRIMARY KEY, replaced REAL);
 CREATE TABLE written (path TEXT PRIMARY KEY, until INTEGER) WITHOUT ROWID;
 CREATE INDEX written_until ON written (until);
@@ -132,8 +134,8 @@ class Index:
         self._database.execute("INSERT INTO generations VALUES (?, ?)", [number - 1, replaced])
 
     def live(self) -> list[tuple[str, str]]:
-        """Return key and source of all builds that the repository has now."""
-        query = "SELECT key, source FROM lives CROSS JOIN builds USING (key) WHERE until IS NULL ORDER BY source"
+        """Return key and source of all builds that the repository has now, oldest first."""
+        query = "SELECT key, source FROM lives CROSS JOIN builds USING (key) WHERE until IS NULL ORDER BY since, source"
         return self._database.execute(query).fetchall()
 
     def live_of(self, source: str) -> list[tuple[str, str, str]]:
@@ -141,18 +143,31 @@ class Index:
         query = "SELECT key, target, version FROM builds JOIN lives USING (key) WHERE source = ? AND until IS NULL"
         return self._database.execute(query, [source]).fetchall()
 
+    def made_from(self, project: str) -> list[tuple[str, str, str, str]]:
+        """Return key, source, target and version of the builds from a project that the repository has now, oldest first."""
+        query = (
+            "SELECT key, source, target, version FROM origins JOIN lives USING (key) JOIN builds USING (key) "
+            "WHERE project = ? AND until IS NULL ORDER BY since"
+        )
+        return self._database.execute(query, [project]).fetchall()
+
     def live_at(self, generation: int) -> set[str]:
         """Return the keys of the builds of a generation."""
         query = "SELECT key FROM lives WHERE since <= ?1 AND (until IS NULL OR until > ?1)"
         return {key for (key,) in self._database.execute(query, [generation])}
 
-    def pooled(self, key: str) -> bool:
+    def has(self, key: str) -> bool:
         """Return whether the pool has a build's files: this generation's, or one's that is kept."""
         return self._one("SELECT 1 FROM lives WHERE key = ? LIMIT 1", key) is not None
 
-    def pooled_keys(self) -> set[str]:
-        """Return the keys of all builds whose files the pool has."""
-        return {key for (key,) in self._database.execute("SELECT DISTINCT key FROM lives")}
+    def pooled(self) -> list[tuple[str, str]]:
+        """Return key and source of all builds whose files the pool has."""
+        return self._database.execute("SELECT DISTINCT key, source FROM lives JOIN builds USING (key)").fetchall()
+
+    def generations(self) -> list[int]:
+        """Return the numbers of all generations that are kept."""
+        former = self._database.execute("SELECT number FROM generations WHERE number > 0")
+        return [*(number for (number,) in former), self.generation]
 
     def build(self, key: str) -> tuple[str, str, str] | None:
         """Return source, target and version of a build that is or was in the repository."""
@@ -209,11 +224,16 @@ class Index:
         run.execute("INSERT INTO lives VALUES (?, ?, NULL)", [key, self.generation])
         run.executemany("INSERT OR IGNORE INTO packages VALUES (?, ?, ?, ?, ?, ?)", ([key, *row] for row in packages))
 
-    def fill(self, key: str, source: str, stanzas: Iterable[Stanza], paths: Iterable[str]) -> None:
-        """Put what the metadata files say about a build into the index, and the paths of the files in its packages."""
+    def fill(
+        self, key: str, source: str, stanzas: Iterable[Stanza], paths: Iterable[str], projects: Iterable[str] = ()
+    ) -> None:
+        """Put into the index what the metadata files say about a build, the paths of the files in its packages, and the
+        projects that it is made from.
+        """
         rows = ([one.list, source, key, one.file, one.text] for one in stanzas)
         self._database.executemany("INSERT INTO stanzas VALUES (?, ?, ?, ?, ?)", rows)
         self._database.executemany("INSERT OR IGNORE INTO paths VALUES (?, ?)", ((_hash(path), key) for path in paths))
+        self._database.executemany("INSERT OR IGNORE INTO origins VALUES (?, ?)", ([one, key] for one in projects))
 
     def remove(self, key: str) -> None:
         """Take a build out of the repository; it stays known."""
@@ -221,6 +241,7 @@ class Index:
         run.execute("UPDATE lives SET until = ? WHERE key = ? AND until IS NULL", [self.generation, key])
         run.execute("DELETE FROM stanzas WHERE key = ?", [key])
         run.execute("DELETE FROM paths WHERE key = ?", [key])
+        run.execute("DELETE FROM origins WHERE key = ?", [key])
 
     def texts(self, name: str, without: Collection[str] = ()) -> list[bytes]:
         """Return what a metadata file says of each package, but those of the builds `without`."""

@@ -1,6 +1,7 @@
 """The key of released repositories: named by its fingerprint, held by a gpg-agent, never read by this program."""
 
-import os
+import hashlib
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -8,10 +9,13 @@ from pathlib import Path
 
 from pkgci.command import run
 from pkgci.config import Config
+from pkgci.disk import fsync_all
 from pkgci.errors import InfrastructureError, RequestError
+from pkgci.locks import scratch
 from pkgci.text import printable
 
 SECONDS = 120
+DIGEST = "digest"
 WARNING = timedelta(days=60)
 
 
@@ -98,6 +102,18 @@ class ReleaseKey:
             "start the job repository-maintain"
         )
 
+    def primary(self, public: str | None = None) -> str:
+        """Return the fingerprint of the primary key in an ASCII-armoured public key, by default this one.
+
+        It stays the same whatever becomes of dates and subkeys. Nothing, if it is no key.
+        """
+        if public is None:
+            listed = self._listed()
+        else:
+            words = [*self._gpg, "--with-colons", "--show-keys"]
+            listed = _fields(run(words, input=public.encode(), timeout=SECONDS, check=False, quiet=True).stdout)
+        return next((fields[9] for fields in listed if fields[0] == "fpr"), "")
+
     def sign_rpm(self, path: Path) -> None:
         """Sign an RPM package in place; see rpmsign(8). Hard links to it would change too: give a copy."""
         definitions = [f"_gpg_name {self.fingerprint}", f"_gpg_path {self._home}", "__gpg /usr/bin/gpg"]
@@ -115,10 +131,9 @@ class ReleaseKey:
             raise InfrastructureError(f"{path.name}: rpm does not accept its signature: {ascii(said)[1:-1][:200]}")
 
     def _listed(self) -> list[list[str]]:
-        """Return what gpg says of it, a list of fields a line; see gpg's doc/DETAILS."""
+        """Return what gpg says of it."""
         words = [*self._gpg, "--with-colons", "--list-keys", self.fingerprint]
-        said = run(words, timeout=SECONDS, quiet=True).stdout.decode(errors="replace")
-        return [line.split(":") for line in said.splitlines()]
+        return _fields(run(words, timeout=SECONDS, quiet=True).stdout)
 
     @cached_property
     def _derived(self) -> Path:
@@ -129,8 +144,12 @@ class ReleaseKey:
                 f"{self._home} has no keyring; `released.gnupg_home` in the configuration names it"
             )
         final = self._place / f"key-{self.fingerprint}-{max(stat.st_mtime_ns for stat in rings)}"
-        if not final.exists():
-            new = final.with_name(f".{final.name}.{os.getpid()}")
+        if _is_whole(final):
+            return final
+        shutil.rmtree(final, ignore_errors=True)
+        self._place.mkdir(parents=True, exist_ok=True)
+        with scratch(self._place, ".key-") as place:
+            new = place / final.name
             (new / "rpmdb").mkdir(parents=True)
             exported = run([*self._gpg, "--export", self.fingerprint], timeout=SECONDS, quiet=True).stdout
             if not exported:
@@ -139,7 +158,18 @@ class ReleaseKey:
             armoured = run([*self._gpg, "--armor", "--export", self.fingerprint], timeout=SECONDS, quiet=True).stdout
             (new / "key.asc").write_bytes(armoured)
             run(["rpmkeys", "--define", f"_dbpath {new / 'rpmdb'}", "--import", new / "key.asc"], timeout=SECONDS)
-            new.rename(final)
+            (new / DIGEST).write_text(_digest(new))
+            fsync_all([*new.rglob("*"), new])
+            try:
+                new.rename(final)
+            except OSError:
+                # another process was faster
+                if not _is_whole(final):
+                    raise
+        # the former one may be in use still
+        former = sorted(self._place.glob(f"key-{self.fingerprint}-*"), key=lambda path: path.stat().st_mtime_ns)
+        for old in former[:-2]:
+            shutil.rmtree(old, ignore_errors=True)
         return final
 
     def _sign(self, how: str, data: bytes) -> bytes:
@@ -148,3 +178,20 @@ class ReleaseKey:
         if not signature:
             raise InfrastructureError(f"gpg {how} with {self.fingerprint}: no signature came out")
         return signature
+
+
+def _is_whole(derived: Path) -> bool:
+    """Return whether what is derived from a key is there and not damaged."""
+    try:
+        return (derived / DIGEST).read_text() == _digest(derived)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _digest(derived: Path) -> str:
+    return hashlib.sha256((derived / "key.asc").read_bytes() + (derived / "keyring.gpg").read_bytes()).hexdigest()
+
+
+def _fields(listed: bytes) -> list[list[str]]:
+    """Return a list of fields for each line of what gpg lists; see its doc/DETAILS."""
+    return [line.split(":") for line in listed.decode(errors="replace").splitlines()]

@@ -5,7 +5,7 @@ What is published is decided by Git (what is merged, now), by gate records, and 
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from pkgci import gaterecord, metrics, source
 from pkgci.artifacts import ReleaseOutcome, Repository, RepositoryPackage
 from pkgci.change import Change
 from pkgci.config import Config
-from pkgci.errors import RequestError
+from pkgci.errors import PkgciError, RequestError
 from pkgci.gaterecord import Gated
 from pkgci.merged import Branch
 from pkgci.released import checks
@@ -62,10 +62,10 @@ def publish_tested(config: Config, target_name: str, change: Change, artifacts: 
     """
     sources, place = _sources(config, change), _place(config, target_name, change)
     with metrics.publication(config, place.release, place.codename):
-        outcome = _published_before(config, place, target_name, change, sources, sources.package)
+        outcome = _published_before(config, place, target_name, change, sources)
         if outcome is None:
             # before it is built in vain
-            checks.refuse_held(released.Repository(config, place.release, place.codename), sources.package)
+            _refuse_held(config, place, target_name, sources)
             outcome = _publish_gated(config, place, target_name, change)
     outcome.write(artifacts / OUTCOME)
     for line in outcome.left:
@@ -115,7 +115,7 @@ def publish_build(config: Config, target_name: str, change: Change, entry: Entry
                 for package in record.packages
             )
         except OlderError:
-            later = _published_before(config, place, target_name, change, _sources(config, change), record.package)
+            later = _published_before(config, place, target_name, change, _sources(config, change))
             if later is None:
                 raise
             outcome = later
@@ -139,7 +139,7 @@ def _publish_gated(config: Config, place: Place, target_name: str, change: Chang
     run = f"gate run {gated.record.run}"
     lacking = ", ".join(one.name for one in gated.lacks(unmerged))
     if lacking:
-        return _absent(place, f"{run} has tested it with {lacking} ahead, which is not merged")
+        return _absent(place, f"{run} has tested it with {lacking}, which is not merged")
     entry = Store(config).lookup(gated.build.key)
     if entry is None:
         return _absent(place, f"the build of {run} is not in the store any more")
@@ -148,23 +148,24 @@ def _publish_gated(config: Config, place: Place, target_name: str, change: Chang
         if build == gated.build or _place_of(config, build.branch, build.target) != place:
             continue
         about = f"{build.package} for {build.target}"
-        other = Store(config).lookup(build.key)
         lacking = ", ".join(one.name for one in Gated(gated.record, build).lacks(unmerged))
         if lacking:
             left.append(f"{about}: {lacking} is not merged")
-        elif other is None:
-            left.append(f"{about}: its build is not in the store any more")
-        else:
-            siblings.append(
-                Publication(build.key, _origin(config, config.package(build.package).projects, build.branch, other))
-            )
+            continue
+        states = {one.tree: one.count for one in map(gated.record.changes.__getitem__, build.changes)}
+        try:
+            other = Store(config).required(build.key, build.target)
+            projects = config.package(build.package).projects
+            siblings.append(Publication(build.key, _origin(config, projects, build.branch, other, states=states)))
+        except PkgciError as error:
+            left.append(f"{about}: {error}")
     merged = [sources.source.commit, sources.packaging.commit]
     own = Publication(gated.build.key, _origin(config, sources.entry.projects, change.branch, entry, merged))
     about = f"{entry.record.package} {entry.record.version}"
     try:
         done = released.publish(config, place.release, place.codename, [own], siblings)
     except OlderError as error:
-        later = _published_before(config, place, target_name, change, sources, entry.record.package)
+        later = _published_before(config, place, target_name, change, sources)
         return later or _absent(place, f"what {run} has tested is not above what is released: {error}")
     together = f", with {len(siblings) - len(done.left)} more of that run" if len(siblings) > len(done.left) else ""
     return ReleaseOutcome(
@@ -224,18 +225,24 @@ def _sources(config: Config, change: Change) -> Sources:
     return sources
 
 
+def _refuse_held(config: Config, place: Place, target_name: str, sources: Sources) -> None:
+    """Refuse a package that is on hold, by the name that it is released under. Raises HeldError."""
+    projects = [tree.project for tree in (sources.source, sources.packaging)]
+    found = released.released_from(config, place.release, place.codename, projects).get(target_name)
+    name = found[0] if found else sources.package
+    checks.refuse_held(released.Repository(config, place.release, place.codename), name)
+
+
 def _published_before(
-    config: Config, place: Place, target_name: str, change: Change, sources: Sources, package: str
+    config: Config, place: Place, target_name: str, change: Change, sources: Sources
 ) -> ReleaseOutcome | None:
-    """Return that the released build of a source package is of these commits or of later ones, if so."""
-    found = released.released_from(config, place.release, place.codename, package).get(target_name)
-    if found is None or found[1] is None or found[1].branch != change.branch:
-        return None
-    version, origin = found
-    there = {one.project: one.commit for one in origin.commits}
+    """Return that the released build of these projects is of these commits or of later ones, if so."""
     ours = {tree.project: tree.commit for tree in (sources.source, sources.packaging)}
-    if there.keys() != ours.keys():
+    found = released.released_from(config, place.release, place.codename, ours).get(target_name)
+    if found is None or found[2].branch != change.branch:
         return None
+    package, version, origin = found
+    there = {one.project: one.commit for one in origin.commits}
     if not all(Branch(config, project, change.branch).later(there[project], ours[project]) for project in ours):
         return None
     what = "of this merge" if there == ours else "of a later merge"
@@ -272,11 +279,17 @@ def _place_of(config: Config, branch: str, target_name: str) -> Place | None:
 
 
 def _origin(
-    config: Config, projects: Sequence[str], branch_name: str, entry: Entry, merged: Sequence[str] = ()
+    config: Config,
+    projects: Sequence[str],
+    branch_name: str,
+    entry: Entry,
+    merged: Sequence[str] = (),
+    states: Mapping[str, int] | None = None,
 ) -> Origin:
     """Return the merged commits that have the trees which a build was made from, as the remote has them now.
 
-    Of several with the same tree it is the one of `merged`, or the newest.
+    Of several with the same tree it is the one of `merged`, the one with so many non-merge commits as `states` has for
+    the tree, or the newest.
     """
     commits = []
     for project in projects:
@@ -287,6 +300,7 @@ def _origin(
                 f"{entry.record.package} {entry.record.version} is not built from what {branch_name} of {project} "
                 "has or had; build it again"
             )
-        commit = next((one for one in merged if one in trees), next(iter(trees)))
+        known = [*merged, *(branch.commit_of(*state) for state in (states or {}).items())]
+        commit = next((one for one in known if one in trees), next(iter(trees)))
         commits.append(Commit(project=project, commit=commit, tree=trees[commit]))
     return Origin(branch=branch_name, commits=tuple(commits))

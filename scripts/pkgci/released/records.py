@@ -15,7 +15,8 @@ from pydantic import Field, StringConstraints
 from pkgci.artifacts import Part, Record
 from pkgci.store import Entry, File, Key
 
-Words = Annotated[str, StringConstraints(max_length=1000, pattern=r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$")]
+WORDS = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{0,1000}"
+Words = Annotated[str, StringConstraints(pattern=f"^{WORDS}$")]
 
 
 class Commit(Part):

@@ -6,20 +6,20 @@ holds and the lock, which nobody else needs to see.
 
 A publication writes the next generation beside the current one; it counts once the index is committed, and is seen once
 the pointer has moved. Whoever is killed between the two is finished by the next run; before, nothing has happened: what
-is left over is listed in `journal.json`, and removed.
+is left over is removed. The file `unfinished` says that there may be something.
 """
 
 import hashlib
-import json
 import logging
 import os
+import re
 import shutil
 import sqlite3
 import time
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from pkgci import artifacts
 from pkgci.artifacts import Maintained
 from pkgci.config import Config
 from pkgci.disk import fsync, fsync_all
-from pkgci.errors import InfrastructureError, RequestError
+from pkgci.errors import InfrastructureError, PackageError, PkgciError, RequestError
 from pkgci.locks import describe_owner, waiting
 from pkgci.released import checks, closure
 from pkgci.released.base import Form, Place, Written
@@ -35,6 +35,7 @@ from pkgci.released.deb import Deb
 from pkgci.released.index import COMPRESSIONS, Index, errors
 from pkgci.released.key import ReleaseKey
 from pkgci.released.records import (
+    WORDS,
     Generation,
     Hold,
     Origin,
@@ -52,10 +53,18 @@ log = logging.getLogger(__name__)
 
 FORMS: dict[str, Form] = {"deb": Deb(), "rpm": Rpm()}
 CURRENT = "current"
-JOURNAL = "journal.json"
+UNFINISHED = "unfinished"
 PROVENANCE = "provenance.json"
 # of a build's key, in the path of its directory in the pool
 KEY_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a publication asks of the package manager, by target; `good` notes that nothing stood against it."""
+
+    cases: dict[str, closure.Case]
+    good: Path
 
 
 @dataclass(frozen=True)
@@ -107,13 +116,18 @@ class Repository:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Hold the repository's lock, waiting as long as configured, and finish or undo what a killed run left."""
+        """Hold the repository's lock, waiting as long as configured, and finish or undo what a killed run left.
+
+        Raises:
+            RequestError: the configuration names another key than the one that the repository is signed by.
+        """
         released = self.config.settings.released
         assert released is not None
         try:
             self.place.mkdir(parents=True, exist_ok=True)
             what = f"repository {self.name}"
             with waiting(self.place, what, seconds=released.wait_seconds, on_wait=log.info), self._errors():
+                self._refuse_other_key()
                 self._recover()
                 try:
                     yield
@@ -228,8 +242,7 @@ class Repository:
         stamp = max(int(now.timestamp()), former.stamp + 1 if former else 0)
         place = self._at(number, now, stamp)
         gone = tuple(self.released(key) for key in removed)
-        new = [entry for entry, origin in added if origin]
-        self._write_journal([self.directory(entry.record.package, entry.record.key) for entry in new])
+        (self.place / UNFINISHED).touch()
         directory = self.root / "generations" / str(number)
         with self.index.transaction():
             self.index.begin(number, now.timestamp())
@@ -271,11 +284,14 @@ class Repository:
             fsync_all([*own, making, entries.parent])
             making.rename(directory)
             fsync(directory.parent)
+            if not former:
+                # what the first publication has made above all that
+                fsync_all([*self.root.parents[:2], *self.place.parents[:2], self.place])
         self._point(number, place)
         self._prune()
         # they were about the former generation
         shutil.rmtree(self.place / "closure", ignore_errors=True)
-        (self.place / JOURNAL).unlink()
+        (self.place / UNFINISHED).unlink()
         return record
 
     def maintain(self, now: datetime) -> Maintained | None:
@@ -288,7 +304,10 @@ class Repository:
             current = self.current()
             if current is None:
                 return None
+            (self.place / UNFINISHED).touch()
             gone = self._prune()
+            # whatever killed it, also the machine's end
+            self._sweep()
             due = self._due(current, now)
             if due:
                 current = self.commit([], [], "renewal", due)
@@ -302,7 +321,7 @@ class Repository:
 
     def _due(self, current: Generation, now: datetime) -> str:
         """Return why a generation has to be signed again, or nothing."""
-        if (self.root / "key.asc").read_text() != self.key.public:
+        if (self.root / "key.asc").read_text(errors="replace") != self.key.public:
             return "the public key has changed"
         until = current.valid_until
         if bool(until) != bool(self._valid_days):
@@ -311,27 +330,39 @@ class Repository:
             return f"it is valid until {until:%Y-%m-%d}"
         return ""
 
-    def refuse_unmet(self, added: Sequence[Entry], removed: Sequence[str]) -> None:
-        """Refuse dependencies that a publication newly breaks; what was found good for this generation is not asked again.
+    def question(self, added: Sequence[Entry], removed: Sequence[str]) -> "Question | None":
+        """Return what has to be asked of apt or dnf before a publication; None if it was found good for this generation."""
+        keys = [str(self.index.generation), *sorted(entry.record.key for entry in added), *sorted(removed)]
+        good = self.place / "closure" / hashlib.sha256("\n".join(keys).encode()).hexdigest()
+        if good.exists():
+            return None
+        new = self._texts(added)
+        cases = {}
+        for name, target in self.targets.items():
+            lists = self.form.binary_lists(target.architecture)
+            before = {one: self.index.texts(one) for one in lists}
+            after = {one: self.index.texts(one, removed) + new.get(one, []) for one in lists}
+            case = closure.case(self.format, before, after)
+            if case:
+                cases[name] = case
+        question = Question(cases, good)
+        if not cases:
+            self.refuse_unmet(question)
+        return question if cases else None
+
+    def refuse_unmet(self, question: "Question") -> None:
+        """Refuse dependencies that a publication newly breaks. It takes its time, and needs no lock.
 
         Raises:
             PackageError: a package could not be installed any more.
             InfrastructureError: upstream cannot be read.
         """
-        keys = [str(self.index.generation), *sorted(entry.record.key for entry in added), *sorted(removed)]
-        good = self.place / "closure" / hashlib.sha256("\n".join(keys).encode()).hexdigest()
-        if good.exists():
-            return
-        new = self._texts(added)
-        for name, target in self.targets.items():
-            lists = self.form.binary_lists(target.architecture)
-            before = {one: self.index.texts(one) for one in lists}
-            after = {one: self.index.texts(one, removed) + new.get(one, []) for one in lists}
-            asked = closure.case(self.format, before, after)
-            if asked:
-                closure.check(asked, target, self.format, self.config.cache / "closure" / name)
-        good.parent.mkdir(exist_ok=True)
-        good.touch()
+        for name, case in question.cases.items():
+            closure.check(case, self.targets[name], self.format, self.config.cache / "closure" / name)
+        # another publication may remove what is known of former generations
+        with suppress(FileNotFoundError):
+            question.good.parent.mkdir(exist_ok=True)
+            question.good.touch()
 
     def dependants(self, added: Sequence[Entry], removed: Sequence[str]) -> list[str]:
         """Return the source packages, sorted, that build-depend on what a publication changes, but those that it has itself."""
@@ -401,6 +432,20 @@ class Repository:
                 index.forget(min(kept))
         self._sweep()
 
+    def _refuse_other_key(self) -> None:
+        """Refuse a key that users do not have: what is in the pool, and their machines, know the former one."""
+        known = self.root / "key.asc"
+        text = known.read_text(errors="replace") if known.exists() else self.key.public
+        if text == self.key.public:
+            return
+        former = self.key.primary(text)
+        if former not in ("", self.key.primary()):
+            raise RequestError(
+                f"repository {self.name} and its packages are signed by the key {former}, which users have, and not by "
+                f"{self.key.fingerprint}, which `released.key` in {self.config.directory / 'config.yaml'} names: a "
+                "repository keeps its key, name that one again"
+            )
+
     def _recover(self) -> None:
         try:
             self.index = Index(self.place / "index.sqlite", self.form.compressions)
@@ -420,42 +465,44 @@ class Repository:
             self._point(generation, self._at(generation, record.time, record.stamp))
         elif not same or generation != pointer:
             self.rebuild()
-        if (self.place / JOURNAL).exists():
+        if (self.place / UNFINISHED).exists():
             self._sweep()
 
     def _sweep(self) -> None:
-        """Remove what a killed run left."""
+        """Remove what a killed run left: all that the index does not know."""
         pointer = self._pointer()
+        known = {str(number) for number in self.index.generations()}
         for directory in (self.root / "generations").glob("*"):
-            if directory.name.startswith(".") or int(directory.name) > pointer:
-                shutil.rmtree(directory)
+            if directory.name not in known:
+                self._remove(directory)
         for record in (self.root / "log").glob("[0-9]*.json"):
             if int(record.stem) > pointer:
                 record.unlink()
-        with suppress(FileNotFoundError, ValueError):
-            pooled = {key[:KEY_DIGITS] for key in self.index.pooled_keys()}
-            for directory in json.loads((self.place / JOURNAL).read_text()):
-                path = self.root / directory
-                shutil.rmtree(path.with_name(f".{path.name}.new"), ignore_errors=True)
-                if path.name not in pooled:
+        pooled = {self.directory(source, key) for key, source in self.index.pooled()}
+        for source in (path for path in (self.root / "pool").glob("*") if not path.is_symlink()):
+            for path in source.glob("*"):
+                if path.relative_to(self.root).as_posix() not in pooled:
                     shutil.rmtree(path, ignore_errors=True)
-                with suppress(OSError):
-                    path.parent.rmdir()
+            with suppress(OSError):
+                source.rmdir()
         kept = set(self.index.files())
         for path in self._shared_files():
             if path.relative_to(self.root).as_posix() not in kept:
                 path.unlink()
-        (self.place / JOURNAL).unlink(missing_ok=True)
+        (self.place / UNFINISHED).unlink(missing_ok=True)
+
+    @staticmethod
+    def _remove(generation: Path) -> None:
+        """Remove a generation's directory: readers see all of it, or nothing. What cannot be removed now stays."""
+        gone = generation.with_name(f".{generation.name.strip('.')}.gone")
+        with suppress(OSError):
+            generation.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def _shared_files(self) -> Iterator[Path]:
         """Yield the metadata files that all generations share, and what a killed run left beside them."""
         for folder in self.form.shared:
             yield from (path for path in (self.root / folder).glob("*") if not path.is_symlink())
-
-    def _write_journal(self, directories: Sequence[str]) -> None:
-        new = self.place / f".{JOURNAL}.new"
-        new.write_text(json.dumps(directories))
-        new.rename(self.place / JOURNAL)
 
     @property
     def _architectures(self) -> tuple[str, ...]:
@@ -487,7 +534,7 @@ class Repository:
         if final.parent.is_symlink():
             raise InfrastructureError(f"{final.parent} is a symbolic link; nothing of ours makes one there")
         if final.exists():
-            if self.index.pooled(entry.record.key):
+            if self.index.has(entry.record.key):
                 return Entry(final, entry.record)
             shutil.rmtree(final)
         new = final.with_name(f".{final.name}.new")
@@ -518,7 +565,12 @@ class Repository:
         record = entry.record
         stanzas = self.form.stanzas(entry, self.directory(record.package, record.key), place)
         paths = {path for package in self.form.packaged(entry) for path in package.files}
-        self.index.fill(record.key, record.package, stanzas, paths)
+        projects: list[str] = []
+        # one that was lost is found by an audit
+        with suppress(InfrastructureError):
+            origin = self.origin(record.key, record.package)
+            projects = [one.project for one in origin.commits] if origin else []
+        self.index.fill(record.key, record.package, stanzas, paths, projects)
 
     def _write_lists(self, place: Place, sources: Iterable[str] | None) -> list[Written]:
         """Write the metadata files, joined from chunks, into what all generations share."""
@@ -595,9 +647,10 @@ class Repository:
         public = {"key.asc": self.key.public, "repository.json": record.model_dump_json(indent=2, by_alias=True)}
         for name, content in {**self.form.clients(place), **public}.items():
             path = self.root / name
-            if not path.exists() or path.read_text() != content:
+            if not path.exists() or path.read_text(errors="replace") != content:
                 new = path.with_name(f".{name}.new")
                 new.write_text(content)
+                fsync(new)
                 new.rename(path)
         self._write_keyring(place)
         for name, leads in self.form.links.items():
@@ -611,20 +664,25 @@ class Repository:
         fsync(self.root)
 
     def _write_keyring(self, place: Place) -> None:
-        """Make the keyring package anew when what is in it has changed."""
+        """Make the keyring package anew when what is in it has changed, or it is damaged."""
         final, known = self.root / self.form.keyring(place), self.place / "keyring"
-        inside = hashlib.sha256(f"{self.url}\n{self.key.public}".encode()).hexdigest()
-        if final.exists() and known.exists() and known.read_text() == inside:
+
+        def state() -> str:
+            made = final.read_bytes() if final.exists() else b""
+            return hashlib.sha256(f"{self.url}\n{self.key.public}\n".encode() + made).hexdigest()
+
+        if known.exists() and known.read_text() == state():
             return
         new = self.place / ".keyring" / final.name
         shutil.rmtree(new.parent, ignore_errors=True)
         new.parent.mkdir()
         self.form.make_keyring(place, new)
         new.chmod(0o644)
+        fsync(new)
         new.replace(final)
         shutil.rmtree(new.parent)
         # last: whoever is killed before makes it again
-        known.write_text(inside)
+        known.write_text(state())
 
     def _pointer(self) -> int:
         try:
@@ -633,24 +691,22 @@ class Repository:
             return 0
 
     def _prune(self) -> list[int]:
-        """Remove what only generations had that no reader can still be at; return their numbers.
-
-        What cannot be removed now stays.
-        """
+        """Remove what only generations had that no reader can still be at; return their numbers."""
         released = self.config.settings.released
         assert released is not None
         oldest = self.index.oldest(time.time() - released.keep_hours * 3600, released.keep_generations)
         with self.index.transaction():
             numbers, files, builds = self.index.forget(oldest)
-            for number in numbers:
-                shutil.rmtree(self.root / "generations" / str(number), ignore_errors=True)
-            for name in files:
-                (self.root / name).unlink(missing_ok=True)
-            for key, source in builds:
-                shutil.rmtree(self.root / self.directory(source, key), ignore_errors=True)
-                with suppress(OSError):
-                    (self.root / "pool" / source).rmdir()
-            return numbers
+        # whoever is killed here leaves what the index does not know
+        for number in numbers:
+            self._remove(self.root / "generations" / str(number))
+        for name in files:
+            (self.root / name).unlink(missing_ok=True)
+        for key, source in builds:
+            shutil.rmtree(self.root / self.directory(source, key), ignore_errors=True)
+            with suppress(OSError):
+                (self.root / "pool" / source).rmdir()
+        return numbers
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -666,8 +722,11 @@ def repositories(config: Config) -> Iterator[Repository]:
 
 
 def unlinked(config: Config, before: float) -> list[Path]:
-    """Return the signed packages that no repository has any more, made before the time stamp `before`."""
-    stats = ((path, path.stat()) for path in sorted((config.data / "signed").glob("*/*/*.rpm")))
+    """Return the signed packages that no repository has any more, made before the time stamp `before`.
+
+    Those that a killed run was about to sign are among them.
+    """
+    stats = ((path, path.stat()) for path in sorted((config.data / "signed").glob("*/*/*")))
     return [path for path, stat in stats if stat.st_nlink == 1 and stat.st_mtime < before]
 
 
@@ -694,9 +753,13 @@ def rollback(
         The new generation.
 
     Raises:
-        RequestError: there is no such generation any more, or nothing differs from it.
+        RequestError: there is no such generation any more, nothing differs from it, or the reason is not one line.
         InfrastructureError: the lock is held for too long, key or file system fail.
     """
+    if not reason.strip() or not re.fullmatch(WORDS, reason):
+        raise RequestError(
+            "the reason of a rollback must be one line of 1 to 1000 characters, without control characters"
+        )
     repository = Repository(config, release, codename)
     with repository.opened():
         repository.generation(number)
@@ -715,17 +778,27 @@ def rollback(
             repository.hold(source, reason, repository.index.generation + 1)
         added = [(repository.entry(build.key, build.source), None) for build in chosen if build.key in then]
         removed = [build.key for build in chosen if build.key in now]
-        return repository.commit(added, removed, "rollback", reason)
+        question = repository.question([entry for entry, _ in added], removed)
+        generation = repository.commit(added, removed, "rollback", reason)
+    if question:
+        # who takes a version back wants it now; what it breaks is said
+        try:
+            repository.refuse_unmet(question)
+        except PkgciError as error:
+            log.warning("generation %s of %s: %s", generation.number, repository.name, error)
+    return generation
 
 
-def released_from(config: Config, release: str, codename: str, source: str) -> dict[str, tuple[str, Origin | None]]:
-    """Return, by target, the version of a source package that readers see, and where its sources were merged.
+def released_from(
+    config: Config, release: str, codename: str, projects: Collection[str]
+) -> dict[str, tuple[str, str, Origin]]:
+    """Return, by target, name and version of the source package that readers see, and where its sources were merged.
 
     Args:
         config: the configuration.
         release: the release's name.
         codename: the targets' codename.
-        source: the source package's name.
+        projects: all that it is made from; its name is what its packaging says.
 
     Raises:
         InfrastructureError: the lock is held for too long, or the file system fails.
@@ -734,10 +807,12 @@ def released_from(config: Config, release: str, codename: str, source: str) -> d
     if repository.current() is None:
         return {}
     with repository.opened():
-        return {
-            target: (version, repository.origin(key, source))
-            for key, target, version in repository.index.live_of(source)
-        }
+        found = {}
+        for key, source, target, version in repository.index.made_from(next(iter(projects))):
+            origin = repository.origin(key, source)
+            if origin and {one.project for one in origin.commits} == set(projects):
+                found[target] = source, version, origin
+        return found
 
 
 def publish(
@@ -771,27 +846,63 @@ def publish(
     store = Store(config)
     # before the lock: files are read, and it takes its time
     entries = [(checks.built(repository, store, one), one.origin) for one in publications]
-    others = [(checks.built(repository, store, one), one.origin) for one in siblings]
-    left = []
+    others, left = [], []
+    for one in siblings:
+        try:
+            others.append((checks.built(repository, store, one), one.origin))
+        except PkgciError as error:
+            left.append(str(error))
+    try:
+        done = _publish(repository, entries, others)
+    except PackageError as error:
+        if not others:
+            raise
+        done = _publish(repository, entries, [])
+        names = ", ".join(f"{entry.record.package} {entry.record.version}" for entry, _ in others)
+        left.append(f"{names}: {error}")
+    return replace(done, left=(*left, *done.left))
+
+
+def _publish(
+    repository: Repository,
+    entries: Sequence[tuple[Entry, Origin]],
+    others: Sequence[tuple[Entry, Origin]],
+    *,
+    asked: bool = False,
+) -> Published:
+    """Publish builds, and those of the others that nothing stands against by themselves.
+
+    Dependencies are asked about without the lock, and with it only if another publication came between.
+    """
     with repository.opened():
+        chosen, left = list(entries), []
         for entry, origin in others:
             try:
                 checks.admit(repository, entry)
-                entries.append((entry, origin))
+                chosen.append((entry, origin))
             except checks.AGAINST as error:
                 left.append(str(error))
-        changed = checks.changes(repository, entries)
+        changed = checks.changes(repository, chosen)
         generation = repository.current()
-        if changed.added or generation is None:
-            repository.refuse_unmet([entry for entry, _ in changed.added], changed.removed)
-            generation = repository.commit(changed.added, changed.removed, "publish")
-        else:
+        if generation and not changed.added:
             log.info("all of it is in generation %s of %s already", generation.number, repository.name)
-        return Published(repository, generation, changed.keys, bool(changed.added), tuple(left))
+            return Published(repository, generation, changed.keys, False, tuple(left))
+        question = repository.question([entry for entry, _ in changed.added], changed.removed)
+        if question and asked:
+            repository.refuse_unmet(question)
+        if asked or not question:
+            generation = repository.commit(changed.added, changed.removed, "publish")
+            return Published(repository, generation, changed.keys, bool(changed.added), tuple(left))
+    repository.refuse_unmet(question)
+    return _publish(repository, entries, others, asked=True)
 
 
-def try_to_publish(config: Config, release: str, codename: str, publications: Sequence[Publication]) -> list[str]:
+def try_to_publish(
+    config: Config, release: str, codename: str, publications: Sequence[Publication], *, approved: bool = False
+) -> list[str]:
     """Refuse what `publish` would refuse, and change nothing: so that it is found out before the merge.
+
+    A hold is only told, unless the changes are approved: what mends a package may be reviewed while it is on hold.
 
     What the package managers answer here is not asked again by a publication of the same, as long as no other came
     between.
@@ -801,6 +912,7 @@ def try_to_publish(config: Config, release: str, codename: str, publications: Se
         release: the release's name.
         codename: the targets' codename.
         publications: the builds; their origins are where they will be merged.
+        approved: somebody has approved their changes.
 
     Returns:
         The source packages that build-depend on what these builds change, and that nobody builds anew.
@@ -811,7 +923,10 @@ def try_to_publish(config: Config, release: str, codename: str, publications: Se
     repository = Repository(config, release, codename)
     entries = [(checks.built(repository, Store(config), one, dry=True), one.origin) for one in publications]
     with repository.opened():
-        changed = checks.changes(repository, entries)
+        changed = checks.changes(repository, entries, held=not approved)
         added = [entry for entry, _ in changed.added]
-        repository.refuse_unmet(added, changed.removed)
-        return repository.dependants(added, changed.removed)
+        question = repository.question(added, changed.removed)
+        dependants = repository.dependants(added, changed.removed)
+    if question:
+        repository.refuse_unmet(question)
+    return dependants
