@@ -301,6 +301,49 @@ class Systest(Record):
     notice: str = ""
 
 
+class PackageChange(Part):
+    """A package that came to a mirror (`before` is empty), went from it (`after` is empty), or changed its version."""
+
+    name: str
+    architecture: str
+    before: str
+    after: str
+
+
+class SyncedMirror(Part):
+    """What a sync did to a mirror. `before` and `after` are the generations that it shows; None when that is not known.
+
+    `whole` says that all of it was gone through, `bytes` were sent.
+    """
+
+    name: str
+    before: int | None
+    after: int | None
+    whole: bool
+    seconds: float
+    bytes: int
+    packages: tuple[PackageChange, ...]
+    fault: str
+
+
+class SyncedRepository(Part):
+    """What a sync did to the mirrors of a released repository; `fault` says why they are not at `generation`."""
+
+    release: str
+    codename: str
+    generation: int
+    seconds: float
+    notice: str
+    fault: str
+    mirrors: tuple[SyncedMirror, ...]
+
+
+class Sync(Record):
+    """`sync.json`: the packages that reached the mirrors."""
+
+    repositories: tuple[SyncedRepository, ...]
+
+
 class Child(Part):
     """A build that a job started, and how it ended; `directory` below the artifacts has what it left, and its log."""
 

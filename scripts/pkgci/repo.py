@@ -8,7 +8,7 @@ import click
 from pkgci.config import Config
 from pkgci.errors import Exit, RequestError
 from pkgci.released.audit import audit
-from pkgci.released.records import Generation, ReleasedBuild
+from pkgci.released.records import ReleasedBuild, difference
 from pkgci.released.repository import Repository, rollback
 
 
@@ -49,17 +49,8 @@ def differences(repository: Repository, one: int, other: int) -> Iterator[str]:
 
 
 def _builds(repository: Repository, number: int) -> dict[str, ReleasedBuild]:
-    builds: dict[str, ReleasedBuild] = {}
-    for one in _generations(repository, number):
-        for build in one.removed:
-            builds.pop(build.key, None)
-        builds.update((build.key, build) for build in one.added)
-    return builds
-
-
-def _generations(repository: Repository, number: int) -> Iterator[Generation]:
     repository.generation(number)
-    yield from map(repository.generation, range(1, number + 1))
+    return difference(map(repository.generation, range(1, number + 1)))[0]
 
 
 def _changed(removed: Sequence[ReleasedBuild], added: Sequence[ReleasedBuild]) -> Iterator[str]:

@@ -5,14 +5,11 @@ import multiprocessing
 import os
 import re
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,6 +19,7 @@ import trees
 from clients import Apt, dnf, run
 from debian.deb822 import Release
 from released import ORIGIN, built, built_rpm, configure, faults, leftovers, put, put_rpm, refused, root, state
+from servers import nginx
 
 from pkgci import repository, server
 from pkgci.change import Change
@@ -354,35 +352,6 @@ def test_a_merged_change_is_published_to_the_released_repository_of_its_branch(g
         publish_job(config, "bookworm-amd64", change, other.key, "run-1", tmp_path / "artifacts")
 
 
-@contextmanager
-def nginx(config: Config, place: Path) -> Iterator[None]:
-    """Serve the repositories by nginx at the configured URL."""
-    place.mkdir()
-    address = config.settings.url.split("/")[2]
-    temporary = "".join(f"{kind}_temp_path {place}; " for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-    user = "user root;" if os.getuid() == 0 else ""
-    (place / "nginx.conf").write_text(
-        f"{user} daemon off; pid {place}/pid; error_log {place}/error; events {{}}\n"
-        f"http {{ access_log {place}/access; {temporary}\n"
-        f"server {{ listen {address}; root {config.data}/repositories; }} }}\n"
-    )
-    with subprocess.Popen(["nginx", "-p", place, "-c", place / "nginx.conf", "-e", place / "error"]) as process:
-        try:
-            wait_for(address)
-            yield
-        finally:
-            process.terminate()
-
-
-def wait_for(address: str) -> None:
-    """Wait until somebody listens."""
-    host, _, port = address.partition(":")
-    for _ in range(200):
-        with suppress(ConnectionRefusedError), socket.create_connection((host, int(port))):
-            return
-        time.sleep(0.05)
-
-
 def fetched(url: str) -> bytes:
     """Read a URL."""
     with urllib.request.urlopen(url) as answer:
@@ -431,7 +400,8 @@ def test_readers_never_see_a_broken_or_stale_repository_while_publications_run(g
         assert int(got.name.split("-")[1][2:]) >= least, f"{got.name} is older than 1.{least}"
         got.unlink()
 
-    with nginx(config, tmp_path / "nginx"):
+    port = int(config.settings.url.rstrip("/").rpartition(":")[2])
+    with nginx(tmp_path / "nginx", port, f"root {config.data}/repositories;"):
         paused = Apt(tmp_path / "paused", sources)
         paused("update")
         dnf(tmp_path / "paused-dnf", repo, "makecache")

@@ -25,6 +25,8 @@ COMPRESSIONS = ("plain", "gz", "zst")
 BY_HASH = "by-hash/SHA256"
 # Debian Policy, 7.1; without what it says of architectures
 RELATION = re.compile(r"([A-Za-z0-9][A-Za-z0-9+.-]*)(?::\S+)?(?: *\((<<|<=|=|>=|>>) *([^\s)]+)\))?")
+# a line of a Release file
+COMPRESSED = re.compile(r"^ ([0-9a-f]{64}) +[0-9]+ \S+\.(?:gz|zst)$", re.MULTILINE)
 SOURCES = f"{apt.COMPONENT}/source/Sources"
 
 
@@ -126,6 +128,11 @@ class Deb:
         if place.key.verify_both(pointers[2], pointers[1], pointers[0]) != text:
             raise InfrastructureError(f"{pointers[2]}: what is signed is not the Release file")
         return pointers
+
+    def shared_files(self, generation: Path) -> list[str]:
+        """Return the paths below the root of the metadata files that a generation's `Release` names."""
+        texts = [path.read_text() for path in generation.glob("dists/*/Release")]
+        return sorted({f"{BY_HASH}/{digest}" for text in texts for digest in COMPRESSED.findall(text)})
 
     def clients(self, place: Place) -> dict[str, str]:
         """Return what users need, by the names of files at the repository's root."""

@@ -145,6 +145,10 @@ class Rpm:
         (new / "pool").symlink_to("../../pool")
         return pointers
 
+    def shared_files(self, generation: Path) -> list[str]:
+        """Return the paths below the root of a generation's metadata files: those that their checksums name."""
+        return sorted(f"repodata/{path.name}" for path in (generation / "repodata").glob("*-*.xml.*"))
+
     def clients(self, place: Place) -> dict[str, str]:
         """Return what users need, by the names of files at the repository's root."""
         name = "-".join(place.url.rstrip("/").split("/")[-2:])

@@ -1,0 +1,48 @@
+"""What is known about a mirror, on our side: `mirrors/RELEASE/CODENAME/NAME.json` in the data directory."""
+
+from datetime import datetime
+
+from pkgci.artifacts import Part, Record
+
+
+class Kept(Part):
+    """A generation that a mirror has, or has a part of.
+
+    `replaced` is when its readers were led to another one, or when it was sent, for one that they were never led to;
+    None while the mirror's pointer leads to it. `files` are its metadata files that it shares with others.
+    """
+
+    number: int
+    replaced: datetime | None
+    files: tuple[str, ...]
+
+
+class State(Record):
+    """What the last run left on a mirror.
+
+    `generation` is where its pointer leads to, 0 before the first; `prepared` is one that is there as a whole too, and
+    that a killed run may have led it to. A mirror whose pointer leads anywhere else is not as we left it.
+    """
+
+    generation: int = 0
+    prepared: int = 0
+    synced: datetime | None = None
+    kept: tuple[Kept, ...] = ()
+
+    def known(self, number: int) -> bool:
+        """Return whether the mirror has all of a generation."""
+        return number in (self.generation, self.prepared) and any(one.number == number for one in self.kept)
+
+    def sending(self, number: int, files: tuple[str, ...], now: datetime) -> "State":
+        """Return the state in which a part of a generation may be there."""
+        others = tuple(one for one in self.kept if one.number != number)
+        replaced = None if number == self.generation else now
+        return self.model_copy(update={"kept": (*others, Kept(number=number, replaced=replaced, files=files))})
+
+    def switched(self, number: int, prepared: int, now: datetime) -> "State":
+        """Return the state in which the pointer leads to a generation, and another one may be there as a whole too."""
+        kept = tuple(
+            one.model_copy(update={"replaced": None if one.number == number else one.replaced or now})
+            for one in self.kept
+        )
+        return State(generation=number, prepared=prepared, synced=now, kept=kept)

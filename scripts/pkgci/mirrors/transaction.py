@@ -1,0 +1,317 @@
+"""A sync: all mirrors of a released repository go to its current generation together, or none does.
+
+What is new is sent to every mirror first, and verified there; then every mirror's pointer is switched. When a mirror
+cannot be prepared none is switched; when a switch fails, all are taken back. Whoever is killed meanwhile leaves mirrors
+that are whole each; the next run brings them together.
+
+Only what has changed since the generation that a mirror shows is looked at. A mirror that is not as the last run left it,
+or all of them when asked for, is gone through as a whole.
+"""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from pkgci import artifacts
+from pkgci.config import Config, Mirror
+from pkgci.errors import InfrastructureError, PkgciError
+from pkgci.locks import locked, waiting
+from pkgci.mirrors.records import Kept, State
+from pkgci.mirrors.remote import Remote, Seen
+from pkgci.mirrors.tree import lay_out, lay_out_pointer
+from pkgci.released.records import Generation, ReleasedBuild, difference
+from pkgci.released.repository import CURRENT, Repository
+
+log = logging.getLogger(__name__)
+
+RECORD = "generation.json"
+
+
+class Copy:
+    """A mirror in a transaction: what is on it, what was done to it, and what went wrong (`fault`)."""
+
+    def __init__(self, repository: Repository, name: str, mirror: Mirror, place: Path) -> None:
+        self.repository, self.name, self.mirror = repository, name, mirror
+        self.remote = Remote(name, mirror, repository.codename, place / "scratch" / name)
+        self._path = place / f"{name}.json"
+        self.state = _state(self._path)
+        self.seen: Seen | None = None
+        self.shows: int | None = None
+        self.started = time.monotonic()
+        self.seconds = 0.0
+        self.bytes = 0
+        self.fault = ""
+        self.new = False
+        self.whole = False
+        self.changes: tuple[dict[str, ReleasedBuild], dict[str, ReleasedBuild]] = ({}, {})
+
+    def prepare(self, generation: Generation, *, whole: bool) -> None:
+        """Send what the mirror lacks of a generation, and verify it there."""
+        self.seen = seen = self.remote.look()
+        self.shows = since = seen.number
+        number = generation.number
+        if since > number:
+            raise InfrastructureError(
+                f"it shows generation {since}, newer than {number}; if {self.repository.name} was begun anew, remove "
+                f"{self.repository.codename}/ there"
+            )
+        self.whole = whole or not seen.temporary or not self.state.known(since)
+        if since == number and not self.whole:
+            return
+        self.changes = difference(map(self.repository.generation, range(since + 1, number + 1)))
+        builds = self.changes[0]
+        if self.whole:
+            builds = difference(map(self.repository.generation, range(1, number + 1)))[0]
+            self._adopt(seen, number)
+            self.remote.make_room()
+        tree = self.remote.scratch / "tree"
+        files = lay_out(self.repository, generation, builds.values(), self.remote.url, tree)
+        # first: whoever is killed while it is sent leaves no file that nobody knows of
+        self._note(self.state.sending(number, files, datetime.now(UTC)))
+        self.bytes = self.remote.send(tree)
+        self.remote.compare(tree)
+        self.remote.check_served(f"generations/{number}/{RECORD}", self._record(number))
+        self.new = since != number
+        if not self.new:
+            self._note(self.state.switched(number, 0, datetime.now(UTC)))
+
+    def switch(self, number: int) -> None:
+        """Let the mirror's readers see the generation that was prepared."""
+        self._note(self.state.model_copy(update={"prepared": number}))
+        self.shows = None
+        self._point(f"generations/{number}", number)
+        self._note(self.state.switched(number, 0, datetime.now(UTC)))
+
+    def take_back(self, number: int) -> None:
+        """Let the mirror's readers see again what they saw before they were led to a generation, or may have been."""
+        assert self.seen is not None
+        self._note(self.state.switched(self.seen.number, number, datetime.now(UTC)))
+        if self.seen.pointer is None:
+            self.remote.remove([CURRENT])
+            self.shows = 0
+        else:
+            self._point(self.seen.pointer, self.seen.number)
+
+    def clean(self) -> None:
+        """Remove what only generations had that no reader can still be at."""
+        kept = sorted(self.state.kept, key=lambda one: one.number)
+        before = datetime.now(UTC) - timedelta(days=self.mirror.keep_days)
+        former = [one for one in kept if one.replaced][: -self.mirror.keep_generations]
+        gone = [one for one in former if one.replaced and one.replaced < before]
+        if not gone:
+            return
+        stay = [one for one in kept if one not in gone]
+        needed = {name for one in stay for name in one.files}
+        files = {name for one in gone for name in one.files} - needed
+        names = [f"generations/{one.number}" for one in gone] + sorted(files) + self._dead(gone, stay)
+        self.remote.remove(names)
+        self._note(self.state.model_copy(update={"kept": tuple(stay)}))
+        log.info("%s: %s former generations removed", self.name, len(gone))
+
+    def _dead(self, gone: Sequence[Kept], stay: Sequence[Kept]) -> list[str]:
+        """Return the directories of the pool with builds that only generations have which go."""
+        first = min(one.number for one in [*gone, *stay])
+        last = max(one.number for one in [*gone, *stay])
+        events: dict[str, list[tuple[int, bool]]] = {}
+        builds: dict[str, ReleasedBuild] = {}
+        for number in range(first + 1, last + 1):
+            record = self.repository.generation(number)
+            for build in [*record.removed, *record.added]:
+                events.setdefault(build.key, []).append((number, build in record.added))
+                builds[build.key] = build
+
+        def had(one: Kept, key: str) -> bool:
+            before = [there for number, there in events[key] if number <= one.number]
+            # what was removed first had been there
+            return before[-1] if before else not events[key][0][1]
+
+        dead = [key for key in events if not any(had(one, key) for one in stay)]
+        return [
+            self.repository.directory(builds[key].source, key) for key in dead if any(had(one, key) for one in gone)
+        ]
+
+    def _point(self, leads: str, number: int) -> None:
+        tree = self.remote.scratch / "pointer"
+        shutil.rmtree(tree, ignore_errors=True)
+        lay_out_pointer(self.repository.codename, leads, tree)
+        self.remote.point(tree)
+        if number:
+            self.remote.check_served(f"{CURRENT}/{RECORD}", self._record(number))
+        self.shows = number
+
+    def _record(self, number: int) -> bytes:
+        return (self.repository.root / "log" / f"{number}.json").read_bytes()
+
+    def _adopt(self, seen: Seen, number: int) -> None:
+        """Note the generations that are there and that nobody knows of here any more."""
+        known = {one.number for one in self.state.kept}
+        now = datetime.now(UTC)
+        found = [Kept(number=one, replaced=now, files=()) for one in sorted(seen.generations - known) if one <= number]
+        self._note(self.state.model_copy(update={"kept": (*self.state.kept, *found)}))
+
+    def _note(self, state: State) -> None:
+        state.write(self._path)
+        self.state = state
+
+
+def sync(config: Config, release: str, codename: str, *, whole: bool) -> artifacts.SyncedRepository:
+    """Bring all mirrors of a released repository to its current generation.
+
+    Args:
+        config: the configuration.
+        release: the release's name.
+        codename: the targets' codename.
+        whole: go through all that the mirrors have, not only through what has changed.
+
+    Returns:
+        What was done, with `fault` when it did not succeed.
+
+    Raises:
+        RequestError: there is no such repository.
+        InfrastructureError: the lock is held for too long, or the file system fails.
+    """
+    repository = Repository(config, release, codename)
+    released = config.settings.released
+    assert released is not None
+    place = config.data / "mirrors" / release / codename
+    turn = place / "turn"
+    turn.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    with ExitStack() as stack:
+        # who waits first takes along what is published until it begins
+        first = stack.enter_context(ExitStack())
+        if not first.enter_context(locked(turn, wait=False)):
+            if not whole:
+                log.info("%s: left to the sync that waits already", repository.name)
+                return _said(repository, 0, [], start, notice="left to the sync that waits already")
+            first.enter_context(locked(turn))
+        what = f"the mirrors of {repository.name}"
+        stack.enter_context(waiting(place, what, seconds=released.wait_seconds, on_wait=log.info))
+        first.close()
+        shutil.rmtree(place / "scratch", ignore_errors=True)
+        generation = repository.current()
+        if generation is None:
+            return _said(repository, 0, [], start, notice="nothing is published yet")
+        mirrors = config.release(release).mirrors
+        copies = [Copy(repository, name, one, place) for name, one in mirrors.items() if not one.aside]
+        notice = "; ".join(f"{name} is aside: {one.aside}" for name, one in mirrors.items() if one.aside)
+        fault = _transact(copies, generation, whole=whole)
+        shutil.rmtree(place / "scratch", ignore_errors=True)
+        return _said(repository, generation.number, copies, start, notice=notice, fault=fault)
+
+
+def _transact(copies: Sequence[Copy], generation: Generation, *, whole: bool) -> str:
+    """Do the steps; return why they did not succeed, or nothing."""
+    _together(copies, lambda copy: copy.prepare(generation, whole=whole))
+    bad = [copy for copy in copies if copy.fault]
+    if bad:
+        return f"no pointer was switched, since {_faults(bad)}; {_shown(copies)}"
+    asked = [copy for copy in copies if copy.new]
+    try:
+        _together(asked, lambda copy: copy.switch(generation.number))
+    except BaseException:
+        _take_back(asked, generation.number)
+        raise
+    bad = [copy for copy in asked if copy.fault]
+    if bad:
+        why = _faults(bad)
+        return f"not switched: {why}; {_take_back(asked, generation.number)}; {_shown(copies)}"
+    _together(copies, Copy.clean)
+    return "".join(f"former generations stay on {copy.name}: {copy.fault}; " for copy in copies if copy.fault)[:-2]
+
+
+def _take_back(copies: Sequence[Copy], number: int) -> str:
+    """Take back each mirror's pointer to a generation, and say how that went."""
+    for copy in copies:
+        copy.fault = ""
+    _together(copies, lambda copy: copy.take_back(number))
+    said = [f"could not be taken back: {_faults([copy])}" for copy in copies if copy.fault]
+    back = [copy.name for copy in copies if not copy.fault]
+    said += [f"taken back: {', '.join(back)}"] if back else []
+    for line in said:
+        log.info("%s", line)
+    return "; ".join(said)
+
+
+def _together(copies: Iterable[Copy], step: Callable[[Copy], None]) -> None:
+    """Do a step for all mirrors at once, to the end, whatever happens to one of them."""
+
+    def one(copy: Copy) -> None:
+        try:
+            step(copy)
+        except (PkgciError, OSError) as error:
+            copy.fault = str(error)
+        copy.seconds = time.monotonic() - copy.started
+
+    copies = list(copies)
+    if not copies:
+        return
+    with ThreadPoolExecutor(max_workers=len(copies)) as pool:
+        list(pool.map(one, copies))
+
+
+def _state(path: Path) -> State:
+    """Return what is known of a mirror; what cannot be read is not known, and costs going through it as a whole."""
+    try:
+        return State.read(path) if path.exists() else State()
+    except InfrastructureError as error:
+        log.warning("%s", error)
+        return State()
+
+
+def _said(
+    repository: Repository, number: int, copies: Iterable[Copy], start: float, *, notice: str, fault: str = ""
+) -> artifacts.SyncedRepository:
+    return artifacts.SyncedRepository(
+        release=repository.release,
+        codename=repository.codename,
+        generation=number,
+        seconds=round(time.monotonic() - start, 3),
+        notice=notice,
+        fault=fault,
+        mirrors=tuple(
+            artifacts.SyncedMirror(
+                name=copy.name,
+                before=copy.seen.number if copy.seen else None,
+                after=copy.shows,
+                whole=copy.whole,
+                seconds=round(copy.seconds, 3),
+                bytes=copy.bytes,
+                packages=_changed(*copy.changes) if copy.new and copy.shows == number else (),
+                fault=copy.fault,
+            )
+            for copy in copies
+        ),
+    )
+
+
+def _changed(
+    added: Mapping[str, ReleasedBuild], removed: Mapping[str, ReleasedBuild]
+) -> tuple[artifacts.PackageChange, ...]:
+    """Return the packages by which two generations differ."""
+    before, after = (
+        {(one.name, one.architecture): one.version for build in builds.values() for one in build.packages}
+        for builds in (removed, added)
+    )
+    return tuple(
+        artifacts.PackageChange(
+            name=name, architecture=architecture, before=before.get(one, ""), after=after.get(one, "")
+        )
+        for one in sorted(before.keys() | after.keys())
+        for name, architecture in [one]
+        if before.get(one) != after.get(one)
+    )
+
+
+def _faults(copies: Iterable[Copy]) -> str:
+    return "; ".join(f"{copy.name}: {copy.fault}" for copy in copies)
+
+
+def _shown(copies: Iterable[Copy]) -> str:
+    shown = ", ".join(f"{copy.name} {'unknown' if copy.shows is None else copy.shows}" for copy in copies)
+    return f"their generations: {shown}"

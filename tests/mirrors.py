@@ -1,0 +1,122 @@
+"""Mirrors on loopback with a configuration that names them, and what their readers see, for tests."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from clients import free_port
+from released import configure
+from servers import Rsyncd, Sshd, nginx
+
+from pkgci.artifacts import Sync
+from pkgci.config import Config
+from pkgci.errors import InfrastructureError
+from pkgci.mirror import mirror_sync
+from pkgci.mirrors.transaction import sync
+from pkgci.released.repository import CURRENT, Repository
+
+
+class Fleet:
+    """A release with DEB and RPM repositories, and its mirrors; all of their trees are served by one nginx."""
+
+    def __init__(self, place: Path, gnupg: tuple[str, str]) -> None:
+        self.place = place
+        self.config = configure(place, gnupg, top={"serve": False})
+        self.port = free_port()
+        self.settings: dict[str, dict] = {}
+        self.rsyncds: dict[str, Rsyncd] = {}
+        self.sshds: list[Sshd] = []
+
+    def tree(self, name: str) -> Path:
+        """Return the directory of a mirror."""
+        return self.place / "mirrors" / name
+
+    def rsyncd(self, name: str, more: Mapping[str, str] | None = None, **settings: object) -> Rsyncd:
+        """Add a mirror by an rsync daemon."""
+        self.rsyncds[name] = Rsyncd(self.place / f"rsyncd-{name}", self.tree(name), more)
+        self.add(name, rsync=self.rsyncds[name].url, **settings)
+        return self.rsyncds[name]
+
+    def sshd(self, name: str, **settings: object) -> Sshd:
+        """Add a mirror by rsync over ssh, whose account is confined to its directory by rrsync."""
+        directory = self.place / f"sshd-{name}"
+        directory.mkdir()
+        self.tree(name).mkdir(parents=True)
+        self.sshds.append(Sshd(directory, f"rrsync {self.tree(name)}"))
+        self.add(name, ssh=self.sshds[-1].account(), path="/", **settings)
+        return self.sshds[-1]
+
+    def add(self, name: str, **settings: object) -> None:
+        """Name a mirror in the configuration, with these settings."""
+        url = f"http://127.0.0.1:{self.port}/{name}/"
+        self.settings[name] = {"url": url, **self.settings.get(name, {}), **settings}
+        self.configured()
+
+    def configured(self) -> None:
+        """Write the configuration, and read it."""
+        path = self.config.directory / "releases" / "rocket.yaml"
+        known = yaml.safe_load(path.read_text())
+        path.write_text(yaml.safe_dump({**known, "mirrors": self.settings}))
+        self.config = Config(self.config.directory)
+
+    def sync(self, codename: str = "bookworm", *, whole: bool = False):
+        """Sync a repository; return what was done."""
+        return sync(self.config, "rocket", codename, whole=whole)
+
+    def job(self, form: str = "deb", release: str = "") -> Sync:
+        """Run the job's own function."""
+        return mirror_sync(self.config, form, release, self.place / "artifacts", whole=False)
+
+    def shown(self, codename: str = "bookworm") -> dict[str, int]:
+        """Return the generation that each mirror's pointer leads to, 0 without one."""
+        links = {name: self.tree(name) / codename / CURRENT for name in self.settings}
+        return {name: int(link.readlink().name) if link.is_symlink() else 0 for name, link in links.items()}
+
+    def faults(self, codename: str = "bookworm") -> list[str]:
+        """Return what a reader finds wrong on any mirror, in any of the generations that it had been led to."""
+        return [fault for name in self.settings for fault in self.faults_of(self.tree(name), codename)]
+
+    def faults_of(self, tree: Path, codename: str = "bookworm") -> list[str]:
+        """Return what a reader of a tree finds wrong."""
+        repository = Repository(self.config, "rocket", codename)
+        place = tree / codename
+        if not (place / CURRENT).is_symlink():
+            return []
+        found = []
+        try:
+            for one in repository.form.read((place / CURRENT).resolve(), repository.key):
+                path = place / one.path
+                content = path.read_bytes() if path.is_file() else b""
+                if (len(content), hashlib.sha256(content).hexdigest()) != (one.size, one.sha256):
+                    found.append(f"{path} is not what the index says")
+        except (InfrastructureError, OSError) as error:
+            found.append(str(error))
+        return found
+
+    def files(self, codename: str = "bookworm") -> dict[str, list[str]]:
+        """Return all that is on each mirror."""
+        return {
+            name: sorted(str(path.relative_to(self.tree(name))) for path in (self.tree(name) / codename).rglob("*"))
+            for name in self.settings
+        }
+
+    def end(self) -> None:
+        """End all servers."""
+        for one in self.rsyncds.values():
+            one.end()
+        for one in self.sshds:
+            one.end()
+
+
+@contextmanager
+def fleet(place: Path, gnupg: tuple[str, str]) -> Iterator[Fleet]:
+    """Serve mirrors that are still to be added."""
+    made = Fleet(place, gnupg)
+    (place / "mirrors").mkdir(exist_ok=True)
+    with nginx(place / "nginx", made.port, f"root {place}/mirrors;"):
+        try:
+            yield made
+        finally:
+            made.end()
