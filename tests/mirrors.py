@@ -1,8 +1,10 @@
 """Mirrors on loopback with a configuration that names them, and what their readers see, for tests."""
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import yaml
@@ -10,7 +12,7 @@ from clients import free_port
 from released import configure
 from servers import Rsyncd, Sshd, nginx
 
-from pkgci.artifacts import Sync
+from pkgci.artifacts import Sync, SyncedRepository
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError
 from pkgci.mirror import mirror_sync
@@ -61,13 +63,36 @@ class Fleet:
         path.write_text(yaml.safe_dump({**known, "mirrors": self.settings}))
         self.config = Config(self.config.directory)
 
-    def sync(self, codename: str = "bookworm", *, whole: bool = False):
+    def sync(self, codename: str = "bookworm", *, whole: bool = False) -> SyncedRepository:
         """Sync a repository; return what was done."""
-        return sync(self.config, "rocket", codename, whole=whole)
+        return sync(self.config, "rocket", codename, timedelta(0) if whole else None)
+
+    def synced(self, codename: str = "bookworm", *, whole: bool = False) -> SyncedRepository:
+        """Sync a repository, which succeeds: all mirrors show its generation, whole."""
+        done = self.sync(codename, whole=whole)
+        assert not done.fault
+        assert set(self.shown(codename).values()) == {done.generation}
+        assert self.faults(codename) == []
+        return done
+
+    def failed(self, codename: str = "bookworm", *, whole: bool = False) -> str:
+        """Sync a repository, which fails; return why, in one line. All mirrors are whole, and each one's generation is said."""
+        done = self.sync(codename, whole=whole)
+        assert self.faults(codename) == []
+        assert done.fault
+        assert "\n" not in done.fault
+        for name, number in self.shown(codename).items():
+            assert re.search(f"their generations:.* {name} ({number}|unknown)(,|$)", done.fault), (done.fault, number)
+        return done.fault
 
     def job(self, form: str = "deb", release: str = "") -> Sync:
         """Run the job's own function."""
-        return mirror_sync(self.config, form, release, self.place / "artifacts", whole=False)
+        return mirror_sync(self.config, form, release, self.place / "artifacts")
+
+    def idle(self) -> None:
+        """Wait until no daemon serves anybody."""
+        for one in self.rsyncds.values():
+            one.idle()
 
     def shown(self, codename: str = "bookworm") -> dict[str, int]:
         """Return the generation that each mirror's pointer leads to, 0 without one."""

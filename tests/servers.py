@@ -140,3 +140,11 @@ class Rsyncd:
         """End it; who is connected stays."""
         self.server.terminate()
         self.server.wait()
+
+    def idle(self) -> None:
+        """Wait until it serves nobody."""
+        children = Path(f"/proc/{self.server.pid}/task/{self.server.pid}/children")
+        deadline = time.monotonic() + 20
+        while children.exists() and children.read_text():
+            assert time.monotonic() < deadline, children.read_text()
+            time.sleep(0.01)

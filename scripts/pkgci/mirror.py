@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
@@ -25,15 +25,15 @@ from pkgci.released.repository import CURRENT, Repository
 FREE = "free"
 
 
-def mirror_sync(config: Config, form: str, release: str, artifacts: Path, *, whole: bool) -> Sync:
+def mirror_sync(config: Config, form: str, release: str, artifacts: Path, *, everything: bool = False) -> Sync:
     """Bring the mirrors of released repositories of one format to their current generations.
 
     Args:
         config: the configuration.
         form: `deb` or `rpm`.
-        release: the release; all if empty.
+        release: the release; if empty all, as the timer starts it: what was not gone through for a day is so then.
         artifacts: the directory that takes `sync.json`.
-        whole: go through all that the mirrors have, not only through what has changed.
+        everything: go through all that the mirrors have, not only through what has changed.
 
     Returns:
         What was done.
@@ -42,11 +42,12 @@ def mirror_sync(config: Config, form: str, release: str, artifacts: Path, *, who
         RequestError: there is no such release.
         InfrastructureError: the mirrors of a repository are not at its current generation; the others may be.
     """
+    whole_after = timedelta(0) if everything else None if release else timedelta(days=1)
     names = [name for name in _mirrored(config, release) if _format(config, *name) == form]
 
     def one(name: tuple[str, str]) -> SyncedRepository:
         try:
-            return sync(config, *name, whole=whole)
+            return sync(config, *name, whole_after)
         except (PkgciError, OSError) as error:
             about = {"release": name[0], "codename": name[1], "generation": 0, "seconds": 0, "mirrors": ()}
             return SyncedRepository(**about, notice="", fault=str(error))

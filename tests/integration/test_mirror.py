@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from mirrors import Fleet, fleet
-from released import built, built_rpm, put, put_rpm
+from released import built, put
 
 
 @pytest.fixture
@@ -17,14 +17,19 @@ def test_what_is_published_reaches_mirrors_by_an_rsync_daemon_and_by_ssh(mirrors
     mirrors.rsyncd("europe")
     mirrors.sshd("america")
     put(mirrors.config, built(mirrors.config, "hello", "1.0-1"), built(mirrors.config, "other", "3"))
-    done = mirrors.sync()
-    assert not done.fault, done
-    assert mirrors.shown() == {"europe": 1, "america": 1}
-    assert mirrors.faults() == []
+    first = mirrors.synced()
+    assert {(one.name, one.before, one.after, one.whole) for one in first.mirrors} == {
+        ("europe", 0, 1, True),
+        ("america", 0, 1, True),
+    }
     put(mirrors.config, built(mirrors.config, "hello", "1.0-2"))
-    second = mirrors.sync()
-    print(second.model_dump_json(indent=1))
-    assert not second.fault
-    assert mirrors.shown() == {"europe": 2, "america": 2}
-    assert mirrors.faults() == []
-    print(mirrors.sync())
+    second = mirrors.synced()
+    for one in second.mirrors:
+        assert (one.before, one.after, one.whole) == (1, 2, False)
+        assert [change.model_dump() for change in one.packages] == [
+            {"name": "hello", "architecture": "all", "before": "1.0-1", "after": "1.0-2"}
+        ]
+        assert one.bytes > 1000
+    assert [one.bytes for one in mirrors.synced().mirrors] == [0, 0]
+    index = next((mirrors.tree("europe") / "bookworm/current/dists/bookworm/main/binary-amd64").glob("*.gz"))
+    assert index.stat().st_nlink == 2, "an index file is a hard link to what all generations share"

@@ -21,11 +21,13 @@ class State(Record):
     """What the last run left on a mirror.
 
     `generation` is where its pointer leads to, 0 before the first; `prepared` is one that is there as a whole too, and
-    that a killed run may have led it to. A mirror whose pointer leads anywhere else is not as we left it.
+    that a killed run may have led it to. A mirror whose pointer leads anywhere else is not as we left it. `whole` is when all
+    that it has was last gone through.
     """
 
     generation: int = 0
     prepared: int = 0
+    whole: datetime | None = None
     synced: datetime | None = None
     kept: tuple[Kept, ...] = ()
 
@@ -45,4 +47,4 @@ class State(Record):
             one.model_copy(update={"replaced": None if one.number == number else one.replaced or now})
             for one in self.kept
         )
-        return State(generation=number, prepared=prepared, synced=now, kept=kept)
+        return self.model_copy(update={"generation": number, "prepared": prepared, "synced": now, "kept": kept})

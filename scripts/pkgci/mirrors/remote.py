@@ -11,6 +11,7 @@ import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import TimeoutExpired
 
 from pkgci.command import run
 from pkgci.config import Mirror
@@ -21,12 +22,10 @@ from pkgci.released.repository import CURRENT
 request = Lazy("urllib.request")
 
 CONNECT_SECONDS = 10
-# without a byte from the other side
-SILENCE_SECONDS = 120
-# what is small
-SECONDS = 300
-# what may be all of a repository; the job ends before
-LONG_SECONDS = 6 * 3600
+# what a command may take, and more for what it is about, at so many bytes a second. rsync's own timeout does not end a
+# sender whose keep-alive messages nobody reads
+SECONDS = 120
+SLOWEST = 128 << 10
 # a mirror's web server may see its files a little later than rsync
 SEEN_SECONDS = 10.0
 POLL = 0.2
@@ -86,7 +85,7 @@ class Remote:
         self.name, self.codename, self.scratch = name, codename, scratch
         self.url = f"{mirror.url}{codename}/"
         scratch.mkdir(parents=True)
-        self._options = ["--no-motd", f"--timeout={SILENCE_SECONDS}"]
+        self._options = ["--no-motd", f"--timeout={SECONDS}"]
         if mirror.rsync:
             self._place = mirror.rsync
             self._options += [f"--contimeout={CONNECT_SECONDS}"]
@@ -113,7 +112,7 @@ class Remote:
         there = self._fresh("seen")
         inside = ("", CURRENT, f"{TEMPORARY}/", "generations/", "generations/*/")
         rules = [f"--include=/{self.codename}/{name}" for name in inside]
-        self._rsync("look at", ["-rl", *rules, "--exclude=*", self._place, f"{there}/"], SECONDS)
+        self._rsync("look at", ["-rl", *rules, "--exclude=*", self._place, f"{there}/"])
         copy = there / self.codename
         pointer = copy / CURRENT
         if os.path.lexists(pointer) and not pointer.is_symlink():
@@ -130,22 +129,22 @@ class Remote:
         tree = self._fresh("room")
         (tree / self.codename / TEMPORARY).mkdir(parents=True)
         rules = [f"--include=/{self.codename}/", f"--include=/{self.codename}/{TEMPORARY}/***", "--exclude=*"]
-        self._rsync("write to", ["-r", "--delete", *rules, f"{tree}/", self._place], SECONDS)
+        self._rsync("write to", ["-r", "--delete", *rules, f"{tree}/", self._place])
 
-    def send(self, tree: Path) -> int:
-        """Send all files of a tree, by checksum only those that differ; return the bytes that went over the line."""
+    def send(self, tree: Path, size: int) -> int:
+        """Send all files of a tree, of `size` bytes, by checksum only those that differ; return the bytes that were sent."""
         words = ["-rlHtcO", "--perms", "--chmod=D755,F644", "--stats", "--no-human-readable", self._temporary]
-        said = self._rsync("send to", [*words, f"{tree}/", self._place], LONG_SECONDS)
+        said = self._rsync("send to", [*words, f"{tree}/", self._place], size)
         found = SENT.search(said)
         return int(found[1]) if found else 0
 
-    def compare(self, tree: Path) -> None:
-        """Compare all files of a tree with what the mirror has, by checksum and time.
+    def compare(self, tree: Path, size: int) -> None:
+        """Compare all files of a tree, of `size` bytes, with what the mirror has, by checksum and time.
 
         Raises:
             InfrastructureError: as every member; also when one differs.
         """
-        differ = self._rsync("compare", ["-rltcOni", f"{tree}/", self._place], LONG_SECONDS).splitlines()
+        differ = self._rsync("compare", ["-rltcOni", f"{tree}/", self._place], size).splitlines()
         if differ:
             raise InfrastructureError(f"{len(differ)} files differ after they were sent, first {_clean(differ[0])}")
 
@@ -156,11 +155,11 @@ class Remote:
         for path in paths:
             (tree / path).parent.mkdir(parents=True, exist_ok=True)
         words = ["-r", "--files-from=-", "--from0", "--no-implied-dirs", "--delete-missing-args", "--force"]
-        self._rsync("remove from", [*words, f"{tree}/", self._place], SECONDS, "\0".join(paths).encode())
+        self._rsync("remove from", [*words, f"{tree}/", self._place], names="\0".join(paths).encode())
 
     def point(self, tree: Path) -> None:
         """Send a pointer, which replaces the one that is there by a rename."""
-        self._rsync("switch", ["-rlO", self._temporary, f"{tree}/", self._place], SECONDS)
+        self._rsync("switch", ["-rlO", self._temporary, f"{tree}/", self._place])
 
     def check_served(self, path: str, content: bytes) -> None:
         """Wait until the mirror's web server serves a file with this content, SEEN_SECONDS at most.
@@ -196,13 +195,20 @@ class Remote:
     def _temporary(self) -> str:
         return f"--temp-dir={self.codename}/{TEMPORARY}"
 
-    def _rsync(self, what: str, words: Sequence[str | Path], seconds: float, names: bytes | None = None) -> bytes:
+    def _rsync(self, what: str, words: Sequence[str | Path], size: int = 0, names: bytes | None = None) -> bytes:
         # ssh's file is found from here: a path with a blank could not be named
-        argv = ["rsync", *self._options, *words]
-        done = run(argv, input=names, cwd=self.scratch, env={"LC_ALL": "C"}, timeout=seconds, check=False, quiet=True)
+        argv, seconds = ["rsync", *self._options, *words], SECONDS + size / SLOWEST
+        try:
+            done = run(
+                argv, input=names, cwd=self.scratch, env={"LC_ALL": "C"}, timeout=seconds, check=False, quiet=True
+            )
+        except InfrastructureError as error:
+            if isinstance(error.__cause__, TimeoutExpired):
+                raise InfrastructureError(f"cannot {what} it: no end after {seconds:.0f} s") from error
+            raise
         if done.returncode:
-            # the first line says what happened, the last one only that something did
-            said = next((line for line in done.stderr.splitlines() if line.strip()), b"it said nothing")
+            # the first line says what happened, the last one only that something did; ssh has lines of @
+            said = next(filter(None, (line.strip(b" @") for line in done.stderr.splitlines())), b"it said nothing")
             raise InfrastructureError(f"cannot {what} it: {_clean(said)} (rsync status {done.returncode})")
         return done.stdout
 

@@ -30,6 +30,7 @@ from pkgci.released.repository import CURRENT, Repository
 log = logging.getLogger(__name__)
 
 RECORD = "generation.json"
+NEVER = datetime.fromtimestamp(0, UTC)
 
 
 class Copy:
@@ -50,8 +51,8 @@ class Copy:
         self.whole = False
         self.changes: tuple[dict[str, ReleasedBuild], dict[str, ReleasedBuild]] = ({}, {})
 
-    def prepare(self, generation: Generation, *, whole: bool) -> None:
-        """Send what the mirror lacks of a generation, and verify it there."""
+    def prepare(self, generation: Generation, whole_after: timedelta | None) -> None:
+        """Send what the mirror lacks of a generation, and verify it there; `whole_after` is as of `sync`."""
         self.seen = seen = self.remote.look()
         self.shows = since = seen.number
         number = generation.number
@@ -60,7 +61,8 @@ class Copy:
                 f"it shows generation {since}, newer than {number}; if {self.repository.name} was begun anew, remove "
                 f"{self.repository.codename}/ there"
             )
-        self.whole = whole or not seen.temporary or not self.state.known(since)
+        stale = whole_after is not None and datetime.now(UTC) - (self.state.whole or NEVER) >= whole_after
+        self.whole = stale or not seen.temporary or not self.state.known(since)
         if since == number and not self.whole:
             return
         self.changes = difference(map(self.repository.generation, range(since + 1, number + 1)))
@@ -73,9 +75,12 @@ class Copy:
         files = lay_out(self.repository, generation, builds.values(), self.remote.url, tree)
         # first: whoever is killed while it is sent leaves no file that nobody knows of
         self._note(self.state.sending(number, files, datetime.now(UTC)))
-        self.bytes = self.remote.send(tree)
-        self.remote.compare(tree)
+        size = sum(path.lstat().st_size for path in tree.rglob("*"))
+        self.bytes = self.remote.send(tree, size)
+        self.remote.compare(tree, size)
         self.remote.check_served(f"generations/{number}/{RECORD}", self._record(number))
+        if self.whole:
+            self._note(self.state.model_copy(update={"whole": datetime.now(UTC)}))
         self.new = since != number
         if not self.new:
             self._note(self.state.switched(number, 0, datetime.now(UTC)))
@@ -159,14 +164,16 @@ class Copy:
         self.state = state
 
 
-def sync(config: Config, release: str, codename: str, *, whole: bool) -> artifacts.SyncedRepository:
+def sync(
+    config: Config, release: str, codename: str, whole_after: timedelta | None = None
+) -> artifacts.SyncedRepository:
     """Bring all mirrors of a released repository to its current generation.
 
     Args:
         config: the configuration.
         release: the release's name.
         codename: the targets' codename.
-        whole: go through all that the mirrors have, not only through what has changed.
+        whole_after: a mirror that was last gone through as a whole so long ago is so again; None for none.
 
     Returns:
         What was done, with `fault` when it did not succeed.
@@ -186,7 +193,7 @@ def sync(config: Config, release: str, codename: str, *, whole: bool) -> artifac
         # who waits first takes along what is published until it begins
         first = stack.enter_context(ExitStack())
         if not first.enter_context(locked(turn, wait=False)):
-            if not whole:
+            if whole_after is None:
                 log.info("%s: left to the sync that waits already", repository.name)
                 return _said(repository, 0, [], start, notice="left to the sync that waits already")
             first.enter_context(locked(turn))
@@ -200,14 +207,14 @@ def sync(config: Config, release: str, codename: str, *, whole: bool) -> artifac
         mirrors = config.release(release).mirrors
         copies = [Copy(repository, name, one, place) for name, one in mirrors.items() if not one.aside]
         notice = "; ".join(f"{name} is aside: {one.aside}" for name, one in mirrors.items() if one.aside)
-        fault = _transact(copies, generation, whole=whole)
+        fault = _transact(copies, generation, whole_after)
         shutil.rmtree(place / "scratch", ignore_errors=True)
         return _said(repository, generation.number, copies, start, notice=notice, fault=fault)
 
 
-def _transact(copies: Sequence[Copy], generation: Generation, *, whole: bool) -> str:
+def _transact(copies: Sequence[Copy], generation: Generation, whole_after: timedelta | None) -> str:
     """Do the steps; return why they did not succeed, or nothing."""
-    _together(copies, lambda copy: copy.prepare(generation, whole=whole))
+    _together(copies, lambda copy: copy.prepare(generation, whole_after))
     bad = [copy for copy in copies if copy.fault]
     if bad:
         return f"no pointer was switched, since {_faults(bad)}; {_shown(copies)}"

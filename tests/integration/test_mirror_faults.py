@@ -1,0 +1,393 @@
+"""Mirrors when a sync is killed, the network cut, a mirror broken: each is whole for a reader, and the next run succeeds."""
+
+import os
+import random
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+
+import pytest
+from clients import run
+from injected import killed_at, with_own_disk
+from mirrors import Fleet, fleet
+from released import built, put
+
+from pkgci.mirrors import remote, transaction
+
+
+@pytest.fixture
+def mirrors(tmp_path: Path, gnupg):
+    with fleet(tmp_path, gnupg) as made:
+        yield made
+
+
+@pytest.fixture
+def two(mirrors: Fleet) -> Fleet:
+    """Two mirrors at generation 1, with a second one published."""
+    mirrors.rsyncd("europe")
+    mirrors.rsyncd("america")
+    put(mirrors.config, built(mirrors.config, "hello", "1"), built(mirrors.config, "other", "1"))
+    mirrors.synced()
+    put(mirrors.config, built(mirrors.config, "hello", "2"))
+    return mirrors
+
+
+def killed_everywhere(fleet: Fleet, work: Callable[[], object], every: int) -> tuple[int, set[tuple[int, ...]]]:
+    """Kill `work`, a sync to generation 2, at every so many-th of its fault points.
+
+    After each the mirrors are whole for a reader, the next run succeeds, and nothing is left over. Returns how many points
+    there are, and what was seen of the mirrors' generations.
+    """
+    saved, points, seen = fleet.place / "saved", None, set()
+    places = [fleet.config.data / "mirrors", fleet.place / "mirrors"]
+    for place in places:
+        shutil.copytree(place, saved / place.parent.name, symlinks=True)
+    for number in count(1, every):
+        for place in places:
+            shutil.rmtree(place)
+            shutil.copytree(saved / place.parent.name, place, symlinks=True)
+        points = killed_at(number, work)
+        fleet.idle()
+        assert fleet.faults() == [], number
+        shown = fleet.shown()
+        assert set(shown.values()) <= {1, 2}, number
+        seen.add(tuple(shown.values()))
+        assert fleet.synced().generation == 2, number
+        left = [path for files in fleet.files().values() for path in files if "/." in path.replace("/.new", "", 1)]
+        assert left == [], number
+        if points is not None:
+            return points, seen
+    raise AssertionError
+
+
+# all points in soak
+EVERY = 1 if "PKGCI_KILLS" in os.environ else 4
+
+
+def test_a_sync_is_killed_at_its_fault_points(two: Fleet):
+    points, seen = killed_everywhere(two, two.sync, EVERY)
+    assert points > 50
+    assert seen >= {(1, 1), (2, 2)}
+
+
+def test_taking_back_is_killed_at_its_fault_points(two: Fleet, monkeypatch):
+    def fail(self: remote.Remote, path: str, _content: bytes) -> None:
+        if path.startswith("current/") and self.name == "america" and os.getpid() != parent:
+            raise remote.InfrastructureError("not seen")
+
+    parent = os.getpid()
+    monkeypatch.setattr(remote.Remote, "check_served", fail)
+    points, seen = killed_everywhere(two, two.sync, EVERY)
+    assert points > 60
+    assert seen >= {(1, 1)}
+
+
+class Line:
+    """A line to a port, through one of its own, which may be cut, fall silent, or say something else, at a byte.
+
+    `lengths` are the bytes that came back over each connection.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.target, self.lengths = port, []
+        self.fault: tuple[str, int, int] | None = None
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.port = self.server.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self.server.accept()
+                number = len(self.lengths)
+                self.lengths.append(0)
+                there = socket.create_connection(("127.0.0.1", self.target))
+                threading.Thread(target=self._pass, args=(client, there), daemon=True).start()
+                threading.Thread(target=self._pass, args=(there, client, number), daemon=True).start()
+
+    def _pass(self, one: socket.socket, other: socket.socket, number: int | None = None) -> None:
+        """Pass on what `one` says; the faults are in what comes back over a connection of a number."""
+        kind, connection, at = self.fault or ("", -1, 0)
+        with suppress(OSError):
+            while data := one.recv(1 << 16):
+                if number is not None:
+                    passed = self.lengths[number]
+                    self.lengths[number] += len(data)
+                    if number == connection and passed + len(data) > at:
+                        if kind == "silent":
+                            threading.Event().wait(60)
+                        if kind == "garbage":
+                            data = data[: max(0, at - passed)] + random.Random(at).randbytes(4096)
+                        else:
+                            other.sendall(data[: max(0, at - passed)])
+                            break
+                other.sendall(data)
+        for end in (one, other):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def restart(self, fault: tuple[str, int, int] | None = None) -> None:
+        """Count from the first connection again, with a fault: its kind, the connection, the byte."""
+        self.lengths, self.fault = [], fault
+
+
+@pytest.fixture
+def line(two: Fleet) -> Iterator[Line]:
+    """The line to america, with what a sync says over it in `usual`."""
+    made = Line(two.rsyncds["america"].port)
+    two.add("america", rsync=f"rsync://127.0.0.1:{made.port}/released/")
+    two.synced()
+    made.usual = list(made.lengths)
+    yield made
+    made.server.close()
+
+
+def versions(fleet: Fleet) -> Iterator[None]:
+    """Publish one more version each time."""
+    for number in count(3):
+        put(fleet.config, built(fleet.config, "hello", str(number)))
+        yield
+
+
+@pytest.mark.parametrize("kind", ["cut", "garbage"])
+def test_the_line_is_cut_or_says_garbage_at_every_step(two: Fleet, line: Line, kind: str):
+    assert len(line.usual) >= 4
+    publish = versions(two)
+    for connection, length in enumerate(line.usual):
+        for at in {0, length // 2, length - 1}:
+            next(publish)
+            line.restart((kind, connection, at))
+            before = two.shown()
+            done = two.sync()
+            two.idle()
+            assert two.faults() == []
+            if done.fault:
+                assert "america" in done.fault
+                shown = two.shown()
+                assert shown == before or str(shown["america"]) in done.fault, (connection, at)
+            line.restart()
+            two.synced()
+
+
+def test_a_mirror_that_falls_silent_is_given_up(two: Fleet, line: Line, monkeypatch):
+    monkeypatch.setattr(remote, "SECONDS", 2)
+    next(versions(two))
+    line.restart(("silent", 1, 100))
+    assert "america: cannot send to it: no end after " in two.failed()
+    line.restart()
+    two.synced()
+
+
+def test_what_answers_on_the_port_is_no_rsync_daemon(two: Fleet):
+    def answer(server: socket.socket, said: bytes, times: int) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = server.accept()
+                with suppress(OSError):
+                    for _ in range(times):
+                        client.sendall(said)
+                client.close()
+
+    before = two.settings["america"]["rsync"]
+    for said, times in [
+        (b"", 0),
+        (os.urandom(4096), 100),
+        (b"@RSYNCD: 31.0\n" + os.urandom(999), 1),
+        (b"\x1b[2J\n", 9),
+    ]:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            threading.Thread(target=answer, args=(server, said, times), daemon=True).start()
+            two.add("america", rsync=f"rsync://127.0.0.1:{server.getsockname()[1]}/released/")
+            fault = two.failed()
+            assert fault.isprintable()
+            assert "america: cannot look at it" in fault
+            server.shutdown(socket.SHUT_RDWR)
+    assert two.shown() == {"europe": 1, "america": 1}
+    two.add("america", rsync=before)
+    two.synced()
+
+
+def test_another_host_key_than_the_configured_one_is_refused(mirrors: Fleet):
+    mirrors.rsyncd("europe")
+    sshd = mirrors.sshd("america")
+    put(mirrors.config, built(mirrors.config, "hello", "1"))
+    other = (sshd.directory / "other.pub").read_text().strip()
+    mirrors.add("america", ssh=sshd.account(host_key=other))
+    assert "america: cannot look at it: " in (fault := mirrors.failed())
+    assert "HOST IDENTIFICATION HAS CHANGED" in fault
+    assert mirrors.shown() == {"europe": 0, "america": 0}
+    mirrors.add("america", ssh=sshd.account())
+    mirrors.synced()
+
+
+@contextmanager
+def inside(place: Path, gnupg: tuple[str, str]) -> Iterator[Fleet]:
+    """Two mirrors at generation 1 in a process with a disk of its own at `mirrors/america`."""
+    with fleet(place, gnupg) as made:
+        made.rsyncd("europe")
+        made.rsyncd("america")
+        put(made.config, built(made.config, "hello", "1"))
+        made.synced()
+        yield made
+
+
+def test_a_full_disk_of_one_mirror_leaves_both_where_they_are(tmp_path, gnupg):
+    def work() -> None:
+        with inside(tmp_path, gnupg) as two:
+            publish, outcomes = versions(two), set()
+            for blocks in (0, 1, 2, 4, 8, 16, 64):
+                next(publish)
+                free = os.statvfs(two.tree("america")).f_bavail * 4096
+                (two.tree("america") / "ballast").write_bytes(b"x" * max(0, free - blocks * 4096))
+                before = two.shown()
+                done = two.sync()
+                assert two.faults() == []
+                outcomes.add(bool(done.fault))
+                if done.fault:
+                    assert "No space left" in done.fault
+                    assert two.shown() == before
+                (two.tree("america") / "ballast").unlink()
+                two.synced()
+            assert outcomes == {False, True}
+
+    with_own_disk(tmp_path / "mirrors/america", "2m", work)
+
+
+def test_a_read_only_file_system_of_one_mirror_leaves_both_where_they_are(tmp_path, gnupg):
+    def work() -> None:
+        with inside(tmp_path, gnupg) as two:
+            next(versions(two))
+            run("mount", "-o", "remount,ro", two.tree("america"))
+            assert "america: cannot send to it: " in (fault := two.failed())
+            assert "Read-only file system" in fault
+            assert set(two.shown().values()) == {1}
+            run("mount", "-o", "remount,rw", two.tree("america"))
+            two.synced()
+
+    with_own_disk(tmp_path / "mirrors/america", "2m", work)
+
+
+def test_permission_denied_on_one_mirror_leaves_both_where_they_are_and_deletes_nothing(two: Fleet):
+    before, rsyncd = two.files(), two.rsyncds["america"]
+    rsyncd.end()
+    rsyncd.start({"uid": "nobody", "gid": "nogroup"} if os.getuid() == 0 else {"read only": "yes"})
+    assert "america: cannot send to it: " in two.failed()
+    assert two.files()["america"] == before["america"]
+    # not even to be read: nothing is known of its pointer, which is not taken for none
+    two.tree("america").chmod(0o700 if os.getuid() == 0 else 0)
+    done = two.sync()
+    two.tree("america").chmod(0o755)
+    assert "america: cannot look at it: " in done.fault
+    assert "america unknown" in done.fault
+    assert two.files()["america"] == before["america"]
+    rsyncd.end()
+    rsyncd.start()
+    two.synced()
+
+
+def remove_generation(tree: Path) -> None:
+    shutil.rmtree(tree / "generations/1")
+
+
+def lead_nowhere(tree: Path) -> None:
+    (tree / "current").unlink()
+    (tree / "current").symlink_to("generations/77/../nowhere")
+
+
+def lead_back(tree: Path) -> None:
+    (tree / "current").unlink()
+    (tree / "current").symlink_to("generations/1")
+
+
+CHANGES = {
+    "the pointer is removed": lambda tree: (tree / "current").unlink(),
+    "the pointer leads nowhere": lead_nowhere,
+    "everything is removed": shutil.rmtree,
+    "what rsync writes to is removed": lambda tree: (tree / ".new").rmdir(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_mirror_that_was_changed_by_hand_is_gone_through_as_a_whole(two: Fleet, change: str):
+    two.synced()
+    CHANGES[change](two.tree("america") / "bookworm")
+    next(versions(two))
+    done = two.synced()
+    assert {one.name: one.whole for one in done.mirrors} == {"europe": False, "america": True}
+
+
+def test_what_was_damaged_in_the_pool_by_hand_is_mended_when_all_is_gone_through(two: Fleet):
+    two.synced()
+    tree = two.tree("america") / "bookworm"
+    first, second = sorted((tree / "pool").glob("*/*/*.deb"))[-2:]
+    stat = first.stat()
+    first.write_bytes(b"x" * stat.st_size)
+    os.utime(first, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    second.unlink()
+    next(iter((tree / "by-hash/SHA256").iterdir())).unlink()
+    assert two.faults()
+    two.synced(whole=True)
+
+
+def test_something_else_in_the_place_of_the_pointer_is_left_alone(two: Fleet):
+    pointer = two.tree("america") / "bookworm/current"
+    pointer.unlink()
+    pointer.mkdir()
+    (pointer / "precious").touch()
+    done = two.sync()
+    assert "america: bookworm/current is no symbolic link there; remove what is in its place" in done.fault
+    assert (pointer / "precious").exists()
+    assert two.tree("europe").joinpath("bookworm/current").readlink() == Path("generations/1")
+    shutil.rmtree(pointer)
+    two.synced()
+
+
+def test_a_web_server_that_does_not_serve_what_rsync_writes_is_found_before_any_switch(two: Fleet, monkeypatch):
+    monkeypatch.setattr(remote, "SEEN_SECONDS", 0.3)
+    url = two.settings["america"]["url"]
+    two.add("america", url=url.replace("america", "elsewhere"))
+    assert "america: its readers do not see generations/2/generation.json" in two.failed()
+    assert set(two.shown().values()) == {1}
+    two.add("america", url=url)
+    two.synced()
+
+
+def test_links_that_a_daemon_munges_are_found_and_every_pointer_is_taken_back(two: Fleet, monkeypatch):
+    monkeypatch.setattr(remote, "SEEN_SECONDS", 0.3)
+    rsyncd = two.rsyncds["america"]
+    rsyncd.end()
+    rsyncd.start({"munge symlinks": "yes"})
+    done = two.sync()
+    assert "america" in done.fault
+    assert two.shown()["europe"] == 1
+    rsyncd.end()
+    rsyncd.start()
+    two.synced()
+
+
+def test_an_undo_that_fails_is_named_and_the_others_run(two: Fleet, monkeypatch):
+    switch, back = transaction.Copy.switch, transaction.Copy.take_back
+
+    def broken(self: transaction.Copy, number: int) -> None:
+        switch(self, number)
+        if self.name == "america":
+            raise remote.InfrastructureError("the switch failed")
+
+    def cut(self: transaction.Copy, number: int) -> None:
+        if self.name == "america":
+            raise remote.InfrastructureError("the line is dead")
+        back(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transaction.Copy, "switch", broken)
+        patch.setattr(transaction.Copy, "take_back", cut)
+        fault = two.failed()
+    assert "not switched: america: the switch failed" in fault
+    assert "could not be taken back: america: the line is dead; taken back: europe" in fault
+    assert two.shown() == {"europe": 1, "america": 2}
+    done = two.synced()
+    assert {one.name: (one.before, one.whole) for one in done.mirrors} == {"europe": (1, False), "america": (2, False)}
