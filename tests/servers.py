@@ -146,5 +146,7 @@ class Rsyncd:
         children = Path(f"/proc/{self.server.pid}/task/{self.server.pid}/children")
         deadline = time.monotonic() + 20
         while children.exists() and children.read_text():
-            assert time.monotonic() < deadline, children.read_text()
+            assert time.monotonic() < deadline, os.popen(
+                "ps -eo pid,ppid,stat,etimes,wchan:20,args | grep [r]sync"
+            ).read()
             time.sleep(0.01)

@@ -53,6 +53,8 @@ RULES = {
     "SOURCE_TREE": OBJECT,
     "PACKAGING_TREE": OBJECT,
     "ENVIRONMENT": NAME,
+    "RELEASE": NAME,
+    "EVERYTHING": r"true|false",
     "SCENARIOS": rf"{NAME}( {NAME})*",
     "PARENT": r"[a-z0-9][a-z0-9.+-]*/[0-9]+",
     "CORRELATION": r"[A-Za-z0-9][A-Za-z0-9-]{0,63}",

@@ -23,7 +23,7 @@ class Group(click.Group):
     """Maps expected errors to one line and their exit code. The groups among its commands are imported when asked for."""
 
     # each is in the module of its name
-    groups = ("jobs", "repo")
+    groups = ("jobs", "mirror", "repo")
 
     def list_commands(self, context: click.Context) -> list[str]:
         """Return the names of the subcommands."""
@@ -164,6 +164,23 @@ def systest(target: str) -> None:
     from pkgci.systest import systest as job
 
     _step("systest", lambda context: summary(job(context.config, target, Parameters.read(os.environ), ARTIFACTS)))
+
+
+@main.command("mirror-sync")
+@click.argument("form", metavar="FORMAT", type=click.Choice(["deb", "rpm"]))
+def mirror_sync(form: str) -> None:
+    """Job: bring the mirrors of released repositories to their current generations. RELEASE names one release only."""
+    from pkgci.artifacts import ARTIFACTS
+    from pkgci.change import Parameters
+    from pkgci.mirror import mirror_sync as job
+    from pkgci.mirror import summary
+
+    def body(context) -> str:
+        parameters = Parameters.read(os.environ)
+        everything = parameters.get("EVERYTHING") == "true"
+        return summary(job(context.config, form, parameters.get("RELEASE"), ARTIFACTS, everything=everything))
+
+    _step("mirror-sync", body)
 
 
 @main.command()

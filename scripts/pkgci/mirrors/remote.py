@@ -11,7 +11,6 @@ import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import TimeoutExpired
 
 from pkgci.command import run
 from pkgci.config import Mirror
@@ -197,15 +196,14 @@ class Remote:
 
     def _rsync(self, what: str, words: Sequence[str | Path], size: int = 0, names: bytes | None = None) -> bytes:
         # ssh's file is found from here: a path with a blank could not be named
-        argv, seconds = ["rsync", *self._options, *words], SECONDS + size / SLOWEST
-        try:
-            done = run(
-                argv, input=names, cwd=self.scratch, env={"LC_ALL": "C"}, timeout=seconds, check=False, quiet=True
-            )
-        except InfrastructureError as error:
-            if isinstance(error.__cause__, TimeoutExpired):
-                raise InfrastructureError(f"cannot {what} it: no end after {seconds:.0f} s") from error
-            raise
+        # rsync is two processes where it reads: killed, it would leave one that waits for ever, also at the other end.
+        # timeout ends its whole group, when time is up or this process is gone
+        seconds = str(int(SECONDS + size / SLOWEST))
+        ended = ["setpriv", "--pdeathsig", "TERM", "--", "timeout", "--kill-after=10", seconds]
+        argv = [*ended, "rsync", *self._options, *words]
+        done = run(argv, input=names, cwd=self.scratch, env={"LC_ALL": "C"}, check=False, quiet=True)
+        if done.returncode == 124:
+            raise InfrastructureError(f"cannot {what} it: no end after {seconds} s")
         if done.returncode:
             # the first line says what happened, the last one only that something did; ssh has lines of @
             said = next(filter(None, (line.strip(b" @") for line in done.stderr.splitlines())), b"it said nothing")
