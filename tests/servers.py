@@ -2,10 +2,12 @@
 
 import getpass
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -150,3 +152,62 @@ class Rsyncd:
                 "ps -eo pid,ppid,stat,etimes,wchan:20,args | grep [r]sync"
             ).read()
             time.sleep(0.01)
+
+
+class Line:
+    """A line to a port, through one of its own, which may be cut, fall silent, or say something else, at a byte.
+
+    Each piece takes `delay` seconds on its way. `lengths` are the bytes that came back over each connection.
+    """
+
+    def __init__(self, port: int, delay: float = 0) -> None:
+        self.target, self.delay = port, delay
+        self.lengths: list[int] = []
+        self.fault: tuple[str, int, int] | None = None
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.port = self.server.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self.server.accept()
+                number = len(self.lengths)
+                self.lengths.append(0)
+                there = socket.create_connection(("127.0.0.1", self.target))
+                threading.Thread(target=self._pass, args=(client, there), daemon=True).start()
+                threading.Thread(target=self._pass, args=(there, client, number), daemon=True).start()
+
+    def _pass(self, one: socket.socket, other: socket.socket, number: int | None = None) -> None:
+        """Pass on what `one` says; the faults are in what comes back over a connection of a number."""
+        kind, connection, at = self.fault or ("", -1, 0)
+        with suppress(OSError):
+            while data := one.recv(1 << 16):
+                if self.delay:
+                    time.sleep(self.delay)
+                if number is not None:
+                    passed = self.lengths[number]
+                    self.lengths[number] += len(data)
+                    if number == connection and passed + len(data) > at:
+                        if kind == "silent":
+                            threading.Event().wait(60)
+                        if kind == "garbage":
+                            data = data[: max(0, at - passed)] + random.Random(at).randbytes(4096)
+                        else:
+                            other.sendall(data[: max(0, at - passed)])
+                            break
+                other.sendall(data)
+        for end in (one, other):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def restart(self, fault: tuple[str, int, int] | None = None) -> None:
+        """Count from the first connection again, with a fault: its kind, the connection, the byte."""
+        self.lengths, self.fault = [], fault
+
+    def end(self) -> None:
+        """Let nobody connect any more."""
+        # a close alone does not wake who accepts
+        with suppress(OSError):
+            self.server.shutdown(socket.SHUT_RDWR)
+        self.server.close()

@@ -1,10 +1,24 @@
 """Mirrors of released repositories: real rsync daemons, a real sshd, and what their readers see."""
 
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import yaml
+from clients import dnf
 from mirrors import Fleet, fleet
-from released import built, put
+from released import built, built_rpm, put, put_rpm
+from servers import Line
+
+from pkgci.artifacts import Sync
+from pkgci.errors import InfrastructureError
+from pkgci.locks import locked, write_owner
+from pkgci.mirrors.records import State
+from pkgci.released.records import Origin, Publication
+from pkgci.released.repository import Repository, publish, rollback
 
 
 @pytest.fixture
@@ -33,3 +47,156 @@ def test_what_is_published_reaches_mirrors_by_an_rsync_daemon_and_by_ssh(mirrors
     assert [one.bytes for one in mirrors.synced().mirrors] == [0, 0]
     index = next((mirrors.tree("europe") / "bookworm/current/dists/bookworm/main/binary-amd64").glob("*.gz"))
     assert index.stat().st_nlink == 2, "an index file is a hard link to what all generations share"
+
+
+def test_rpm_repositories_lead_to_the_mirror_by_its_own_mirror_list(mirrors: Fleet, tmp_path):
+    mirrors.rsyncd("europe")
+    mirrors.sshd("america")
+    put_rpm(mirrors.config, built_rpm(mirrors.config, "hello", "1.0"))
+    mirrors.synced("debianrpm")
+    put_rpm(mirrors.config, built_rpm(mirrors.config, "hello", "2.0"))
+    mirrors.synced("debianrpm")
+    for name in ("europe", "america"):
+        place = mirrors.tree(name) / "debianrpm"
+        url = f"{mirrors.settings[name]['url']}debianrpm/"
+        assert (place / "mirrorlist").read_text() == f"{url}generations/2/\n"
+        assert json.loads((place / "repository.json").read_text())["url"] == url
+        dnf(tmp_path / name, (place / "pkgci.repo").read_text(), "install", "hello-2.0-1")
+        assert (tmp_path / name / "root/usr/share/hello/text").read_text() == "2.0\n"
+
+
+def test_three_mirrors_of_different_speed_and_one_that_was_away_for_ten_generations(mirrors: Fleet):
+    mirrors.rsyncd("europe")
+    away = mirrors.rsyncd("america")
+    mirrors.sshd("asia")
+    slow = Line(mirrors.rsyncds["europe"].port, delay=0.05)
+    mirrors.add("europe", rsync=f"rsync://127.0.0.1:{slow.port}/released/")
+    versions = [built(mirrors.config, "hello", str(number)) for number in range(1, 13)]
+    put(mirrors.config, versions[0], built(mirrors.config, "other", "1"))
+    mirrors.synced()
+    away.end()
+    for number, version in enumerate(versions[1:11], start=2):
+        put(mirrors.config, version)
+        if number in (2, 7, 11):
+            assert "no pointer was switched, since america: " in mirrors.failed()
+            assert mirrors.shown() == {"europe": 1, "america": 1, "asia": 1}
+    # who cannot wait for it puts it aside
+    mirrors.add("america", aside="its disk is being replaced")
+    done = mirrors.sync()
+    assert (done.fault, done.notice) == ("", "america is aside: its disk is being replaced")
+    assert mirrors.shown() == {"europe": 11, "america": 1, "asia": 11}
+    mirrors.add("america", aside="")
+    away.start()
+    put(mirrors.config, versions[11])
+    done = mirrors.synced()
+    assert {one.name: (one.before, one.whole) for one in done.mirrors} == {
+        "europe": (11, False),
+        "america": (1, False),
+        "asia": (11, False),
+    }
+    assert {len(one.packages) for one in done.mirrors} == {1}
+    pool = {name: len(list((mirrors.tree(name) / "bookworm/pool/hello").iterdir())) for name in mirrors.settings}
+    # what it has never shown is not sent to it
+    assert pool["america"] == 2
+    slow.end()
+
+
+def test_a_broken_deb_sync_holds_back_neither_rpm_nor_another_release(mirrors: Fleet):
+    mirrors.rsyncd("europe")
+    releases = mirrors.config.directory / "releases"
+    known = yaml.safe_load((releases / "rocket.yaml").read_text())
+    base = known["mirrors"]["europe"]
+    other = {"url": f"{base['url']}sled/", "rsync": f"{base['rsync']}sled/"}
+    (mirrors.tree("europe") / "sled").mkdir()
+    (releases / "sled.yaml").write_text(yaml.safe_dump({**known, "branches": ["sled"], "mirrors": {"europe": other}}))
+    mirrors.configured()
+    hello = built(mirrors.config, "hello", "1")
+    put(mirrors.config, hello)
+    put_rpm(mirrors.config, built_rpm(mirrors.config, "hello", "1"))
+    sled = Origin(branch="sled", commits=hello.origin.commits)
+    publish(mirrors.config, "sled", "bookworm", [Publication(hello.key, sled)])
+    (mirrors.tree("europe") / "bookworm/current").mkdir(parents=True)
+    with pytest.raises(InfrastructureError, match="rocket/bookworm: no pointer was switched") as raised:
+        mirrors.job("deb")
+    assert "sled" not in str(raised.value)
+    assert (mirrors.tree("europe") / "sled/bookworm/current").is_symlink()
+    done = Sync.read(mirrors.place / "artifacts/sync.json")
+    assert {one.release: bool(one.fault) for one in done.repositories} == {"rocket": True, "sled": False}
+    mirrors.job("rpm")
+    assert mirrors.shown("debianrpm") == {"europe": 1}
+    (mirrors.tree("europe") / "bookworm/current").rmdir()
+    mirrors.job("deb")
+    assert mirrors.shown() == {"europe": 1}
+
+
+def test_syncs_of_one_set_wait_and_what_arrives_meanwhile_is_shared(mirrors: Fleet):
+    mirrors.rsyncd("europe")
+    put(mirrors.config, built(mirrors.config, "hello", "1"))
+    place = mirrors.config.data / "mirrors/rocket/bookworm"
+    place.mkdir(parents=True)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        with locked(place):
+            write_owner(place)
+            first = pool.submit(mirrors.sync)
+            while not (place / "turn").exists() or not _held(place / "turn"):
+                time.sleep(0.01)
+            assert mirrors.sync().notice == "left to the sync that waits already"
+            put(mirrors.config, built(mirrors.config, "hello", "2"))
+        assert first.result().generation == 2
+    settings = mirrors.config.directory / "config.yaml"
+    settings.write_text(settings.read_text().replace("gnupg_home", "wait_seconds: 0\n  gnupg_home"))
+    mirrors.configured()
+    with (
+        locked(place),
+        pytest.raises(InfrastructureError, match="the mirrors of rocket/bookworm is still held by process"),
+    ):
+        mirrors.sync()
+
+
+def _held(directory: Path) -> bool:
+    with locked(directory, wait=False) as free:
+        return not free
+
+
+def test_former_generations_stay_three_days_and_go_with_what_only_they_have(mirrors: Fleet):
+    mirrors.rsyncd("europe", keep_generations=1)
+    tree = mirrors.tree("europe") / "bookworm"
+    one, two = built(mirrors.config, "hello", "1"), built(mirrors.config, "hello", "2")
+    put(mirrors.config, one, built(mirrors.config, "other", "1"), built(mirrors.config, "third", "1"))
+    mirrors.synced()
+    put(mirrors.config, two)
+    mirrors.synced()
+    rollback(mirrors.config, "rocket", "bookworm", 1, "broken")
+    mirrors.synced()
+    # it never reaches the mirror's readers, but its files are there
+    europe = mirrors.rsyncds["europe"]
+    put(mirrors.config, built(mirrors.config, "other", "2"))
+    mirrors.add("europe", url=mirrors.settings["europe"]["url"].replace("europe", "elsewhere"))
+    mirrors.failed()
+    mirrors.add("europe", url=mirrors.settings["europe"]["url"].replace("elsewhere", "europe"))
+    put(mirrors.config, built(mirrors.config, "other", "3"))
+    mirrors.synced()
+    put(mirrors.config, built(mirrors.config, "third", "2"))
+    mirrors.synced()
+    assert sorted(path.name for path in (tree / "generations").iterdir()) == ["1", "2", "3", "4", "5", "6"]
+    assert sorted(path.name for path in tree.glob("pool/*/*/*.deb")) == [
+        *("hello_1_all.deb", "hello_2_all.deb"),
+        *("other_1_all.deb", "other_2_all.deb", "other_3_all.deb", "third_1_all.deb", "third_2_all.deb"),
+    ]
+    path = mirrors.config.data / "mirrors/rocket/bookworm/europe.json"
+    known = State.read(path)
+    long_ago = datetime.now(UTC) - timedelta(days=4)
+    kept = [one.model_copy(update={"replaced": one.replaced and long_ago}) for one in known.kept]
+    known.model_copy(update={"kept": tuple(kept)}).write(path)
+    # while it cannot be reached nothing is forgotten
+    europe.end()
+    mirrors.failed()
+    europe.start()
+    mirrors.synced()
+    assert sorted(path.name for path in (tree / "generations").iterdir()) == ["5", "6"]
+    assert sorted(path.name for path in tree.glob("pool/*/*/*.deb")) == [
+        *("hello_1_all.deb", "other_3_all.deb", "third_1_all.deb", "third_2_all.deb"),
+    ]
+    repository = Repository(mirrors.config, "rocket", "bookworm")
+    named = {name for number in (5, 6) for name in repository.form.shared_files(tree / f"generations/{number}")}
+    assert {path.relative_to(tree).as_posix() for path in (tree / "by-hash/SHA256").iterdir()} == named

@@ -1,7 +1,6 @@
 """Mirrors when a sync is killed, the network cut, a mirror broken: each is whole for a reader, and the next run succeeds."""
 
 import os
-import random
 import shutil
 import socket
 import threading
@@ -15,6 +14,7 @@ from clients import run
 from injected import killed_at, with_own_disk
 from mirrors import Fleet, fleet
 from released import built, put
+from servers import Line
 
 from pkgci.mirrors import remote, transaction
 
@@ -86,55 +86,6 @@ def test_taking_back_is_killed_at_its_fault_points(two: Fleet, monkeypatch):
     assert seen >= {(1, 1)}
 
 
-class Line:
-    """A line to a port, through one of its own, which may be cut, fall silent, or say something else, at a byte.
-
-    `lengths` are the bytes that came back over each connection.
-    """
-
-    def __init__(self, port: int) -> None:
-        self.target, self.lengths = port, []
-        self.fault: tuple[str, int, int] | None = None
-        self.server = socket.create_server(("127.0.0.1", 0))
-        self.port = self.server.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self.server.accept()
-                number = len(self.lengths)
-                self.lengths.append(0)
-                there = socket.create_connection(("127.0.0.1", self.target))
-                threading.Thread(target=self._pass, args=(client, there), daemon=True).start()
-                threading.Thread(target=self._pass, args=(there, client, number), daemon=True).start()
-
-    def _pass(self, one: socket.socket, other: socket.socket, number: int | None = None) -> None:
-        """Pass on what `one` says; the faults are in what comes back over a connection of a number."""
-        kind, connection, at = self.fault or ("", -1, 0)
-        with suppress(OSError):
-            while data := one.recv(1 << 16):
-                if number is not None:
-                    passed = self.lengths[number]
-                    self.lengths[number] += len(data)
-                    if number == connection and passed + len(data) > at:
-                        if kind == "silent":
-                            threading.Event().wait(60)
-                        if kind == "garbage":
-                            data = data[: max(0, at - passed)] + random.Random(at).randbytes(4096)
-                        else:
-                            other.sendall(data[: max(0, at - passed)])
-                            break
-                other.sendall(data)
-        for end in (one, other):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def restart(self, fault: tuple[str, int, int] | None = None) -> None:
-        """Count from the first connection again, with a fault: its kind, the connection, the byte."""
-        self.lengths, self.fault = [], fault
-
-
 @pytest.fixture
 def line(two: Fleet) -> Iterator[Line]:
     """The line to america, with what a sync says over it in `usual`."""
@@ -143,7 +94,7 @@ def line(two: Fleet) -> Iterator[Line]:
     two.synced()
     made.usual = list(made.lengths)
     yield made
-    made.server.close()
+    made.end()
 
 
 def versions(fleet: Fleet) -> Iterator[None]:
@@ -289,18 +240,9 @@ def test_permission_denied_on_one_mirror_leaves_both_where_they_are_and_deletes_
     two.synced()
 
 
-def remove_generation(tree: Path) -> None:
-    shutil.rmtree(tree / "generations/1")
-
-
 def lead_nowhere(tree: Path) -> None:
     (tree / "current").unlink()
     (tree / "current").symlink_to("generations/77/../nowhere")
-
-
-def lead_back(tree: Path) -> None:
-    (tree / "current").unlink()
-    (tree / "current").symlink_to("generations/1")
 
 
 CHANGES = {
