@@ -1,7 +1,6 @@
 """apt and dnf themselves, each in directories of its own, where they know one repository and nothing else."""
 
 import os
-import socket
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +12,6 @@ def run(*argv: str | Path, cwd: Path | None = None, env: Mapping[str, str] | Non
     done = subprocess.run(argv, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0 or not check, done.stdout + done.stderr
     return done
-
-
-def free_port() -> int:
-    """Return a port of loopback that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
 
 
 class Apt:

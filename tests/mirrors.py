@@ -8,9 +8,9 @@ from datetime import timedelta
 from pathlib import Path
 
 import yaml
-from clients import free_port
 from released import configure
 from servers import Rsyncd, Sshd, nginx
+from trees import free_port
 
 from pkgci.artifacts import Sync, SyncedRepository
 from pkgci.config import Config
@@ -65,7 +65,7 @@ class Fleet:
 
     def sync(self, codename: str = "bookworm", *, whole: bool = False) -> SyncedRepository:
         """Sync a repository; return what was done."""
-        return sync(self.config, "rocket", codename, timedelta(0) if whole else None)
+        return sync(Repository(self.config, "rocket", codename), timedelta(0) if whole else None)
 
     def synced(self, codename: str = "bookworm", *, whole: bool = False) -> SyncedRepository:
         """Sync a repository, which succeeds: all mirrors show its generation, whole."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import packages
 import pytest
 import yaml
-from clients import free_port
+from trees import free_port
 
 from pkgci.config import Config
 from pkgci.errors import PkgciError

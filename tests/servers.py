@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from clients import free_port
+from trees import free_port
 
 SSHD = shutil.which("sshd", path="/usr/local/sbin:/usr/sbin:/sbin")
 SSHD_CONFIG = """

@@ -1,8 +1,10 @@
 """Git trees of tiny real packages, and configurations, for tests."""
 
+import random
 import socket
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -109,6 +111,14 @@ def commit(tree: Path, files: Mapping[str, str | bytes], message: str = "Change"
     return git(tree, "rev-parse", "HEAD")
 
 
+def free_port() -> int:
+    """Return a port of loopback that nobody uses, and that the kernel gives to nobody who does not ask for it."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
 def config(place: Path, packages: Mapping[str, object] | None = None, **settings: object) -> Config:
     """Return a configuration like the embedded default, with a free port, and state and data below `place`.
 
@@ -120,9 +130,8 @@ def config(place: Path, packages: Mapping[str, object] | None = None, **settings
         for path in (EMBEDDED / kind).glob("*.yaml"):
             (directory / kind / path.name).write_bytes(path.read_bytes())
     paths = {"state": str(place / "state"), "data": str(place / "data")}
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/"
-    (directory / "config.yaml").write_text(yaml.safe_dump({"url": url, "paths": paths, **settings}))
+    url = {"url": f"http://127.0.0.1:{free_port()}/"}
+    (directory / "config.yaml").write_text(yaml.safe_dump({**url, "paths": paths, **settings}))
     snapshots = Config(EMBEDDED).data / "snapshots"
     snapshots.mkdir(parents=True, exist_ok=True)
     (place / "data").mkdir()

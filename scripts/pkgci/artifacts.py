@@ -344,6 +344,27 @@ class Sync(Record):
     repositories: tuple[SyncedRepository, ...]
 
 
+class Maintained(Part):
+    """A released repository: the generation that readers see, and what was done.
+
+    `renewed` says why that generation was signed anew, `cleaned` are the numbers of former ones that went.
+    """
+
+    repository: str
+    generation: int
+    valid_until: datetime | None
+    renewed: str
+    cleaned: tuple[int, ...]
+
+
+class Maintenance(Record):
+    """`maintenance.json`: what was done to the released repositories, when their key expires, and what a person must do."""
+
+    repositories: tuple[Maintained, ...]
+    key_expires: datetime | None
+    problems: tuple[str, ...]
+
+
 class Child(Part):
     """A build that a job started, and how it ended; `directory` below the artifacts has what it left, and its log."""
 

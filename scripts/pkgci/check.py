@@ -29,6 +29,7 @@ from pkgci.errors import Exit, InfrastructureError, RequestError
 from pkgci.formats import FORMATS
 from pkgci.jobs import exit_of
 from pkgci.source import Tree, git
+from pkgci.text import spelled_out
 
 POLL = 0.3
 SILENCE = 30  # seconds after which a plain log says what still runs
@@ -262,7 +263,7 @@ def _ended(engine: LocalEngine, refs: dict[str, BuildRef]) -> bool:
 
 
 def _say(console: Console, line: str) -> None:
-    console.print(f"{datetime.now():%H:%M:%S} {line}", highlight=False, soft_wrap=True)
+    console.print(f"{datetime.now():%H:%M:%S} {spelled_out(line)}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _summary(config: Config, engine: LocalEngine, target_name: str, top: BuildRef, console: Console) -> Exit:

@@ -4,7 +4,6 @@ Modules are imported by the subcommand that needs them, so that each starts fast
 """
 
 import importlib
-import logging
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ import click
 
 from pkgci.config import Config
 from pkgci.errors import Exit, PkgciError
+from pkgci.text import log_plainly, spelled_out
 
 
 class Group(click.Group):
@@ -40,12 +40,13 @@ class Group(click.Group):
         try:
             return super().invoke(context)
         except PkgciError as error:
-            click.echo(f"pkgci: {error}", err=True)
+            click.echo(f"pkgci: {spelled_out(str(error))}", err=True)
             sys.exit(int(error.exit))
         except (click.exceptions.Exit, click.ClickException):
             raise
         except OSError as error:
-            click.echo(f"pkgci: {error.filename or 'this machine'}: {error.strerror or error}", err=True)
+            what = spelled_out(f"{error.filename or 'this machine'}: {error.strerror or error}")
+            click.echo(f"pkgci: {what}", err=True)
             sys.exit(int(Exit.INFRASTRUCTURE))
         except Exception:
             # a bug is nobody's package's fault
@@ -67,8 +68,7 @@ def main() -> None:
 
 def _console_log() -> None:
     """Show a person what takes long, as timestamped lines."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
-    logging.getLogger("pkgci").setLevel(logging.INFO)
+    log_plainly(sys.stderr, "%(asctime)s %(message)s")
 
 
 def _step(name: str, body: Callable, report: Callable | None = None) -> None:
@@ -181,6 +181,15 @@ def mirror_sync(form: str) -> None:
         return summary(job(context.config, form, parameters.get("RELEASE"), ARTIFACTS, everything=everything))
 
     _step("mirror-sync", body)
+
+
+@main.command("repository-maintain")
+def repository_maintain() -> None:
+    """Job: sign released repositories anew where that is due, remove former generations, warn before the key expires."""
+    from pkgci.artifacts import ARTIFACTS
+    from pkgci.maintain import maintain as job
+
+    _step("repository-maintain", lambda context: job(context.config, datetime.now(UTC), ARTIFACTS))
 
 
 @main.command()

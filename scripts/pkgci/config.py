@@ -86,6 +86,13 @@ def _no_other(scenario: str) -> str:
     return scenario
 
 
+def _long_enough(days: int) -> int:
+    # renewed at half of it, by a job that may fail for some days until a person mends it
+    if days and days < 14:
+        raise ValueError("must be 14 at least, or 0: then apt takes an index of any age")
+    return days
+
+
 ScenarioName = Annotated[Name, AfterValidator(_no_other)]
 RelativePath = Annotated[str, AfterValidator(_below)]
 PublicKey = Annotated[RelativePath, AfterValidator(_public_key)]
@@ -147,6 +154,9 @@ class Released(Section):
     wait_seconds: int = Field(600, ge=0, description="how long a publication, or a sync, waits for another one's lock")
     keep_hours: int = Field(72, ge=1, description="a former generation is kept so long after it was replaced")
     keep_generations: int = Field(10, ge=1, description="so many former ones are kept in any case")
+    valid_days: Annotated[int, AfterValidator(_long_enough)] = Field(
+        0, description="apt refuses an index that is older; 0: it never does"
+    )
 
 
 class PathsSection(Section):

@@ -18,6 +18,7 @@ from pkgci.config import ROOT, Config
 from pkgci.errors import InfrastructureError, PkgciError
 from pkgci.importer import import_package
 from pkgci.prepare import prepare
+from pkgci.text import log_plainly, spelled_out
 from pkgci.upstream import apt_configuration, apt_sources
 
 log = logging.getLogger(__name__)
@@ -28,8 +29,7 @@ IDENTITY = ["-c", "user.name=A Reviewer", "-c", "user.email=reviewer@localhost"]
 
 def main() -> int:
     """Run the demonstration and return its exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
-    logging.getLogger("pkgci").setLevel(logging.INFO)
+    log_plainly(sys.stdout, "%(asctime)s %(message)s")
     started = time.monotonic()
     try:
         config = Config()
@@ -43,7 +43,7 @@ def main() -> int:
         console = Console(highlight=False)
         code = check.check(config, change, check.targets_of(config, change, ()), check.options(), console)
     except PkgciError as error:
-        print(f"pkgci: {error}", file=sys.stderr)
+        print(f"pkgci: {spelled_out(str(error))}", file=sys.stderr)
         return int(error.exit)
     console.print(f"in all {time.monotonic() - started:.0f} s; next: `pkgci check PATH` on your own package")
     return int(code)

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
@@ -15,6 +16,7 @@ from pkgci.buildhost import reach
 from pkgci.command import run
 from pkgci.config import ROOT, Config
 from pkgci.errors import PkgciError
+from pkgci.released.key import ReleaseKey
 from pkgci.sandbox import memory_control, namespaces, sub_ids
 from pkgci.server import serve
 from pkgci.upstream import apt_sources, rpm_repositories
@@ -105,9 +107,25 @@ def _configured(config: Config) -> Iterator[Finding]:
             yield Finding(f"build host {name} answers, with the same pkgci", True)
         except PkgciError as error:
             yield Finding(f"build host {name}", False, str(error))
+    yield from _release_key(config)
     named = config.names("targets")
     mend = f"make {ROOT / 'jobs' / 'targets.yaml'} name what {config.directory / 'targets'} has: {', '.join(named)}"
     yield Finding(f"targets of the jobs: {', '.join(jobs)}", jobs == named, mend)
+
+
+def _release_key(config: Config) -> Iterator[Finding]:
+    """Look at the key of released repositories, on the machine that has it."""
+    released = config.settings.released
+    if released is None or not Path(released.gnupg_home).is_dir():
+        return
+    try:
+        key = ReleaseKey(config, config.data / "released")
+        warning, expires = key.warning(datetime.now(UTC)), key.expires
+        key.detach_sign(b"")
+        until = f"expires on {expires:%Y-%m-%d}" if expires else "never expires"
+        yield Finding(warning or f"release key {key.fingerprint} signs, and {until}", not warning, warning)
+    except PkgciError as error:
+        yield Finding(f"release key: {error}", False, f"import it into {released.gnupg_home}, or unlock its gpg-agent")
 
 
 def _existing(path: Path) -> Path:

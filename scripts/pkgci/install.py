@@ -17,7 +17,7 @@ from pkgci.artifacts import Finding, Install, InstallOutcome, RepositoryPackage
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError, PackageError
 from pkgci.server import serve
-from pkgci.text import printable
+from pkgci.text import lines, printable
 from pkgci.vm import guest
 from pkgci.vm.machine import Machine
 from pkgci.vm.remote import GuestError
@@ -90,7 +90,7 @@ def _run(
             machine.put(settings)
             findings, said = _test(machine, script, package, _tolerated(config, package))
         (artifacts / "logs").mkdir(parents=True, exist_ok=True)
-        (artifacts / "logs" / f"{package.name}.log").write_bytes(said)
+        (artifacts / "logs" / f"{package.name}.log").write_text(lines(said))
         outcome = InstallOutcome(
             package=package.name,
             version=package.version,

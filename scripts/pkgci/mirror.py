@@ -4,7 +4,7 @@ Each repository's mirrors are a set of their own: what fails in one holds no oth
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,12 +14,12 @@ import click
 from pydantic import ValidationError
 
 from pkgci.artifacts import Sync, SyncedRepository
-from pkgci.config import Config
+from pkgci.config import Config, Mirror
 from pkgci.errors import Exit, InfrastructureError, PkgciError
 from pkgci.mirrors.remote import fetch
-from pkgci.mirrors.transaction import sync
+from pkgci.mirrors.transaction import RECORD, sync
 from pkgci.released.records import Generation
-from pkgci.released.repository import CURRENT, Repository
+from pkgci.released.repository import CURRENT, Repository, repositories
 
 # where a mirror says how many bytes are free there, below its own URL
 FREE = "free"
@@ -43,17 +43,20 @@ def mirror_sync(config: Config, form: str, release: str, artifacts: Path, *, eve
         InfrastructureError: the mirrors of a repository are not at its current generation; the others may be.
     """
     whole_after = timedelta(0) if everything else None if release else timedelta(days=1)
-    names = [name for name in _mirrored(config, release) if _format(config, *name) == form]
+    if release:
+        config.release(release)
+    mirrored = (one for one, _ in _mirrored(config) if one.format == form)
+    chosen = [one for one in mirrored if release in ("", one.release)]
 
-    def one(name: tuple[str, str]) -> SyncedRepository:
+    def one(repository: Repository) -> SyncedRepository:
         try:
-            return sync(config, *name, whole_after)
+            return sync(repository, whole_after)
         except (PkgciError, OSError) as error:
-            about = {"release": name[0], "codename": name[1], "generation": 0, "seconds": 0, "mirrors": ()}
-            return SyncedRepository(**about, notice="", fault=str(error))
+            about = {"release": repository.release, "codename": repository.codename, "generation": 0, "seconds": 0}
+            return SyncedRepository(**about, notice="", fault=str(error), mirrors=())
 
-    with ThreadPoolExecutor(max_workers=max(1, len(names))) as pool:
-        done = Sync(repositories=tuple(pool.map(one, names)))
+    with ThreadPoolExecutor(max_workers=max(1, len(chosen))) as pool:
+        done = Sync(repositories=tuple(pool.map(one, chosen)))
     done.write(artifacts / "sync.json")
     faults = [f"{one.release}/{one.codename}: {one.fault}" for one in done.repositories if one.fault]
     if faults:
@@ -70,17 +73,12 @@ def summary(done: Sync) -> str:
     return "; ".join(said) or "no release has mirrors for this format"
 
 
-def _mirrored(config: Config, release: str = "") -> Iterator[tuple[str, str]]:
-    """Yield release and codename of each repository that has mirrors."""
-    for name in [release] if release else config.names("releases"):
-        one = config.release(name)
-        if one.mirrors:
-            yield from ((name, codename) for codename in sorted({config.target(t).codename for t in one.targets}))
-
-
-def _format(config: Config, release: str, codename: str) -> str:
-    targets = map(config.target, config.release(release).targets)
-    return next(target.format for target in targets if target.codename == codename)
+def _mirrored(config: Config) -> Iterator[tuple[Repository, Mapping[str, Mirror]]]:
+    """Yield each repository that has mirrors, and those."""
+    for one in repositories(config):
+        mirrors = config.release(one.release).mirrors
+        if mirrors:
+            yield one, mirrors
 
 
 @dataclass(frozen=True)
@@ -111,15 +109,14 @@ class Standing:
 
 def standings(config: Config) -> Iterator[Standing]:
     """Yield where each mirror is, as its readers see it."""
-    for release, codename in _mirrored(config):
-        repository = Repository(config, release, codename)
+    for repository, mirrors in _mirrored(config):
         current = repository.current()
-        for name, one in config.release(release).mirrors.items():
+        for name, one in mirrors.items():
             aside = f"aside: {one.aside}" if one.aside else ""
             try:
-                shown = Generation.model_validate_json(fetch(f"{one.url}{codename}/{CURRENT}/generation.json"))
+                shown = Generation.model_validate_json(fetch(f"{one.url}{repository.codename}/{CURRENT}/{RECORD}"))
             except (InfrastructureError, ValidationError) as error:
-                reason = "no generation.json of ours" if isinstance(error, ValidationError) else str(error)
+                reason = f"no {RECORD} of ours" if isinstance(error, ValidationError) else str(error)
                 yield Standing(repository.name, name, None, None, 0, None, None, aside or reason)
                 continue
             behind = max(0, current.number - shown.number) if current else 0

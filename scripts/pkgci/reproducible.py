@@ -15,6 +15,7 @@ from pkgci.formats.base import Request
 from pkgci.roots import comparison_root
 from pkgci.sandbox import Files, execute
 from pkgci.store import Entry
+from pkgci.text import lines
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +49,9 @@ def compare(request: Request, entry: Entry, again: Path) -> list[str]:
     except PkgciError as error:
         log.info("diffoscope cannot say more: %s", error)
         return names
-    said = report.read_text(errors="replace").splitlines()
+    said = report.read_text().splitlines()
     for line in said[:LINES]:
-        log.info("%s", "".join(char if char.isprintable() else "?" for char in line))
+        log.info("%s", line)
     if len(said) > LINES:
         log.info("... and %d more lines in logs/%s", len(said) - LINES, report.name)
     return names
@@ -74,4 +75,4 @@ def _explain(request: Request, former: Sequence[Path], latter: Sequence[Path], r
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryFile() as said:
         output = Path(scratch)
         execute(root.path, SCRIPT.read_text(), files=files, output=output, limits=limits, log_to=said)
-        report.write_bytes((output / "differences").read_bytes())
+        report.write_text(lines((output / "differences").read_bytes()))

@@ -22,7 +22,7 @@ import time
 import tty
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -31,6 +31,7 @@ from typing import IO, Literal
 from pkgci.command import run, supervised
 from pkgci.config import Limits
 from pkgci.errors import DISK, InfrastructureError, PackageError
+from pkgci.text import PlainLog
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,9 @@ TIMED_OUT = 124
 PACK_SECONDS = 300
 LOG_BYTES = 100 << 20
 OUT_FILES = 10_000
+CGROUP = "pkgci-"
+# of version 2, of version 1
+MEMORY_LIMITS = ("memory.max", "memory.limit_in_bytes")
 # not this process's own: a user's has no /usr/sbin, where pivot_root is
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -166,7 +170,7 @@ def execute(
         files: what to add to the root before; its stream is consumed.
         output: an existing directory that takes the regular files of `/out`.
         limits: time, processes, disk and memory.
-        log_to: takes stdout and stderr.
+        log_to: takes stdout and stderr, as plain text: nothing in it is obeyed by a terminal.
         arguments: the script's arguments.
         network: share the host's network. Only for trusted tools that fetch; never for code of a change.
         keep: where to make a packed tar of the root when the script fails or reaches its time limit, for `interactive`;
@@ -180,9 +184,9 @@ def execute(
         PackageError: the limit of time or log was reached, or `/out` holds something else than plain files and directories.
         InfrastructureError: the sandbox cannot be made.
     """
-    with tempfile.TemporaryFile() as archive:
+    with tempfile.TemporaryFile() as archive, PlainLog(log_to) as said:
         stdin = files.finished(script)
-        given = {"limits": limits, "log_to": log_to, "arguments": arguments, "network": network}
+        given = {"limits": limits, "log_to": said, "arguments": arguments, "network": network}
         contain = where or contained
         if keep is None:
             status = contain(base, stdin, archive, **given)
@@ -214,7 +218,7 @@ def contained(
         files: what `Files.finished` returns, a file with a descriptor.
         archive: an open file that takes a tar of `/out`; it is at its beginning afterwards.
         limits: as of `execute`.
-        log_to: as of `execute`.
+        log_to: takes stdout and stderr as they are.
         arguments: as of `execute`.
         network: as of `execute`.
         keep: takes a tar of the root when the script fails.
@@ -419,11 +423,10 @@ def memory_control() -> Literal["cgroup", "systemd", "process"]:
     All its processes together are limited by a cgroup that this user may make, or by one that systemd makes for it;
     otherwise the limit of each process (RLIMIT_DATA) is the only one.
     """
-    group = _cgroup()
-    if group is None:
-        return "systemd" if _scope_works() else "process"
-    group.rmdir()
-    return "cgroup"
+    with _cgroup() as group:
+        if group:
+            return "cgroup"
+    return "systemd" if _scope_works() else "process"
 
 
 @contextmanager
@@ -433,23 +436,14 @@ def _memory_limit(limits: Limits) -> Iterator[list[str]]:
     The tmpfs of the root counts as memory, so the disk limit is added.
     """
     limit = (limits.memory_mib + limits.disk_mib) << 20
-    group = _cgroup()
-    if group is None:
-        yield _scope(limit) if _scope_works() else []
-        return
-    try:
-        for name in ("memory.max", "memory.limit_in_bytes"):
+    with _cgroup() as group:
+        if group is None:
+            yield _scope(limit) if _scope_works() else []
+            return
+        for name in MEMORY_LIMITS:
             if (group / name).exists():
                 (group / name).write_text(str(limit))
         yield ["sh", "-c", 'echo $$ >"$0" && exec "$@"', str(group / "cgroup.procs")]
-    finally:
-        # what was in it has been killed; the kernel may need a moment to let the last of it go
-        for _ in range(100):
-            try:
-                group.rmdir()
-                break
-            except OSError:
-                time.sleep(0.05)
 
 
 def _scope(limit: int) -> list[str]:
@@ -469,22 +463,69 @@ def _scope_works() -> bool:
         return False
 
 
-def _cgroup() -> Path | None:
-    """Make a cgroup with a memory limit below this process's own (version 2, else 1); None where that is not allowed."""
+@contextmanager
+def _cgroup() -> Iterator[Path | None]:
+    """Yield a new cgroup with a memory limit below this process's own (version 2, else 1); None where that is not allowed."""
+    made = None
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"):
-            continue
-        mounts = ["/sys/fs/cgroup/memory"] if controllers else ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
-        for mount in mounts:
-            group = Path(mount + path.rstrip("/"), f"pkgci-{uuid.uuid4().hex}")
+        if controllers in ("", "memory"):
+            mounts = ["/sys/fs/cgroup/memory"] if controllers else ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+            for mount in mounts:
+                made = made or _new_cgroup(Path(mount + path.rstrip("/")))
+    if made is None:
+        yield None
+        return
+    group, lock = made
+    try:
+        yield group
+    finally:
+        # what was in it has been killed; the kernel may need a moment to let the last of it go
+        for _ in range(100):
             try:
-                group.mkdir()
+                group.rmdir()
+                break
             except OSError:
-                continue
-            if any((group / name).exists() for name in ("memory.max", "memory.limit_in_bytes")):
-                return group
-            group.rmdir()
+                time.sleep(0.05)
+        os.close(lock)
+
+
+def _new_cgroup(parent: Path) -> tuple[Path, int] | None:
+    """Make a cgroup, and return it with the descriptor that holds its lock; remove those whose makers were killed."""
+    for left in parent.glob(f"{CGROUP}*"):
+        lock = _lock(left)
+        if lock is not None:
+            # it may be another user's, or the kernel still ends what was in it
+            with suppress(OSError):
+                left.rmdir()
+            os.close(lock)
+    lock = None
+    while lock is None:
+        group = parent / f"{CGROUP}{uuid.uuid4().hex}"
+        try:
+            group.mkdir()
+        except OSError:
+            return None
+        # another process may take it for one that was left, before this one has the lock
+        lock = _lock(group)
+    if any((group / name).exists() for name in MEMORY_LIMITS):
+        return group, lock
+    group.rmdir()
+    os.close(lock)
+    return None
+
+
+def _lock(group: Path) -> int | None:
+    """Return a descriptor that holds the lock of a cgroup; None when another process has it, or the group is gone."""
+    try:
+        lock = os.open(group, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    with suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if group.exists():
+            return lock
+    os.close(lock)
     return None
 
 

@@ -25,6 +25,7 @@ from pkgci.artifacts import ARTIFACTS, Child, Result
 from pkgci.config import Config
 from pkgci.engines.base import BuildRef, Engine, Outcome
 from pkgci.errors import DISK, Aborted, Exit, InfrastructureError, PackageError, PkgciError, RequestError
+from pkgci.text import log_plainly, spelled_out
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,13 @@ FAULTS = {
     Exit.INFRASTRUCTURE: "infrastructure",
     Exit.ABORTED: "aborted",
 }
-ERRORS = {"package": PackageError, "request": RequestError, "aborted": Aborted}
+
+
+class _ChildBugError(PkgciError):
+    """A bug in pkgci ended a child."""
+
+
+ERRORS = {"package": PackageError, "request": RequestError, "aborted": Aborted, "bug": _ChildBugError}
 
 
 @dataclass(frozen=True)
@@ -215,7 +222,7 @@ def run(
     Returns:
         The exit code; see `errors.Exit`.
     """
-    _log_to_stdout()
+    log_plainly(sys.stdout)
     log.info("About: %s", _about())
     started, start = datetime.now(UTC), time.monotonic()
     context = StepContext(engine)
@@ -233,6 +240,7 @@ def run(
                 context.abort_children()
         except PkgciError as error:
             reason, code = str(error), error.exit
+            fault = "bug" if isinstance(error, _ChildBugError) else None
         except Exception as error:
             code = Exit.INFRASTRUCTURE
             if isinstance(error, OSError) and error.errno in DISK:
@@ -245,7 +253,7 @@ def run(
             result={Exit.PASSED: "SUCCESS", Exit.ABORTED: "ABORTED"}.get(code, "FAILURE"),
             fault=fault or FAULTS[code],
             exit=code,
-            reason=" ".join(reason.split()),
+            reason=spelled_out(" ".join(reason.split())),
             started=started,
             seconds=round(time.monotonic() - start, 1),
             children=tuple(context.children),
@@ -353,9 +361,3 @@ def _about() -> str:
     change = ",".join(filter(None, [given["CHANGE"], given["PATCHSET"]])) or os.environ.get("SOURCE_TREE", "")[:8]
     # nothing is validated yet, and this may be about what is wrong
     return ascii(" ".join(filter(None, [given["PROJECT"], change, given["PIPELINE"]])) or "no change")[1:-1][:200]
-
-
-def _log_to_stdout() -> None:
-    """Write this package's own messages to the job's log, as plain lines, and only warnings of the libraries."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
-    logging.getLogger("pkgci").setLevel(logging.INFO)

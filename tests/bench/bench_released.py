@@ -17,8 +17,8 @@ from unittest import mock
 
 import packages
 import yaml
-from clients import free_port
 from table import Row, timed
+from trees import free_port
 
 from pkgci.artifacts import Package
 from pkgci.config import Config

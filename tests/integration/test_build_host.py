@@ -350,8 +350,7 @@ def test_a_key_that_is_not_let_in_and_a_host_that_is_not_there_are_said(host: Bu
     with pytest.raises(InfrastructureError, match=r"cannot log in to build host here .*Authentication failed") as error:
         box("true", host.config(tmp_path / "one", identity=str(host.directory / "other")))
     one_line(error)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = trees.free_port()
     with pytest.raises(InfrastructureError, match=f"cannot log in to build host here .*{port}") as error:
         box("true", host.config(tmp_path / "two", port=port))
     one_line(error)

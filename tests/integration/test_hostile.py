@@ -59,6 +59,11 @@ print(files.stream.tell() >> 20, int(own[1]) >> 10, resource.getrusage(resource.
 """
 
 
+# a title, a cleared screen, a line written over, invalid UTF-8, a very long line, text that runs backwards
+TERMINAL = r"""printf '\033]0;title\007\033[2J bad\rgood \377\376\302\233 \007\n'; head -c 3M /dev/zero | tr '\0' x; \
+	printf '\nerror: \033[31mowned\033[0m \342\200\256txt\n'; exit 1"""
+
+
 @pytest.fixture(scope="session")
 def config() -> Config:
     return Config(EMBEDDED)
@@ -150,17 +155,20 @@ def doing(*commands: str) -> dict:
         ("perl -e '$$x = \"a\" x (1 << 30)'", {"memory_mib": 400}, "Out of memory"),
         ("kill -KILL -1", {}, "the build failed"),
         ("kill -STOP $$PPID; sleep 1000", {"seconds": 15}, "no end after 15 s"),
-        ("printf 'error: \\033]0;owned\\007\\033[2J \\342\\200\\256txt\\n'; exit 1", {}, "the build failed: .*owned"),
+        (TERMINAL, {}, "the build failed: error: owned .txt"),
     ],
     ids=["disk", "forks", "memory", "kills", "stops", "terminal"],
 )
-def test_a_build_harms_itself_only(place: Place, command: str, limits: dict, said: str):
+def test_a_build_harms_itself_only(place: Place, capsys, command: str, limits: dict, said: str):
     marker = f"hostile-{uuid.uuid4()}"
     daemon = f"setsid sh -c 'sleep 1000; : {marker}' >/dev/null 2>&1 </dev/null &"
     with pytest.raises(PackageError) as caught:
         place.build(doing(daemon, command), **limits)
     assert re.search(said, f"{caught.value}\n{place.log()}")
     assert str(caught.value).isprintable()
+    for shown in (place.log(), capsys.readouterr().out):
+        assert "dh_auto_build" in shown
+        assert re.sub(r"[\n\t]", "", shown).isprintable()
     processes.wait_until_gone(marker)
     assert place.left() == []
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import textwrap
 import threading
@@ -15,6 +14,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import trees
 
 from pkgci import install as job
 from pkgci import repository, server
@@ -162,15 +162,14 @@ def rpm(top: Path, name: str, body: str) -> Path:
 def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
     """The embedded targets and this machine's images and snapshots, with repositories of the tests' own, served."""
     top = tmp_path_factory.mktemp("install")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     shutil.copytree(EMBEDDED, top / "etc")
     entry = top / "etc" / "packages" / "source.yaml"
     entry.parent.mkdir(exist_ok=True)
     entry.write_text('source: source\ninstall: {leftovers: ["/var/lib/toler*"]}\n')
     paths = {"data": str(top / "data"), "cache": str(Config(EMBEDDED).cache)}
-    (top / "etc" / "config.yaml").write_text(json.dumps({"url": f"http://127.0.0.1:{port}/", "paths": paths}))
+    (top / "etc" / "config.yaml").write_text(
+        json.dumps({"url": f"http://127.0.0.1:{trees.free_port()}/", "paths": paths})
+    )
     snapshots = Config(EMBEDDED).data / "snapshots"
     snapshots.mkdir(parents=True, exist_ok=True)
     (top / "data").mkdir()
@@ -340,7 +339,7 @@ ATTACKS = (
     Deb("killing", scripts=(("postinst", "pkill -KILL sshd; sleep 1000"),)),
     Deb("halting", scripts=(("postinst", "systemctl poweroff -ff; sleep 1000"),)),
     Deb("flooding", scripts=(("postinst", "yes >/dev/ttyS0 & yes; sleep 1000"),)),
-    Deb("shouting", scripts=(("postinst", "touch /srv/$(printf 'owned\\033[2J')"),)),
+    Deb("shouting", scripts=(("postinst", "name=$(printf 'owned\\033[2J\\007'); echo \"$name\"; touch /srv/$name"),)),
     Deb("innocent", files=(("usr/bin/innocent", "#!/bin/sh\n"),)),
 )
 
@@ -355,10 +354,11 @@ def test_scripts_that_attack_their_machine_are_findings_and_the_next_package_is_
     assert "the connection to the machine is lost" in found["killing"]["install", None]
     assert "the connection to the machine is lost" in found["halting"]["install", None]
     assert found["flooding"]
-    assert found["shouting"]["leftover", "/srv/owned?[2J"] == "is left after the removal"
+    assert found["shouting"]["leftover", "/srv/owned?[2J?"] == "is left after the removal"
     assert found["innocent"] == {}
     assert sum(path.stat().st_size for path in ran.artifacts.rglob("*")) < 20 << 20
-    assert all(line.isprintable() for line in caplog.text.splitlines())
+    said = [caplog.text, *(path.read_text() for path in ran.artifacts.glob("logs/*"))]
+    assert all(line.replace("\t", "").isprintable() for text in said for line in text.split("\n"))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 import terminal
 import trees
 
-from pkgci.config import ROOT, Config
+from pkgci.config import EMBEDDED, ROOT, Config
 from pkgci.prepare import prepare
 
 NAME = "pkgci-test"
@@ -59,6 +59,9 @@ def account() -> Iterator[Account]:
             if name and (ROOT / name).is_file():
                 (made.project / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, made.project / name)
+        # another user's repositories may be served at the default one, by other tests
+        url = f"url: http://127.0.0.1:{trees.free_port()}/\n"
+        (made.project / EMBEDDED.relative_to(ROOT) / "config.yaml").write_text(url)
         config = Config()
         prepare(config, config.names("targets"))
         for source, place in ((config.cache, ".cache/pkgci"), (config.data, ".local/share/pkgci")):

@@ -19,6 +19,7 @@ import trees
 from pkgci.artifacts import Build, Result
 from pkgci.config import Config
 from pkgci.engines.local import BuildRecord, LocalEngine
+from pkgci.errors import InfrastructureError
 from pkgci.store import Store
 
 KILLS = int(os.environ.get("PKGCI_KILLS", "2"))
@@ -79,6 +80,20 @@ def run(configuration: Config, tree: Path, number: int, kill_after: float | None
     return engine.record(ref), time.monotonic() - started
 
 
+def artifacts(configuration: Config, record: BuildRecord) -> Path:
+    """Return what a build left."""
+    return configuration.state / "jobs" / record.job / "builds" / str(record.number) / "archive" / "artifacts"
+
+
+def said(configuration: Config, record: BuildRecord) -> str:
+    """Return what is said of a build: by itself, or, where it could not, by the engine."""
+    try:
+        result = Result.read(artifacts(configuration, record) / "result.json")
+    except InfrastructureError:
+        return f"{record.state} {record.reason}"
+    return f"{record.state} ({result.fault}) {result.reason}"
+
+
 def check(configuration: Config, record: BuildRecord, mounts: str) -> None:
     """Check that nothing is left, and that what is said of the build is so."""
     until(lambda: not processes(), "processes are left", SECONDS_AFTER)
@@ -89,7 +104,7 @@ def check(configuration: Config, record: BuildRecord, mounts: str) -> None:
     store = Store(configuration)
     for entry in store.directory.glob("[0-9a-f][0-9a-f]/*"):
         assert store.lookup(entry.name), f"{entry} is damaged"
-    top = configuration.state / "jobs" / record.job / "builds" / str(record.number) / "archive" / "artifacts"
+    top = artifacts(configuration, record)
     if record.state == "SUCCESS":
         assert Result.read(top / "result.json").result == "SUCCESS"
         assert store.lookup(Build.read(top / f"compile-{TARGET}" / "build.json").key)
@@ -105,7 +120,7 @@ def main(directory: str, tree: str, seed: str) -> None:
     assert record.state == "SUCCESS", record
     for number in range(1, 2 * KILLS, 2):
         killed, _ = run(configuration, Path(tree), number, random.uniform(0, seconds))
-        print(f"{number}: {killed.state} {killed.reason}", flush=True)
+        print(f"{number}: {said(configuration, killed)}", flush=True)
         check(configuration, killed, mounts)
         record, _ = run(configuration, Path(tree), number + 1, None)
         assert record.state == "SUCCESS", record

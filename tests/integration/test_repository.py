@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from clients import Apt, dnf, free_port, run
+import trees
+from clients import Apt, dnf, run
 
 from pkgci import repository, server
 from pkgci.artifacts import Package, Repository
@@ -104,7 +105,7 @@ def config(tmp_path: Path) -> Config:
     etc = tmp_path / "etc"
     (etc / "targets").mkdir(parents=True)
     (etc / "config.yaml").write_text(
-        f"url: http://127.0.0.1:{free_port()}/\ngerrit: file://{tmp_path}/gerrit/\n"
+        f"url: http://127.0.0.1:{trees.free_port()}/\ngerrit: file://{tmp_path}/gerrit/\n"
         f"paths: {{data: {tmp_path / 'data'}, cache: {tmp_path / 'cache'}}}\n"
     )
     for form, name in TARGETS.items():

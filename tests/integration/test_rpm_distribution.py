@@ -194,7 +194,7 @@ def config(distribution: Distribution, tmp_path_factory: pytest.TempPathFactory)
 def build(config: Config, tmp_path: Path):
     def build_small(name: str, more: str = "", **files: str) -> Build:
         trees.commit(tmp_path / name, trees.rpm(name, more=more) | files)
-        (tmp_path / "artifacts").mkdir()
+        (tmp_path / "artifacts").mkdir(exist_ok=True)
         return compile(config, TARGET, trees.local(config, tmp_path / name), tmp_path / "artifacts")
 
     return build_small
@@ -250,6 +250,18 @@ def test_what_has_left_the_distribution_since_the_snapshot_is_looked_for_again(
         distribution.index()
     assert "The upstream has moved" in said
     assert "greeting-2-1" in said
+
+
+def test_a_dependency_that_has_left_the_cache_is_resolved_again(config, build):
+    requires = "BuildRequires: greeting\n"
+    build("first", more=requires)
+    for path in (config.cache / "packages").iterdir():
+        path.unlink()
+    assert build("second", more=requires).origin == "built"
+    for path in (config.cache / "packages").iterdir():
+        os.truncate(path, 10)
+    with pytest.raises(InfrastructureError, match=r"greeting-.* has left the cache since it was resolved; try again"):
+        build("third", more=requires)
 
 
 def test_a_build_requirement_that_the_distribution_lacks_is_named(build):

@@ -20,7 +20,7 @@ from processes import wait_until_gone, with_marker
 from pkgci.config import Config, Limits
 from pkgci.errors import InfrastructureError, PackageError
 from pkgci.roots import Root, build_root
-from pkgci.sandbox import Files, Outcome, _cgroup, contained, execute, unpack
+from pkgci.sandbox import Files, Outcome, _cgroup, contained, execute, memory_control, unpack
 
 
 @pytest.fixture(scope="session")
@@ -223,13 +223,30 @@ def test_the_memory_of_a_process_is_limited(box):
 
 
 def test_the_memory_of_all_processes_is_limited_where_a_cgroup_can_be_made(box):
-    group = _cgroup()
-    if group is None:
+    if memory_control() != "cgroup":
         pytest.xfail("this user may make no cgroup: memory is limited per process")
-    group.rmdir()
     hungry = 'perl -e \'$x = "a" x (180 << 20); print "had it\\n"; sleep 2\''
     _, said = box(f"for i in 1 2 3 4 5 6 7 8; do {hungry} & done; wait", memory_mib=256, disk_mib=800)
     assert said.count("had it") < 8
+
+
+def test_a_cgroup_whose_maker_was_killed_is_removed_by_the_next():
+    program = "from pkgci.sandbox import _cgroup\nwith _cgroup() as group: print(group or '', flush=True); input()"
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as maker:
+        left = Path(maker.stdout.readline().strip())
+        if left == Path():
+            maker.kill()
+            pytest.xfail("this user may make no cgroup: memory is limited per process")
+        with _cgroup() as other:
+            assert other
+            assert left.is_dir()
+        maker.kill()
+    assert left.is_dir()
+    with _cgroup() as other:
+        assert other
+        assert not left.exists()
+    assert not other.exists()
 
 
 def test_a_root_that_cannot_be_made_is_the_machines_fault(box):

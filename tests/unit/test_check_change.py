@@ -1,5 +1,6 @@
 """What `pkgci check` makes of a maintainer's tree: a commit of the change, and the targets; the tree is only read."""
 
+import io
 import os
 import re
 import subprocess
@@ -8,9 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import trees
+from rich.console import Console
 from trees import commit, git
 
-from pkgci import source
+from pkgci import check, source
 from pkgci.change import Parameters
 from pkgci.check import LocalChange, options, prepare_change, targets_of
 from pkgci.compile import _limits
@@ -437,3 +439,9 @@ def test_the_time_limit_that_is_asked_for_stands_over_the_packages_and_nothing_e
     sources = SimpleNamespace(entry=PackageEntry(source="a", limits=Limits(seconds=100, processes=99)))
     limits = _limits(Config(tmp_path), sources, Parameters.read({"BUILD_MINUTES": "90"}))
     assert limits == Limits(seconds=5400, processes=99, disk_mib=500)
+
+
+def test_a_subject_that_is_hostile_is_shown_as_it_is_and_not_obeyed():
+    shown = io.StringIO()
+    check._say(Console(file=shown, force_terminal=True), "checking small (mend [/red] and \x1b[2J)")
+    assert shown.getvalue().endswith("checking small (mend [/red] and \\x1b[2J)\n")

@@ -154,6 +154,11 @@ def test_parameters_reach_the_step_with_defaults_filled_in(engine):
     assert engine.record(ref).parameters == parameters
 
 
+def test_a_parameter_that_is_hostile_is_not_obeyed_by_who_reads_the_log(engine):
+    ref = run(engine, "true", WHO="\x1b[2J\x9b\r\nforged")
+    assert r"WHO='\x1b[2J\x9b\r\nforged'" in log_of(engine, ref)
+
+
 def test_an_unknown_parameter_is_refused(engine):
     with pytest.raises(RequestError, match="run-build has no parameter 'WHOM'"):
         engine.start("run-build", {"WHOM": "x"})

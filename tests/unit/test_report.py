@@ -185,11 +185,11 @@ def test_a_huge_log_costs_little_and_keeps_its_line_numbers(tmp_path: Path):
     assert [line.number for line in view.excerpts[0].lines if line.marked] == [50_001]
 
 
-def test_a_line_that_is_long_or_redrawn_is_shown_as_a_terminal_would_at_its_end(tmp_path: Path):
-    view = failing(tmp_path, f" 10 %\r 90 %\r100 %\r\n\x1b[1;31mbad:\x1b[0m\t{'y' * 1000}\n", "nothing")
-    assert view.excerpts[0].lines[0].text == "100 %"
-    assert view.excerpts[0].lines[1].text.startswith("bad:    yyy")
-    assert view.excerpts[0].lines[1].text.endswith(" … (708 more characters)")
+def test_a_line_that_is_long_is_cut_and_one_that_is_redrawn_hides_nothing(tmp_path: Path):
+    view = failing(tmp_path, f" 10 %\r100 %\r\n\x1b[1;31mbad:\x1b[0m\t{'y' * 1000}\n", "nothing")
+    assert [line.text for line in view.excerpts[0].lines[:2]] == [" 10 %", "100 %"]
+    assert view.excerpts[0].lines[2].text.startswith("bad:    yyy")
+    assert view.excerpts[0].lines[2].text.endswith(" … (708 more characters)")
 
 
 def test_a_failed_install_test_shows_what_the_machine_said_and_a_failed_system_test_too(tmp_path: Path):

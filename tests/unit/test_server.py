@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import trees
 
 from pkgci import server
 from pkgci.config import Config
@@ -21,9 +22,7 @@ CONTENT = bytes(range(256)) * 8
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    return trees.free_port()
 
 
 def configured(directory: Path, port: int, host: str = "127.0.0.1", serve: str = "true") -> Config:

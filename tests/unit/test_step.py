@@ -136,6 +136,15 @@ def test_a_bug_shows_its_traceback_and_is_nobody_elses_fault(run, capsys):
     assert "Traceback" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("fault", ["package", "request", "infrastructure", "bug"])
+def test_whose_fault_it_is_that_a_child_failed_is_kept(run, fault):
+    left = Result(step="x", result="FAILURE", fault=fault, exit=7, reason="so", started=datetime.now(UTC), seconds=1)
+    command = f"mkdir -p artifacts; echo '{left.model_dump_json(by_alias=True)}' >artifacts/result.json; exit 7"
+    code, result = run(lambda context: str(context.run_together([("run-build", {"COMMAND": command})])))
+    assert (result.fault, result.reason) == (fault, "run-build/1: so")
+    assert code == {"package": 1, "request": 2}.get(fault, 3)
+
+
 def test_what_an_earlier_run_left_in_artifacts_is_gone(run, here):
     run(lambda _: "done")
     (here / "artifacts" / "old").mkdir()

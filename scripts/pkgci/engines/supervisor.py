@@ -29,6 +29,7 @@ from pkgci.engines.definitions import read
 from pkgci.engines.local import POLL, LocalEngine, remove, try_lock
 from pkgci.engines.processes import COOKIE, SUPERVISOR, kill_all
 from pkgci.errors import Exit, PkgciError
+from pkgci.text import plain, spelled_out
 
 MINUTE = 60.0  # seconds
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
@@ -69,7 +70,7 @@ class Supervisor:
         self.log.say(f"{self.ref}, label {self.record.label}")
         for name, value in self.record.parameters.items():
             if value:
-                self.log.say(f"{name}={shlex.quote(value)}")
+                self.log.say(f"{name}={shlex.quote(spelled_out(value))}")
         try:
             with self._executor() as granted:
                 result: Outcome = self._build() if granted else "ABORTED"
@@ -322,7 +323,7 @@ class Log:
 
     def say(self, text: str) -> None:
         """Write a line of the engine itself."""
-        self.write((b"" if self._line_begins else b"\n") + text.rstrip("\n").encode(errors="replace") + b"\n")
+        self.write((b"" if self._line_begins else b"\n") + plain(text.rstrip("\n")).encode() + b"\n")
 
     def write(self, data: bytes) -> None:
         """Write a piece of output."""

@@ -100,19 +100,28 @@ def write_client(root: Path, url: str, target: Target, key: SigningKey) -> None:
 
 
 def client(url: str, codename: str, public_key: str) -> str:
-    """Return the text of `CLIENT`; see sources.list(5), DEB822-style."""
-    signed_by = "".join(f" {line or '.'}\n" for line in public_key.splitlines())
-    return f"Types: deb deb-src\nURIs: {url}\nSuites: {codename}\nComponents: {COMPONENT}\nSigned-By:\n{signed_by}"
+    """Return the text of `CLIENT`, with an ASCII-armoured key or a file's path; see sources.list(5), DEB822-style."""
+    lines = [f" {line or '.'}" for line in public_key.splitlines()]
+    signed_by = "\n".join(["", *lines] if lines[1:] else lines)
+    return f"Types: deb deb-src\nURIs: {url}\nSuites: {codename}\nComponents: {COMPONENT}\nSigned-By:{signed_by}\n"
 
 
-def release(codename: str, architectures: Sequence[str], label: str, date: datetime, listed: Sequence[str]) -> bytes:
-    """Return a `Release` file; `listed` are its lines about index files."""
+def release(
+    codename: str,
+    architectures: Sequence[str],
+    label: str,
+    date: datetime,
+    listed: Sequence[str],
+    until: datetime | None = None,
+) -> bytes:
+    """Return a `Release` file; `listed` are its lines about index files. apt refuses it after `until`."""
     head = {
         "Origin": label,
         "Label": label,
         "Suite": codename,
         "Codename": codename,
-        "Date": format_datetime(date).replace("+0000", "UTC"),
+        "Date": _date(date),
+        **({"Valid-Until": _date(until)} if until else {}),
         # packages for all architectures are in each architecture's index, and in no index of their own
         "Architectures": " ".join(architectures),
         "Components": COMPONENT,
@@ -120,6 +129,10 @@ def release(codename: str, architectures: Sequence[str], label: str, date: datet
     }
     lines = [f"{name}: {value}" for name, value in head.items()]
     return "\n".join([*lines, "SHA256:", *listed, ""]).encode()
+
+
+def _date(time: datetime) -> str:
+    return format_datetime(time).replace("+0000", "UTC")
 
 
 def binaries(entry: Entry, paths: Mapping[str, str]) -> "list[deb822.Deb822]":

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -289,16 +290,26 @@ def lint_output(place: Place, script_name: str, files: Files) -> dict[str, bytes
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def cached(request: Request, kind: str, made_from: object, model: type[Model], make: Callable[[], Model]) -> Model:
-    """Return what `make` makes, from the cache if the same was made before from the same root and `made_from`."""
+def cached(
+    request: Request,
+    kind: str,
+    made_from: object,
+    model: type[Model],
+    make: Callable[[], Model],
+    usable: Callable[[Model], bool] = lambda _: True,
+) -> Model:
+    """Return what `make` makes, from the cache if the same was made before from the same root and `made_from`.
+
+    What is no longer `usable` is made again.
+    """
     # what a script beside this module does is part of what its answer is made from
     code = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.*"))]
     key = hashlib.sha256(json.dumps([request.root.id, made_from, code]).encode()).hexdigest()
     path = request.config.cache / kind / f"{key}.json"
-    try:
-        return model.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, ValidationError):
-        pass
+    with suppress(FileNotFoundError, ValidationError):
+        found = model.model_validate_json(path.read_bytes())
+        if usable(found):
+            return found
     made = make()
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as new:
@@ -366,11 +377,10 @@ def last_words(path: Path, start: int, fallback: str) -> str:
 
 
 def _end_of(path: Path, start: int) -> str:
-    """Return the end of a log, from the byte offset `start` at most, without what a terminal would obey."""
+    """Return the end of a log, from the byte offset `start` at most."""
     with path.open("rb") as stream:
         stream.seek(max(start, path.stat().st_size - 65536))
-        said = stream.read().decode(errors="replace")
-    return "".join(char for char in said if char.isprintable() or char in "\n\r")
+        return stream.read().decode(errors="replace").replace("\t", " ")
 
 
 def download(config: Config, dependencies: Dependencies) -> list[Path]:
@@ -382,7 +392,7 @@ def download(config: Config, dependencies: Dependencies) -> list[Path]:
     own = (config.settings.url, *config.settings.repositories)
 
     def one(dependency: Dependency) -> Path:
-        path = config.cache / "packages" / dependency.sha256
+        path = kept(config, dependency)
         if path.exists():
             with path.open("rb") as stream:
                 # a crash may have left less than was written
@@ -390,6 +400,9 @@ def download(config: Config, dependencies: Dependencies) -> list[Path]:
             if whole:
                 os.utime(path)
                 return path
+            path.unlink(missing_ok=True)
+        if not dependency.url:
+            raise InfrastructureError(f"{dependency.file} has left the cache since it was resolved; try again")
         upstream = not dependency.url.startswith(own)
         content = web.read(dependency.url, upstream=upstream, largest=PACKAGE_BYTES)
         if hashlib.sha256(content).hexdigest() != dependency.sha256:
@@ -398,6 +411,11 @@ def download(config: Config, dependencies: Dependencies) -> list[Path]:
 
     with ThreadPoolExecutor(max_workers=4) as pool:
         return list(pool.map(one, dependencies.install))
+
+
+def kept(config: Config, dependency: Dependency) -> Path:
+    """Return where the download cache has a package, if it has it."""
+    return config.cache / "packages" / dependency.sha256
 
 
 def keep(config: Config, digest: str, content: bytes) -> Path:

@@ -155,7 +155,11 @@ def resolve(request: Request, metadata: Metadata) -> Dependencies:
             )
             return Dependencies(install=tuple(_keep(request, path) for path in made))
 
-    return base.cached(request, "dependencies", [digests, metadata.depends], Dependencies, make)
+    def there(found: Dependencies) -> bool:
+        # they are downloaded with the answer; the cache may have been cleaned since
+        return all(base.kept(request.config, dependency).exists() for dependency in found.install)
+
+    return base.cached(request, "dependencies", [digests, metadata.depends], Dependencies, make, there)
 
 
 def _index_digest(repositories: Iterable[str], *, upstream: bool) -> str:

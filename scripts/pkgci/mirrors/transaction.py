@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pkgci import artifacts
-from pkgci.config import Config, Mirror
+from pkgci.config import Mirror
 from pkgci.errors import InfrastructureError, PkgciError
 from pkgci.locks import locked, waiting
 from pkgci.mirrors.records import Kept, State
@@ -164,28 +164,23 @@ class Copy:
         self.state = state
 
 
-def sync(
-    config: Config, release: str, codename: str, whole_after: timedelta | None = None
-) -> artifacts.SyncedRepository:
+def sync(repository: Repository, whole_after: timedelta | None = None) -> artifacts.SyncedRepository:
     """Bring all mirrors of a released repository to its current generation.
 
     Args:
-        config: the configuration.
-        release: the release's name.
-        codename: the targets' codename.
+        repository: the repository.
         whole_after: a mirror that was last gone through as a whole so long ago is so again; None for none.
 
     Returns:
         What was done, with `fault` when it did not succeed.
 
     Raises:
-        RequestError: there is no such repository.
         InfrastructureError: the lock is held for too long, or the file system fails.
     """
-    repository = Repository(config, release, codename)
+    config, release = repository.config, repository.release
     released = config.settings.released
     assert released is not None
-    place = config.data / "mirrors" / release / codename
+    place = config.data / "mirrors" / release / repository.codename
     turn = place / "turn"
     turn.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()

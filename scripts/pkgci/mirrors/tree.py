@@ -13,6 +13,8 @@ from pkgci.released.records import Generation, ReleasedBuild
 from pkgci.released.repository import CURRENT, Repository
 
 MIRROR_LIST = "mirrorlist"
+# of the package with the repository's key and lines
+PACKAGES = (".deb", ".rpm")
 
 
 def lay_out(
@@ -49,7 +51,9 @@ def lay_out(
             (place / name).symlink_to(leads)
         public = [path for path in root.iterdir() if path.is_file() and not path.is_symlink() and path.name[0] != "."]
         for path in [*public, own / MIRROR_LIST]:
-            if path.exists():
+            if path.suffix in PACKAGES:
+                os.link(path, place / path.name)
+            elif path.exists():
                 _readdress(path, place / path.relative_to(root), repository.url, url)
     except OSError as error:
         raise InfrastructureError(

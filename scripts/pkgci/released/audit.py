@@ -3,6 +3,7 @@
 import hashlib
 import stat
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pkgci.errors import PkgciError
@@ -18,6 +19,9 @@ def audit(repository: Repository, *, everything: bool = False) -> Iterator[str]:
         repository: the repository.
         everything: all generations that are kept, not only the one that readers see now.
     """
+    current = repository.current()
+    if current and current.valid_until and current.valid_until < datetime.now(UTC):
+        yield f"generation {current.number} has expired: the job repository-maintain did not renew it"
     examined: dict[Offered, list[str]] = {}
     for generation in sorted(repository.root.glob("generations/[0-9]*" if everything else CURRENT)):
         try:

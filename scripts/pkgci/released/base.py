@@ -15,7 +15,8 @@ from pkgci.store import Entry
 class Place:
     """A repository, and the generation that is being made.
 
-    `root` is what readers see, at `url`. `time` is the generation's own; `stamp` that of its pointer files, in seconds.
+    `root` is what readers see, at `url`. `time` is the generation's own; `stamp` that of its pointer files, in seconds;
+    `until` is when clients begin to refuse it, None for never.
     """
 
     root: Path
@@ -27,6 +28,7 @@ class Place:
     signed: Path
     number: int
     time: datetime
+    until: datetime | None
     stamp: int
 
 
@@ -75,11 +77,12 @@ class Packaged:
 
 class Form(Protocol):
     """The verbs of a format. `links` are symbolic links below the repository's root, which lead through `current`; `shared`
-    are the directories with metadata files of all generations."""
+    are the directories with metadata files of all generations. What `expires` has clients that refuse an old index."""
 
     compressions: Sequence[str]
     shared: Sequence[str]
     links: Mapping[str, str]
+    expires: bool
 
     def lists(self, place: Place) -> list[str]:
         """Return the names of the metadata files."""
@@ -113,6 +116,12 @@ class Form(Protocol):
 
     def clients(self, place: Place) -> dict[str, str]:
         """Return what users need, by the names of files at the repository's root."""
+
+    def keyring(self, place: Place) -> str:
+        """Return the file name of the package that brings users the key and the lines, at the repository's root."""
+
+    def make_keyring(self, place: Place, path: Path) -> None:
+        """Make that package as the file `path`, with an empty directory around it. Raises InfrastructureError."""
 
     def read(self, generation: Path, key: ReleaseKey) -> Iterator[Offered]:
         """Yield what a generation in its directory offers, from what its signature vouches for, down to the packages.

@@ -36,6 +36,7 @@ class Deb:
     compressions = COMPRESSIONS
     shared = (BY_HASH,)
     links: Mapping[str, str] = {"dists": "current/dists"}
+    expires = True
 
     def lists(self, place: Place) -> list[str]:
         """Return the metadata files' names below `dists/CODENAME/`."""
@@ -120,7 +121,7 @@ class Deb:
                 # generations/N/dists/CODENAME/main/KIND/ up to the root
                 (path.parent / "by-hash").symlink_to("../../../../../../by-hash")
             listed.append(f" {written.digest} {written.size} {written.list}{suffix}")
-        text = apt.release(place.codename, place.architectures, place.label, place.time, listed)
+        text = apt.release(place.codename, place.architectures, place.label, place.time, listed, place.until)
         pointers = [distribution / name for name in ("Release", "Release.gpg", "InRelease")]
         signed, detached = place.key.sign_both(text)
         for path, content in zip(pointers, (text, detached, signed), strict=True):
@@ -136,7 +137,47 @@ class Deb:
 
     def clients(self, place: Place) -> dict[str, str]:
         """Return what users need, by the names of files at the repository's root."""
-        return {apt.CLIENT: apt.client(place.url, place.codename, place.key.public)}
+        return {
+            apt.CLIENT: apt.client(place.url, place.codename, place.key.public),
+            "README": f"""{place.label} for {place.codename}: packages in an index that is signed by the key
+{place.key.fingerprint}
+
+Install the key and the lines for apt, once:
+  curl -fsSO {place.url}{self.keyring(place)}
+  sudo apt-get install ./{self.keyring(place)}
+or only the lines, with the key in them:
+  sudo curl -fsSo /etc/apt/sources.list.d/{place.label}.sources {place.url}{apt.CLIENT}
+then:
+  sudo apt-get update
+""",
+        }
+
+    def keyring(self, place: Place) -> str:
+        """Return the file name of the package that brings users the key and the lines, at the repository's root."""
+        return f"{place.label}-keyring.deb"
+
+    def make_keyring(self, place: Place, path: Path) -> None:
+        """Make that package; see deb-control(5)."""
+        tree = path.with_name("tree")
+        key = f"usr/share/keyrings/{place.label}.gpg"
+        lines = f"etc/apt/sources.list.d/{place.label}.sources"
+        files = {
+            key: place.key.keyring.read_bytes(),
+            lines: apt.client(place.url, place.codename, f"/{key}").encode(),
+            "DEBIAN/conffiles": f"/{lines}\n".encode(),
+            "DEBIAN/control": (
+                f"Package: {place.label}-keyring\nVersion: {place.time:%Y%m%d.%H%M%S}\nArchitecture: all\n"
+                f"Maintainer: {place.key.owner}\nSection: misc\nPriority: optional\n"
+                f"Description: key and apt source of {place.label} for {place.codename}\n"
+            ).encode(),
+        }
+        for name, content in files.items():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (tree / name).write_bytes(content)
+            (tree / name).chmod(0o644)
+        for directory in (tree, *(one for one in tree.rglob("*") if one.is_dir())):
+            directory.chmod(0o755)
+        run(["dpkg-deb", "--root-owner-group", "--build", tree, path], quiet=True)
 
     def read(self, generation: Path, key: ReleaseKey) -> Iterator[Offered]:
         """Yield what a generation in its directory offers; as `base.Form`."""

@@ -2,14 +2,17 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 
 from pkgci.command import run
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError, RequestError
+from pkgci.text import printable
 
 SECONDS = 120
+WARNING = timedelta(days=60)
 
 
 class ReleaseKey:
@@ -67,6 +70,34 @@ class ReleaseKey:
         """The public key as a keyring file."""
         return self._derived / "keyring.gpg"
 
+    @property
+    def owner(self) -> str:
+        """Whose it is: the user id that it names first, `NAME <ADDRESS>`."""
+        found = next((fields[9] for fields in self._listed() if fields[0] == "uid"), "")
+        return printable(found) or "unknown"
+
+    @property
+    def expires(self) -> datetime | None:
+        """When it expires, or the key that it is a subkey of; None for never."""
+        times, last = set(), ""
+        for fields in self._listed():
+            if fields[0] in ("pub", "sub"):
+                last = fields[6]
+            if fields[0] == "pub" or (fields[0] == "fpr" and fields[9] == self.fingerprint):
+                times.add(last)
+        return min((datetime.fromtimestamp(int(time), UTC) for time in times if time), default=None)
+
+    def warning(self, now: datetime) -> str:
+        """Return what a person has to do, from 60 days before it expires; until then nothing."""
+        expires = self.expires
+        if expires is None or now < expires - WARNING:
+            return ""
+        when = f"expires on {expires:%Y-%m-%d}, in {(expires - now).days} days" if now < expires else "has expired"
+        return (
+            f"the release key {self.fingerprint} {when}; extend it (gpg --homedir {self._home} --quick-set-expire), then "
+            "start the job repository-maintain"
+        )
+
     def sign_rpm(self, path: Path) -> None:
         """Sign an RPM package in place; see rpmsign(8). Hard links to it would change too: give a copy."""
         definitions = [f"_gpg_name {self.fingerprint}", f"_gpg_path {self._home}", "__gpg /usr/bin/gpg"]
@@ -82,6 +113,12 @@ class ReleaseKey:
         if done.returncode:
             said = (done.stdout + done.stderr).decode(errors="replace").split("\n")[0]
             raise InfrastructureError(f"{path.name}: rpm does not accept its signature: {ascii(said)[1:-1][:200]}")
+
+    def _listed(self) -> list[list[str]]:
+        """Return what gpg says of it, a list of fields a line; see gpg's doc/DETAILS."""
+        words = [*self._gpg, "--with-colons", "--list-keys", self.fingerprint]
+        said = run(words, timeout=SECONDS, quiet=True).stdout.decode(errors="replace")
+        return [line.split(":") for line in said.splitlines()]
 
     @cached_property
     def _derived(self) -> Path:

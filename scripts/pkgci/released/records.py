@@ -64,13 +64,14 @@ class Generation(Record):
     """`generation.json`: what a generation changed against the one before it, by whom and why.
 
     `stamp` is the time of its pointer files in seconds since the epoch: it grows with each generation, also when several
-    are made within a second.
+    are made within a second. A renewal changes no package: it is signed again, and apt accepts it until `valid_until`.
     """
 
     number: int
     time: datetime
     stamp: int
-    kind: Literal["publish", "rollback"]
+    valid_until: datetime | None = None
+    kind: Literal["publish", "rollback", "renewal"]
     by: str
     reason: Words = ""
     added: tuple[ReleasedBuild, ...]

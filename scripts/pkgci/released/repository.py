@@ -20,10 +20,11 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pkgci import artifacts
+from pkgci.artifacts import Maintained
 from pkgci.config import Config
 from pkgci.disk import fsync, fsync_all
 from pkgci.errors import InfrastructureError, RequestError
@@ -231,6 +232,7 @@ class Repository:
                 number=number,
                 time=now,
                 stamp=stamp,
+                valid_until=place.until,
                 kind=kind,
                 by=describe_owner(),
                 reason=reason,
@@ -261,6 +263,39 @@ class Repository:
         shutil.rmtree(self.place / "closure", ignore_errors=True)
         (self.place / JOURNAL).unlink()
         return record
+
+    def maintain(self, now: datetime) -> Maintained | None:
+        """Renew what is signed where that is due, and remove former generations that no reader can still be at.
+
+        Returns:
+            What was done; None when nothing was published yet.
+        """
+        with self.opened():
+            current = self.current()
+            if current is None:
+                return None
+            gone = self._prune()
+            due = self._due(current, now)
+            if due:
+                current = self.commit([], [], "renewal", due)
+            return Maintained(
+                repository=self.name,
+                generation=current.number,
+                valid_until=current.valid_until,
+                renewed=due,
+                cleaned=tuple(gone),
+            )
+
+    def _due(self, current: Generation, now: datetime) -> str:
+        """Return why a generation has to be signed again, or nothing."""
+        if (self.root / "key.asc").read_text() != self.key.public:
+            return "the public key has changed"
+        until = current.valid_until
+        if bool(until) != bool(self._valid_days):
+            return f"valid_days is {self._valid_days} now"
+        if until and now >= current.time + (until - current.time) / 2:
+            return f"it is valid until {until:%Y-%m-%d}"
+        return ""
 
     def refuse_unmet(self, added: Sequence[Entry], removed: Sequence[str]) -> None:
         """Refuse dependencies that a publication newly breaks; what was found good for this generation is not asked again.
@@ -393,6 +428,11 @@ class Repository:
     def _architectures(self) -> tuple[str, ...]:
         return tuple(sorted({target.architecture for target in self.targets.values()}))
 
+    @property
+    def _valid_days(self) -> int:
+        assert self.config.settings.released is not None
+        return self.config.settings.released.valid_days if self.form.expires else 0
+
     def _at(self, number: int, now: datetime, stamp: int) -> Place:
         return Place(
             root=self.root,
@@ -404,6 +444,7 @@ class Repository:
             signed=self.config.data / "signed" / self.key.fingerprint,
             number=number,
             time=now,
+            until=now + timedelta(days=self._valid_days) if self._valid_days else None,
             stamp=stamp,
         )
 
@@ -524,6 +565,7 @@ class Repository:
                 new = path.with_name(f".{name}.new")
                 new.write_text(content)
                 new.rename(path)
+        self._write_keyring(place)
         for name, leads in self.form.links.items():
             with suppress(FileExistsError):
                 (self.root / name).parent.mkdir(exist_ok=True)
@@ -534,14 +576,33 @@ class Repository:
         new.rename(self.root / CURRENT)
         fsync(self.root)
 
+    def _write_keyring(self, place: Place) -> None:
+        """Make the keyring package anew when what is in it has changed."""
+        final, known = self.root / self.form.keyring(place), self.place / "keyring"
+        inside = hashlib.sha256(f"{self.url}\n{self.key.public}".encode()).hexdigest()
+        if final.exists() and known.exists() and known.read_text() == inside:
+            return
+        new = self.place / ".keyring" / final.name
+        shutil.rmtree(new.parent, ignore_errors=True)
+        new.parent.mkdir()
+        self.form.make_keyring(place, new)
+        new.chmod(0o644)
+        new.replace(final)
+        shutil.rmtree(new.parent)
+        # last: whoever is killed before makes it again
+        known.write_text(inside)
+
     def _pointer(self) -> int:
         try:
             return int(os.readlink(self.root / CURRENT).rpartition("/")[2])
         except FileNotFoundError:
             return 0
 
-    def _prune(self) -> None:
-        """Remove what only generations had that no reader can still be at. What cannot be removed now stays."""
+    def _prune(self) -> list[int]:
+        """Remove what only generations had that no reader can still be at; return their numbers.
+
+        What cannot be removed now stays.
+        """
         released = self.config.settings.released
         assert released is not None
         oldest = self.index.oldest(time.time() - released.keep_hours * 3600, released.keep_generations)
@@ -555,11 +616,19 @@ class Repository:
                 shutil.rmtree(self.root / self.directory(source, key), ignore_errors=True)
                 with suppress(OSError):
                     (self.root / "pool" / source).rmdir()
+            return numbers
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
         with errors(self.place / "index.sqlite"):
             yield
+
+
+def repositories(config: Config) -> Iterator[Repository]:
+    """Yield the repositories of all releases, also those that nothing was published to yet."""
+    for release in config.names("releases"):
+        for codename in sorted({config.target(name).codename for name in config.release(release).targets}):
+            yield Repository(config, release, codename)
 
 
 def unlinked(config: Config, before: float) -> list[Path]:

@@ -34,6 +34,21 @@ LISTS: Mapping[str, str] = {
 }
 OPERATORS = {"LT": "<<", "LE": "<=", "EQ": "=", "GE": ">=", "GT": ">>"}
 REPOMD = "repodata/repomd.xml"
+KEYRING = """Name: {label}-keyring
+Version: {version}
+Release: 1
+Summary: Key and dnf repository of {label} for {codename}
+License: Public-Domain
+BuildArch: noarch
+%description
+The key that packages of {label} are signed by, and the lines with which dnf uses them.
+%install
+install -D -m 644 {scratch}/key %{{buildroot}}{key}
+install -D -m 644 {scratch}/lines %{{buildroot}}{lines}
+%files
+{key}
+%config(noreplace) {lines}
+"""
 
 
 class Rpm:
@@ -47,6 +62,7 @@ class Rpm:
         f"{REPOMD}.asc": f"../current/{REPOMD}.asc",
         "mirrorlist": "current/mirrorlist",
     }
+    expires = False
 
     def lists(self, _place: Place) -> list[str]:
         """Return the metadata files' types."""
@@ -151,10 +167,42 @@ class Rpm:
 
     def clients(self, place: Place) -> dict[str, str]:
         """Return what users need, by the names of files at the repository's root."""
-        name = "-".join(place.url.rstrip("/").split("/")[-2:])
-        # by the mirror list dnf stays with one generation: repomd.xml and its signature are two requests
-        lines = f"[pkgci-{name}]\nname={name}\nmirrorlist={place.url}mirrorlist\nenabled=1\n"
-        return {repomd.CLIENT: f"{lines}repo_gpgcheck=1\ngpgcheck=1\ngpgkey={place.url}key.asc\n"}
+        return {
+            repomd.CLIENT: _lines(place, f"{place.url}key.asc"),
+            "README": f"""{place.label} for {place.codename}: packages that are signed, in an index that is signed, by the key
+{place.key.fingerprint}
+
+Install the key and the lines for dnf, once:
+  sudo dnf install {place.url}{self.keyring(place)}
+or only the lines:
+  sudo curl -fsSo /etc/yum.repos.d/{place.label}.repo {place.url}{repomd.CLIENT}
+""",
+        }
+
+    def keyring(self, place: Place) -> str:
+        """Return the file name of the package that brings users the key and the lines, at the repository's root."""
+        return f"{place.label}-keyring.rpm"
+
+    def make_keyring(self, place: Place, path: Path) -> None:
+        """Make that package, signed; see rpmbuild(8)."""
+        key, lines = f"/etc/pki/rpm-gpg/RPM-GPG-KEY-{place.label}", f"/etc/yum.repos.d/{place.label}.repo"
+        scratch = path.parent
+        (scratch / "key").write_text(place.key.public)
+        (scratch / "lines").write_text(_lines(place, f"file://{key}"))
+        (scratch / "keyring.spec").write_text(
+            KEYRING.format(
+                label=place.label,
+                codename=place.codename,
+                version=f"{place.time:%Y%m%d.%H%M%S}",
+                key=key,
+                lines=lines,
+                scratch=scratch,
+            )
+        )
+        definitions = {"_topdir": scratch, "_rpmdir": scratch, "_rpmfilename": path.name, "_binary_payload": "w9.gzdio"}
+        words = [word for name, value in definitions.items() for word in ("--define", f"{name} {value}")]
+        run(["rpmbuild", "-bb", *words, scratch / "keyring.spec"], quiet=True)
+        place.key.sign_rpm(path)
 
     def read(self, generation: Path, key: ReleaseKey) -> Iterator[Offered]:
         """Yield what a generation in its directory offers; as `base.Form`."""
@@ -178,6 +226,14 @@ class Rpm:
     def examine_package(self, path: Path, key: ReleaseKey) -> None:
         """Check a package's signature by rpm itself."""
         key.verify_rpm(path)
+
+
+def _lines(place: Place, key: str) -> str:
+    """Return what dnf needs, with the URL of the key; see dnf.conf(5)."""
+    name = "-".join(place.url.rstrip("/").split("/")[-2:])
+    # by the mirror list dnf stays with one generation: repomd.xml and its signature are two requests
+    lines = f"[pkgci-{name}]\nname={name}\nmirrorlist={place.url}mirrorlist\nenabled=1\n"
+    return f"{lines}repo_gpgcheck=1\ngpgcheck=1\ngpgkey={key}\n"
 
 
 def _signed(path: Path, digest: str, place: Place) -> Path:

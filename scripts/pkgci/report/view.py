@@ -37,6 +37,7 @@ from pkgci.artifacts import (
 )
 from pkgci.errors import InfrastructureError
 from pkgci.formats import apt, repomd
+from pkgci.text import plain
 from pkgci.web import LOOPBACK
 
 PAGE = "index.html"
@@ -60,8 +61,6 @@ BLAME = {
 }
 SEVERITIES = ("error", "warning", "info")
 TIME_STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ?")
-# ECMA-48 control sequences, and what terminals take as commands of the operating system
-ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(\x07|\x1b\\)|\x1b[@-_]")
 # what a step and its engine say at the end of every log
 EPILOGUE = re.compile(
     r"\w+ (SUCCESS|FAILURE|ABORTED) \(fault: |The step ended with status |asked to stop|Finished: |Build step '"
@@ -478,7 +477,7 @@ def _excerpt(artifacts: Path, job: Job, path: Path, reason: str, before: int = B
     squeezed = " ".join(reason.split())
     hits = []
     for index, line in enumerate(lines):
-        compared = " ".join("".join(char if char.isprintable() else " " for char in line).strip()[:COMPARED].split())
+        compared = " ".join(line.strip()[:COMPARED].split())
         if len(compared) > 5 and compared in squeezed:
             hits.append((len(compared), index))
     marked = max(hits)[1] if hits else None
@@ -494,18 +493,14 @@ def _excerpt(artifacts: Path, job: Job, path: Path, reason: str, before: int = B
 
 
 def _tail(path: Path) -> tuple[int, list[str]]:
-    """Return the number of the first line of a log's last `LOG_BYTES`, and the lines without time stamps and colours."""
+    """Return the number of the first line of a log's last `LOG_BYTES`, and the lines as plain text without time stamps."""
     with path.open("rb") as stream:
         skipped, left = 0, path.stat().st_size - LOG_BYTES
         while left > 0 and (block := stream.read(min(left, 1 << 20))):
             skipped += block.count(b"\n")
             left -= len(block)
-        text = stream.read(LOG_BYTES).decode(errors="replace")
-    lines = []
-    for line in text.removesuffix("\n").split("\n"):
-        plain = ESCAPE.sub("", line.rstrip("\r"))
-        # as a terminal shows it that goes back to the line's beginning
-        lines.append(TIME_STAMP.sub("", plain.rpartition("\r")[2], count=1).expandtabs())
+        text = plain(stream.read(LOG_BYTES).decode(errors="replace"))
+    lines = [TIME_STAMP.sub("", line, count=1).expandtabs() for line in text.removesuffix("\n").split("\n")]
     return skipped + 1, lines
 
 
