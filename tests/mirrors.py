@@ -13,11 +13,13 @@ from servers import Rsyncd, Sshd, nginx
 from trees import free_port
 
 from pkgci.artifacts import Sync, SyncedRepository
-from pkgci.config import Config
+from pkgci.config import ROOT, Config
 from pkgci.errors import InfrastructureError
 from pkgci.mirror import mirror_sync
 from pkgci.mirrors.transaction import sync
 from pkgci.released.repository import CURRENT, Repository
+
+EXAMPLE = ROOT / "etc" / "example" / "mirror"
 
 
 class Fleet:
@@ -46,7 +48,8 @@ class Fleet:
         directory = self.place / f"sshd-{name}"
         directory.mkdir()
         self.tree(name).mkdir(parents=True)
-        self.sshds.append(Sshd(directory, f"rrsync {self.tree(name)}"))
+        line = example("authorized_keys", self.tree(name)).splitlines()[-1]
+        self.sshds.append(Sshd(directory, line.split('"')[1]))
         self.add(name, ssh=self.sshds[-1].account(), path="/", **settings)
         return self.sshds[-1]
 
@@ -135,12 +138,18 @@ class Fleet:
             one.end()
 
 
+def example(name: str, tree: Path) -> str:
+    """Return the example of a mirror's file, for another directory."""
+    return (EXAMPLE / name).read_text().replace("/srv/mirror", str(tree))
+
+
 @contextmanager
 def fleet(place: Path, gnupg: tuple[str, str]) -> Iterator[Fleet]:
     """Serve mirrors that are still to be added."""
     made = Fleet(place, gnupg)
     (place / "mirrors").mkdir(exist_ok=True)
-    with nginx(place / "nginx", made.port, f"root {place}/mirrors;"):
+    served = example("nginx.conf", place / "mirrors").replace("listen 80;", f"listen 127.0.0.1:{made.port};")
+    with nginx(place / "nginx", made.port, served):
         try:
             yield made
         finally:

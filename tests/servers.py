@@ -90,14 +90,14 @@ class Sshd:
 
 @contextmanager
 def nginx(place: Path, port: int, server: str) -> Iterator[None]:
-    """Serve by nginx; `server` are directives of its server block. Its files, and its log `access`, are in `place`."""
+    """Serve by nginx; `server` is its block, which listens on a port. Its files, and its log `access`, are in `place`."""
     place.mkdir(parents=True)
     temporary = "".join(f"{kind}_temp_path {place}; " for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     user = "user root;" if os.getuid() == 0 else ""
     (place / "nginx.conf").write_text(
         f"{user} daemon off; pid {place}/pid; error_log {place}/error; events {{}}\n"
         f"http {{ access_log {place}/access; {temporary}\n"
-        f"server {{ listen 127.0.0.1:{port}; {server} }} }}\n"
+        f"{server}\n}}\n"
     )
     with subprocess.Popen(["nginx", "-p", place, "-c", place / "nginx.conf", "-e", place / "error"]) as process:
         try:

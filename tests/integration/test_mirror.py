@@ -1,15 +1,19 @@
 """Mirrors of released repositories: real rsync daemons, a real sshd, and what their readers see."""
 
 import json
+import multiprocessing
+import os
+import re
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import yaml
-from clients import dnf
-from mirrors import Fleet, fleet
+from clients import Apt, dnf, download_by_apt, download_by_dnf, pkgci, read_until, run
+from mirrors import EXAMPLE, Fleet, example, fleet
 from released import built, built_rpm, put, put_rpm
 from servers import Line
 
@@ -200,3 +204,110 @@ def test_former_generations_stay_three_days_and_go_with_what_only_they_have(mirr
     repository = Repository(mirrors.config, "rocket", "bookworm")
     named = {name for number in (5, 6) for name in repository.form.shared_files(tree / f"generations/{number}")}
     assert {path.relative_to(tree).as_posix() for path in (tree / "by-hash/SHA256").iterdir()} == named
+
+
+# in soak 200
+SYNCS = int(os.environ.get("PKGCI_PUBLICATIONS", "20"))
+
+
+def test_readers_of_two_mirrors_never_see_a_broken_or_stale_one_while_syncs_run(mirrors: Fleet, tmp_path):
+    mirrors.rsyncd("europe")
+    mirrors.sshd("america")
+    debs = [built(mirrors.config, "hello", f"1.{number}", files={}) for number in range(SYNCS + 1)]
+    rpms = [built_rpm(mirrors.config, "hello", f"1.{number}") for number in range(SYNCS + 1)]
+    context = multiprocessing.get_context("fork")
+    end, failures, rounds, newest = context.Event(), context.Queue(), context.Value("i", 0), context.Value("i", 0)
+
+    def with_apt(name: str) -> Callable[[], None]:
+        sources = (mirrors.tree(name) / "bookworm/pkgci.sources").read_text()
+        return lambda: download_by_apt(tmp_path / f"apt-{name}", sources, newest.value)
+
+    def with_dnf(name: str) -> Callable[[], None]:
+        repo = (mirrors.tree(name) / "debianrpm/pkgci.repo").read_text()
+        return lambda: download_by_dnf(tmp_path / f"dnf-{name}", repo, newest.value)
+
+    def sync(number: int) -> None:
+        put(mirrors.config, debs[number])
+        put_rpm(mirrors.config, rpms[number])
+        mirrors.job("deb")
+        mirrors.job("rpm")
+
+    sync(0)
+    paused = Apt(tmp_path / "paused", (mirrors.tree("america") / "bookworm/pkgci.sources").read_text())
+    paused("update")
+    looks = [look(name) for look in (with_apt, with_dnf) for name in mirrors.settings]
+    readers = [context.Process(target=read_until, args=(end, look, failures, rounds)) for look in looks]
+    for reader in readers:
+        reader.start()
+    for number in range(1, SYNCS + 1):
+        sync(number)
+        newest.value = number
+    end.set()
+    for reader in readers:
+        reader.join()
+    # who has paused since before the first of them
+    paused("download", "hello=1.0")
+    assert failures.empty(), failures.get()
+    assert rounds.value >= 4
+    assert mirrors.faults() + mirrors.faults("debianrpm") == []
+    answered = {line.split('"')[2].split()[0] for line in (tmp_path / "nginx/access").read_text().splitlines()}
+    assert answered <= {"200", "206", "304"}
+
+
+def test_a_further_mirror_is_taken_on_by_plain_rsync(mirrors: Fleet, tmp_path):
+    europe = mirrors.rsyncd("europe")
+    put(mirrors.config, built(mirrors.config, "hello", "1"), built(mirrors.config, "other", "1"))
+    put_rpm(mirrors.config, built_rpm(mirrors.config, "hello", "1"))
+    further = tmp_path / "mirrors/further"
+
+    def take_on() -> None:
+        for codename in ("bookworm", "debianrpm"):
+            url = f"http://127.0.0.1:{mirrors.port}/further/{codename}"
+            run(EXAMPLE / "take-on.sh", f"{europe.url}{codename}", further / codename, url)
+
+    for number in (1, 2):
+        mirrors.synced()
+        mirrors.synced("debianrpm")
+        take_on()
+        for codename in ("bookworm", "debianrpm"):
+            assert mirrors.faults_of(further, codename) == []
+            assert (further / codename / "current").readlink() == Path(f"generations/{number}")
+        put(mirrors.config, built(mirrors.config, "hello", str(number + 1)))
+        put_rpm(mirrors.config, built_rpm(mirrors.config, "hello", str(number + 1)))
+    base = f"http://127.0.0.1:{mirrors.port}"
+    sources = (mirrors.tree("europe") / "bookworm/pkgci.sources").read_text()
+    apt = Apt(tmp_path / "apt", sources.replace(f"{base}/europe/", f"{base}/further/"))
+    apt("update", "-o", "APT::Update::Error-Mode=any")
+    apt("download", "hello=2", "other=1")
+    repo = (mirrors.tree("europe") / "debianrpm/pkgci.repo").read_text()
+    dnf(tmp_path / "dnf", repo.replace(f"{base}/europe/", f"{base}/further/"), "install", "hello-2-1")
+
+
+def test_an_operator_sees_where_each_mirror_is(mirrors: Fleet):
+    rsyncd = mirrors.rsyncd("europe")
+    rsyncd.end()
+    line = re.search("pre-xfer exec = (.*)", example("rsyncd.conf", rsyncd.tree))
+    rsyncd.start({"pre-xfer exec": line[1]})
+    mirrors.sshd("america")
+    put(mirrors.config, built(mirrors.config, "hello", "1"))
+    mirrors.synced()
+    put(mirrors.config, built(mirrors.config, "hello", "2"))
+    mirrors.add("asia", url=f"http://127.0.0.1:{mirrors.port}/nowhere/", rsync=rsyncd.url, aside="not there yet")
+    code, said = pkgci(mirrors.config, "mirror", "status")
+    free = r"[0-9]+\.[0-9] GiB free\n"
+    assert code == 3
+    assert re.search(
+        rf"^rocket/bookworm america: generation 1, [0-9]+ s old, 1 behind, for [0-9]+ s, {free}", said, re.M
+    )
+    assert re.search(
+        rf"^rocket/bookworm europe: generation 1, [0-9]+ s old, 1 behind, for [0-9]+ s, {free}", said, re.M
+    )
+    assert "rocket/bookworm asia: unknown: aside: not there yet\n" in said
+    mirrors.add("asia", aside="")
+    del mirrors.settings["asia"]
+    mirrors.configured()
+    mirrors.synced()
+    put_rpm(mirrors.config, built_rpm(mirrors.config, "hello", "1"))
+    mirrors.synced("debianrpm")
+    code, said = pkgci(mirrors.config, "mirror", "status")
+    assert (code, said.count("up to date")) == (0, 4)
