@@ -124,7 +124,7 @@ class Executors(Section):
     gate: int = Field(4, ge=1)
     control: int = Field(8, ge=1)
     build: int = Field(2, ge=1)
-    repository: int = Field(2, ge=1)
+    repository: int = Field(4, ge=1)
     systest: int = Field(2, ge=1)
 
     def of(self, label: str) -> int | None:
