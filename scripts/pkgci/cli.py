@@ -110,11 +110,14 @@ def publish(target: str) -> None:
     from pkgci.artifacts import ARTIFACTS
     from pkgci.change import Parameters
     from pkgci.publish import publish as job
+    from pkgci.publish import sync_mirrors
 
     def body(context) -> str:
         parameters = Parameters.read(os.environ)
         change, key = parameters.change(context.config), parameters.required("BUILD_KEY")
         made = job(context.config, target, change, key, parameters.run_name(key), ARTIFACTS)
+        if made.expires is None:
+            sync_mirrors(context, target, change)
         return f"{len(made.packages)} packages at {made.url}"
 
     _step("publish", body)

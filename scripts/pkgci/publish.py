@@ -13,10 +13,11 @@ from pkgci import repository, source
 from pkgci.artifacts import Repository, RepositoryPackage
 from pkgci.change import BRANCH, OBJECT, Change
 from pkgci.config import Config
-from pkgci.errors import RequestError
+from pkgci.errors import PkgciError, RequestError
 from pkgci.released import repository as released
 from pkgci.released.records import Commit, Origin, Publication
 from pkgci.source import git
+from pkgci.step import StepContext
 from pkgci.store import Entry, Store
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,23 @@ def publish(config: Config, target_name: str, change: Change, build_key: str, ru
     published.write(artifacts / repository.RECORD)
     log.info("%s packages at %s", len(published.packages), published.url)
     return published
+
+
+def sync_mirrors(context: StepContext, target_name: str, change: Change) -> None:
+    """Start the sync of the mirrors of what a merged change was published to; that it fails is its own result.
+
+    Args:
+        context: starts the job.
+        target_name: the target.
+        change: the change.
+    """
+    claimed = context.config.release_of(change.branch)
+    if claimed is None or not claimed[1].mirrors:
+        return
+    try:
+        context.launch(f"mirror-sync-{context.config.target(target_name).format}", {"RELEASE": claimed[0]})
+    except PkgciError as error:
+        log.warning("the mirrors are left to the next sync: %s", error)
 
 
 def _release(config: Config, target_name: str, change: Change, entry: Entry) -> Repository:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import trees
 import yaml
 from clients import Apt, dnf, download_by_apt, download_by_dnf, pkgci, read_until, run
 from mirrors import EXAMPLE, Fleet, example, fleet
@@ -18,6 +19,8 @@ from released import built, built_rpm, put, put_rpm
 from servers import Line
 
 from pkgci.artifacts import Sync
+from pkgci.engines.base import BuildRef
+from pkgci.engines.local import LocalEngine
 from pkgci.errors import InfrastructureError
 from pkgci.locks import locked, write_owner
 from pkgci.mirrors.records import State
@@ -311,3 +314,34 @@ def test_an_operator_sees_where_each_mirror_is(mirrors: Fleet):
     mirrors.synced("debianrpm")
     code, said = pkgci(mirrors.config, "mirror", "status")
     assert (code, said.count("up to date")) == (0, 4)
+
+
+def test_a_publication_of_a_merged_change_starts_the_sync_and_does_not_fail_with_it(mirrors: Fleet, tmp_path):
+    rsyncd = mirrors.rsyncd("europe")
+    gerrit, work = tmp_path / "gerrit/tools/hello", tmp_path / "work"
+    commit = trees.commit(work, trees.deb("hello"))
+    trees.git(work, "clone", "-q", "--bare", work, gerrit)
+    settings = mirrors.config.directory / "config.yaml"
+    known = yaml.safe_load(settings.read_text())
+    known["paths"]["state"] = str(tmp_path / "state")
+    settings.write_text(yaml.safe_dump({**known, "gerrit": f"file://{tmp_path}/gerrit/"}))
+    mirrors.configured()
+    tree = trees.git(work, "rev-parse", "HEAD^{tree}")
+    engine = LocalEngine(mirrors.config)
+    given = {"ZUUL_PROJECT": "tools/hello", "ZUUL_REFNAME": "main", "ZUUL_NEWREV": commit}
+    for number, outcome in ((1, "SUCCESS"), (2, "FAILURE")):
+        key = built(mirrors.config, "hello", str(number), tree=tree).key
+        published = engine.start("publish-bookworm-amd64", {**given, "BUILD_KEY": key})
+        assert engine.wait(published) == "SUCCESS"
+        sync = BuildRef("mirror-sync-deb", number)
+        assert engine.wait(sync) == outcome, b"".join(engine.log(sync)).decode()
+        assert engine.record(sync).parameters["RELEASE"] == "rocket"
+        assert mirrors.shown() == {"europe": 1}
+        rsyncd.end()
+    rsyncd.start()
+    # as the timer starts it
+    assert engine.wait(engine.start("mirror-sync-deb", {})) == "SUCCESS"
+    engine.artifacts(BuildRef("mirror-sync-deb", 3), tmp_path / "archive")
+    (done,) = Sync.read(tmp_path / "archive/artifacts/sync.json").repositories
+    assert (done.release, done.generation, [one.after for one in done.mirrors]) == ("rocket", 2, [2])
+    assert mirrors.shown() == {"europe": 2}

@@ -1,6 +1,7 @@
 """Mirrors when a sync is killed, the network cut, a mirror broken: each is whole for a reader, and the next run succeeds."""
 
 import os
+import re
 import shutil
 import socket
 import threading
@@ -106,7 +107,7 @@ def versions(fleet: Fleet) -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", ["cut", "garbage"])
 def test_the_line_is_cut_or_says_garbage_at_every_step(two: Fleet, line: Line, kind: str):
-    assert len(line.usual) >= 4
+    assert len(line.usual) >= 3
     publish = versions(two)
     for connection, length in enumerate(line.usual):
         for at in {0, length // 2, length - 1}:
@@ -128,7 +129,7 @@ def test_a_mirror_that_falls_silent_is_given_up(two: Fleet, line: Line, monkeypa
     monkeypatch.setattr(remote, "SECONDS", 5)
     next(versions(two))
     line.restart(("silent", 1, line.usual[1] // 2))
-    assert "america: cannot send to it: " in two.failed()
+    assert re.search("america: cannot (send to|compare) it: ", two.failed())
     line.restart()
     two.synced()
 

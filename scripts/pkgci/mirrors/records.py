@@ -22,11 +22,12 @@ class State(Record):
 
     `generation` is where its pointer leads to, 0 before the first; `prepared` is one that is there as a whole too, and
     that a killed run may have led it to. A mirror whose pointer leads anywhere else is not as we left it. `whole` is when all
-    that it has was last gone through.
+    that it has was last gone through; `settled`, that nothing has failed or was cut short since.
     """
 
     generation: int = 0
     prepared: int = 0
+    settled: bool = False
     whole: datetime | None = None
     synced: datetime | None = None
     kept: tuple[Kept, ...] = ()
@@ -39,7 +40,8 @@ class State(Record):
         """Return the state in which a part of a generation may be there."""
         others = tuple(one for one in self.kept if one.number != number)
         replaced = None if number == self.generation else now
-        return self.model_copy(update={"kept": (*others, Kept(number=number, replaced=replaced, files=files))})
+        kept = (*others, Kept(number=number, replaced=replaced, files=files))
+        return self.model_copy(update={"kept": kept, "settled": False})
 
     def switched(self, number: int, prepared: int, now: datetime) -> "State":
         """Return the state in which the pointer leads to a generation, and another one may be there as a whole too."""
@@ -47,4 +49,5 @@ class State(Record):
             one.model_copy(update={"replaced": None if one.number == number else one.replaced or now})
             for one in self.kept
         )
-        return self.model_copy(update={"generation": number, "prepared": prepared, "synced": now, "kept": kept})
+        known = {"generation": number, "prepared": prepared, "settled": not prepared}
+        return self.model_copy(update={**known, "synced": now, "kept": kept})

@@ -108,7 +108,7 @@ class Remote:
         Raises:
             InfrastructureError: as every member; also when there is something else in the pointer's place.
         """
-        there = self._fresh("seen")
+        there = self.fresh("seen")
         inside = ("", CURRENT, f"{TEMPORARY}/", "generations/", "generations/*/")
         rules = [f"--include=/{self.codename}/{name}" for name in inside]
         self._rsync("look at", ["-rl", *rules, "--exclude=*", self._place, f"{there}/"])
@@ -125,7 +125,7 @@ class Remote:
 
     def make_room(self) -> None:
         """Make the directory that rsync writes to before a file gets its name; what was left in it goes."""
-        tree = self._fresh("room")
+        tree = self.fresh("room")
         (tree / self.codename / TEMPORARY).mkdir(parents=True)
         rules = [f"--include=/{self.codename}/", f"--include=/{self.codename}/{TEMPORARY}/***", "--exclude=*"]
         self._rsync("write to", ["-r", "--delete", *rules, f"{tree}/", self._place])
@@ -149,7 +149,7 @@ class Remote:
 
     def remove(self, names: Sequence[str]) -> None:
         """Remove files, links and directories with what is in them, by their paths; what is not there is no error."""
-        tree = self._fresh("removed")
+        tree = self.fresh("removed")
         paths = [f"{self.codename}/{name}" for name in names]
         for path in paths:
             (tree / path).parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +184,8 @@ class Remote:
         """Return a file as the mirror's readers get it."""
         return fetch(urllib.parse.urljoin(self.url, path))
 
-    def _fresh(self, name: str) -> Path:
+    def fresh(self, name: str) -> Path:
+        """Return an empty directory of this run."""
         directory = self.scratch / name
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()

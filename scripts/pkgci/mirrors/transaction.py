@@ -53,7 +53,20 @@ class Copy:
 
     def prepare(self, generation: Generation, whole_after: timedelta | None) -> None:
         """Send what the mirror lacks of a generation, and verify it there; `whole_after` is as of `sync`."""
-        self.seen = seen = self.remote.look()
+        left = self.state.generation
+        if not self._as_left():
+            self._prepare(self.remote.look(), generation, whole_after)
+            return
+        try:
+            self._prepare(Seen(f"generations/{left}", frozenset(), temporary=True), generation, whole_after)
+        except InfrastructureError:
+            seen = self.remote.look()
+            if seen.temporary and seen.number == left:
+                raise
+            self._prepare(seen, generation, whole_after)
+
+    def _prepare(self, seen: Seen, generation: Generation, whole_after: timedelta | None) -> None:
+        self.seen = seen
         self.shows = since = seen.number
         number = generation.number
         if since > number:
@@ -69,9 +82,9 @@ class Copy:
         builds = self.changes[0]
         if self.whole:
             builds = difference(map(self.repository.generation, range(1, number + 1)))[0]
-            self._adopt(seen, number)
+            self._adopt(self.remote.look(), number)
             self.remote.make_room()
-        tree = self.remote.scratch / "tree"
+        tree = self.remote.fresh("tree")
         files = lay_out(self.repository, generation, builds.values(), self.remote.url, tree)
         # first: whoever is killed while it is sent leaves no file that nobody knows of
         self._note(self.state.sending(number, files, datetime.now(UTC)))
@@ -140,9 +153,17 @@ class Copy:
             self.repository.directory(builds[key].source, key) for key in dead if any(had(one, key) for one in gone)
         ]
 
+    def _as_left(self) -> bool:
+        """Return whether the mirror's readers see what the last run left, which ended well."""
+        if not self.state.settled:
+            return False
+        try:
+            return self.remote.served(f"{CURRENT}/{RECORD}") == self._record(self.state.generation)
+        except InfrastructureError:
+            return False
+
     def _point(self, leads: str, number: int) -> None:
-        tree = self.remote.scratch / "pointer"
-        shutil.rmtree(tree, ignore_errors=True)
+        tree = self.remote.fresh("pointer")
         lay_out_pointer(self.repository.codename, leads, tree)
         self.remote.point(tree)
         if number:

@@ -27,7 +27,7 @@ def lay_out(
         generation: one of its generations that are kept.
         builds: those of its builds that the mirror does not have yet.
         url: where the mirror's readers find the repository.
-        tree: a directory that is made, with one of the codename's name in it.
+        tree: an empty directory, which gets one of the codename's name.
 
     Returns:
         The metadata files that the generation shares with others, by their paths.
