@@ -314,6 +314,22 @@ def build_host() -> None:
 
 
 @main.command()
+@click.argument("change")
+def where(change: str) -> None:
+    """Say where CHANGE is on its way: builds, released repositories, mirrors; and why it waits.
+
+    CHANGE is NUMBER, NUMBER,PATCHSET, or the first digits of a source tree's id (as a local change is named) or of the
+    commit that it was merged by.
+    """
+    from pkgci import engines
+    from pkgci.where import where as ask
+
+    config = Config()
+    for line in ask(config, engines.current(config), change):
+        click.echo(line)
+
+
+@main.command()
 def serve() -> None:
     """Serve the repositories on loopback until interrupted."""
     from pkgci.server import serve as serving

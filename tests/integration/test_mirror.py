@@ -21,11 +21,12 @@ from servers import Line
 from pkgci.artifacts import Sync
 from pkgci.engines.base import BuildRef
 from pkgci.engines.local import LocalEngine
-from pkgci.errors import InfrastructureError
+from pkgci.errors import InfrastructureError, RequestError
 from pkgci.locks import locked, write_owner
 from pkgci.mirrors.records import State
 from pkgci.released.records import Origin, Publication
 from pkgci.released.repository import Repository, publish, rollback
+from pkgci.where import where
 
 
 @pytest.fixture
@@ -328,7 +329,7 @@ def test_a_publication_of_a_merged_change_starts_the_sync_and_does_not_fail_with
     mirrors.configured()
     tree = trees.git(work, "rev-parse", "HEAD^{tree}")
     engine = LocalEngine(mirrors.config)
-    given = {"ZUUL_PROJECT": "tools/hello", "ZUUL_REFNAME": "main", "ZUUL_NEWREV": commit}
+    given = {"ZUUL_PROJECT": "tools/hello", "ZUUL_REFNAME": "main", "ZUUL_NEWREV": commit, "ZUUL_CHANGE": "4711"}
     for number, outcome in ((1, "SUCCESS"), (2, "FAILURE")):
         key = built(mirrors.config, "hello", str(number), tree=tree).key
         published = engine.start("publish-bookworm-amd64", {**given, "BUILD_KEY": key})
@@ -338,6 +339,13 @@ def test_a_publication_of_a_merged_change_starts_the_sync_and_does_not_fail_with
         assert engine.record(sync).parameters["RELEASE"] == "rocket"
         assert mirrors.shown() == {"europe": 1}
         rsyncd.end()
+    told = list(where(mirrors.config, engine, "4711"))
+    assert re.search(r"publish-bookworm-amd64/2: SUCCESS: 1 packages at http", told[1])
+    assert told[2:4] == [f"repository rocket/bookworm: hello {one} since generation {one}" for one in (1, 2)]
+    assert told[4].startswith("mirror europe of rocket/bookworm: not there, at generation 1: no pointer was switched")
+    assert list(where(mirrors.config, engine, commit[:8])) == told
+    with pytest.raises(RequestError, match="no build that the engine keeps is about 4712,3"):
+        list(where(mirrors.config, engine, "4712,3"))
     rsyncd.start()
     # as the timer starts it
     assert engine.wait(engine.start("mirror-sync-deb", {})) == "SUCCESS"
@@ -345,3 +353,4 @@ def test_a_publication_of_a_merged_change_starts_the_sync_and_does_not_fail_with
     (done,) = Sync.read(tmp_path / "archive/artifacts/sync.json").repositories
     assert (done.release, done.generation, [one.after for one in done.mirrors]) == ("rocket", 2, [2])
     assert mirrors.shown() == {"europe": 2}
+    assert list(where(mirrors.config, engine, "4711"))[-1] == "mirror europe of rocket/bookworm: there, at generation 2"

@@ -1,0 +1,133 @@
+"""`pkgci where`: where a change is on its way, from the queue to the mirrors, and why it waits there.
+
+It asks the engine for the builds that are about the change, the released repositories for the generation that has what
+they built, and the mirrors for what their readers see.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pkgci.artifacts import Repository as Published
+from pkgci.artifacts import RepositoryPackage, Result, Sync
+from pkgci.config import Config
+from pkgci.engines.base import BuildInfo, BuildRef, Engine
+from pkgci.errors import RequestError
+from pkgci.mirrors.standing import Standing, standings
+from pkgci.released.repository import Repository, repositories
+
+CHANGE = r"[0-9]{1,10}(,[0-9]{1,6})?|[0-9a-f]{7,40}"
+# of a job, and of a repository, the newest so many
+BUILDS = 200
+GENERATIONS = 1000
+
+
+def where(config: Config, engine: Engine, change: str) -> Iterator[str]:
+    """Yield lines about a change: its builds, the generations that have it, each mirror.
+
+    Args:
+        config: the configuration.
+        engine: knows the builds.
+        change: `NUMBER`, `NUMBER,PATCHSET`, or the first digits of its source tree's id (as a local change is named), or of
+            the commit that it was merged by.
+
+    Raises:
+        RequestError: `change` is no such name, or no build is about it.
+        InfrastructureError: the engine or a repository cannot be read.
+    """
+    if not re.fullmatch(CHANGE, change):
+        raise RequestError(f"{change[:100]!r} names no change; write NUMBER, NUMBER,PATCHSET, or digits of a commit")
+    builds = sorted(_builds(engine, change), key=lambda one: one[1].queued)
+    if not builds:
+        raise RequestError(f"no build that the engine keeps is about {change}; `pkgci jobs list` shows all jobs")
+    made: dict[str, tuple[str, RepositoryPackage]] = {}
+    for ref, info in builds:
+        reason, built = _left(engine, ref)
+        made |= built
+        waits = f"for an executor of the label of {ref.job}" if info.state == "queued" else reason
+        yield f"{info.queued:%Y-%m-%d %H:%M:%S}  {ref}: {info.state}{': ' if waits else ''}{waits}"
+    if not made:
+        yield "nothing of it is published, for tests or for users"
+        return
+    generations: dict[str, int] = {}
+    for repository in repositories(config) if config.settings.released else ():
+        for key, (target, one) in made.items():
+            if target in repository.targets:
+                number = _generation(repository, key)
+                generations[repository.name] = max(number, generations.get(repository.name, 0))
+                yield f"repository {repository.name}: {_released(repository, one, number)}"
+    faults = _faults(engine)
+    for standing in standings(config):
+        number = generations.get(standing.repository, 0)
+        if number:
+            there = _there(standing, number, faults.get(standing.repository, ""))
+            yield f"mirror {standing.mirror} of {standing.repository}: {there}"
+
+
+def _builds(engine: Engine, change: str) -> Iterator[tuple[BuildRef, BuildInfo]]:
+    """Yield the builds that are about a change, without those that others had started and that have ended."""
+    for job in engine.jobs():
+        for ref in engine.builds(job)[-BUILDS:]:
+            info = engine.record(ref)
+            if _about(info.parameters, change) and (info.alive or not info.parameters.get("PARENT")):
+                yield ref, info
+
+
+def _about(parameters: Mapping[str, str], change: str) -> bool:
+    number, _, patchset = change.partition(",")
+    if parameters.get("ZUUL_CHANGE") == number:
+        return patchset in ("", parameters.get("ZUUL_PATCHSET"))
+    if re.search(rf"/{number}/{patchset or '[0-9]+'}(\^|$)", parameters.get("ZUUL_CHANGES", "")):
+        return True
+    ids = (parameters.get("SOURCE_TREE", ""), parameters.get("ZUUL_NEWREV", ""))
+    return len(change) >= 7 and any(one.startswith(change) for one in ids)
+
+
+def _left(engine: Engine, ref: BuildRef) -> tuple[str, dict[str, tuple[str, RepositoryPackage]]]:
+    """Return why a build ended as it did, and what it or those that it started published: a package of each, by their keys."""
+    with TemporaryDirectory() as scratch:
+        engine.artifacts(ref, Path(scratch))
+        place = Path(scratch, "artifacts")
+        published = map(Published.read, sorted(place.rglob("repository.json")))
+        packages = {package.key: (one.target, package) for one in published for package in one.packages}
+        result = place / "result.json"
+        return Result.read(result).reason if result.exists() else "", packages
+
+
+def _generation(repository: Repository, key: str) -> int:
+    """Return the newest generation that a build came into the repository with; 0 for none."""
+    current = repository.current()
+    newest = current.number if current else 0
+    for number in range(newest, max(0, newest - GENERATIONS), -1):
+        if any(build.key == key for build in repository.generation(number).added):
+            return number
+    return 0
+
+
+def _released(repository: Repository, package: RepositoryPackage, generation: int) -> str:
+    about = f"{package.source} {package.version}"
+    hold = repository.holds().get(package.source)
+    held = f"; on hold since generation {hold.generation}: {hold.reason}" if hold else ""
+    return f"{about} since generation {generation}{held}" if generation else f"{about} is not released{held}"
+
+
+def _faults(engine: Engine) -> dict[str, str]:
+    """Return why the last sync of each repository failed, by its name."""
+    found: dict[str, str] = {}
+    for job in (job for job in engine.jobs() if job.startswith("mirror-sync-")):
+        ended = [ref for ref in engine.builds(job)[-BUILDS:] if engine.state(ref) not in ("queued", "running")]
+        with TemporaryDirectory() as scratch:
+            if ended:
+                engine.artifacts(ended[-1], Path(scratch))
+            record = Path(scratch, "artifacts", "sync.json")
+            if record.exists():
+                found |= {f"{one.release}/{one.codename}": one.fault for one in Sync.read(record).repositories}
+    return found
+
+
+def _there(one: Standing, number: int, fault: str) -> str:
+    if one.generation is not None and one.generation >= number:
+        return f"there, at generation {one.generation}"
+    at = "unknown" if one.generation is None else f"at generation {one.generation}"
+    return f"not there, {at}: {one.fault or fault or 'the next sync brings it'}"
