@@ -310,6 +310,14 @@ class PackageChange(Part):
     after: str
 
 
+class Phase(Part):
+    """A part of what was done: seconds after the beginning of all, and how many it took."""
+
+    name: str
+    start: float
+    seconds: float
+
+
 class SyncedMirror(Part):
     """What a sync did to a mirror. `before` and `after` are the generations that it shows; None when that is not known.
 
@@ -321,6 +329,7 @@ class SyncedMirror(Part):
     after: int | None
     whole: bool
     seconds: float
+    phases: tuple[Phase, ...]
     bytes: int
     packages: tuple[PackageChange, ...]
     fault: str
@@ -332,6 +341,7 @@ class SyncedRepository(Part):
     release: str
     codename: str
     generation: int
+    started: datetime
     seconds: float
     notice: str
     fault: str

@@ -45,7 +45,7 @@ def mirror_sync(config: Config, form: str, release: str, artifacts: Path, *, eve
             return sync(repository, whole_after)
         except (PkgciError, OSError) as error:
             about = {"release": repository.release, "codename": repository.codename, "generation": 0, "seconds": 0}
-            return SyncedRepository(**about, notice="", fault=str(error), mirrors=())
+            return SyncedRepository(**about, started=datetime.now(UTC), notice="", fault=str(error), mirrors=())
 
     with ThreadPoolExecutor(max_workers=max(1, len(chosen))) as pool:
         done = Sync(repositories=tuple(pool.map(one, chosen)))

@@ -5,24 +5,33 @@ measured as the call that the job makes, with what it does more: every file veri
 switched together.
 """
 
+import json
 import os
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from math import inf
 from pathlib import Path
 
+import packages
+import trees
 import yaml
-from bench_released import Bench, key
+from bench_released import Bench, key, reprepro, reprepro_prepare
 from servers import Rsyncd, nginx
 from table import Row, timed
 from trees import free_port
 
+from pkgci.artifacts import Sync
 from pkgci.config import Config
+from pkgci.engines.base import BuildRef
+from pkgci.engines.local import LocalEngine
 from pkgci.mirrors.transaction import sync
-from pkgci.released.repository import Repository
+from pkgci.released.records import Commit, Origin, Publication
+from pkgci.released.repository import Repository, try_to_publish
 
 # each package has some ten files in the pool
 SIZES = tuple(int(size) for size in os.environ.get("PKGCI_BENCH_MIRRORED", "100 10000").split())
@@ -38,11 +47,13 @@ def rows(runs: int) -> Iterator[Row]:
             bench = Mirrored(Path(scratch), size, home, fingerprint, stack)
             took: dict[str, list[float]] = {}
             for number in range(max(3, runs)):
-                bench.next(number)
+                bench.publish_next(number)
                 for what in ("new", "nothing"):
                     for name, do in bench.ways.items():
                         took.setdefault(f"{what} {name}", []).append(timed(do))
             new[size] = took["new ours"]
+            if size == SIZES[-1]:
+                yield from jobs(bench, max(3, runs), took[f"new {IN_PLACE}"])
             for peer in (SNAPSHOT, IN_PLACE):
                 large = size >= 10_000
                 what = f"sync one of {size} ({bench.files} files)"
@@ -51,6 +62,37 @@ def rows(runs: int) -> Iterator[Row]:
                 yield Row(what, peer, took["nothing ours"], took[f"nothing {peer}"], 1 / 10 if large else inf)
     if len(SIZES) > 1:
         yield Row(f"sync one of {SIZES[-1]}", f"ours of {SIZES[0]}", new[SIZES[-1]], new[SIZES[0]], ratio=2)
+
+
+def jobs(bench: "Mirrored", runs: int, rsync: list[float]) -> Iterator[Row]:
+    """Measure whole jobs: one that has nothing to do, and the way from a merge to both mirrors."""
+    engine = LocalEngine(bench.config)
+    environment = {**os.environ, "PKGCI_CONFIG": str(bench.config.directory), "WORKSPACE": str(bench.scratch)}
+    words = [Path(sys.executable).with_name("pkgci"), "mirror-sync", "deb"]
+
+    def nothing() -> None:
+        given = {**environment, "RELEASE": "many"}
+        subprocess.run(words, check=True, cwd=bench.scratch, env=given, stdout=subprocess.DEVNULL)
+
+    def start() -> None:
+        subprocess.run([sys.executable, "-c", "import pkgci.cli"], check=True, env=environment)
+
+    nothing()
+    fixed = [timed(nothing) for _ in range(runs)]
+    yield Row("sync job, nothing to do", "python with our command line", fixed, [timed(start) for _ in fixed], inf, 0.3)
+    place = bench.scratch / "reprepro"
+    place.mkdir()
+    reprepro_prepare(bench, place)
+    # the first build of a job renders all of them
+    bench.merge(engine, 0)
+    ours = [bench.merge(engine, number) for number in range(1, runs + 1)]
+    bare = []
+    for number in range(runs):
+        path = Bench.next(bench, place, 1000 + number)
+        bare.append(timed(lambda path=path: reprepro(bench, place, path)))
+    theirs = [one + other for one, other in zip(bare, rsync, strict=False)]
+    size = len(list(bench.pool.glob("*.deb")))
+    yield Row(f"merge of one of {size} to both mirrors", "reprepro includedeb, rsync in place", ours, theirs, inf, 3)
 
 
 class Mirrored(Bench):
@@ -66,6 +108,10 @@ class Mirrored(Bench):
             stack.callback(daemon.end)
             for place in ("ours", "place", "snapshots"):
                 (daemon.tree / place).mkdir()
+        settings = self.config.directory / "config.yaml"
+        known = yaml.safe_load(settings.read_text())
+        known["paths"]["state"] = str(scratch / "state")
+        settings.write_text(yaml.safe_dump({**known, "gerrit": f"file://{scratch}/gerrit/", "serve": False}))
         mirrors = {
             one.tree.name: {"url": f"http://127.0.0.1:{port}/{one.tree.name}/ours/", "rsync": f"{one.url}ours/"}
             for one in self.daemons
@@ -79,7 +125,7 @@ class Mirrored(Bench):
         for do in self.ways.values():
             do()
 
-    def next(self, number: int) -> None:
+    def publish_next(self, number: int) -> None:
         """Publish one more version of a package."""
         with tempfile.TemporaryDirectory() as scratch:
             self.publish([self.build(Path(scratch), number * 31, "2")])
@@ -107,3 +153,57 @@ class Mirrored(Bench):
         with ThreadPoolExecutor(max_workers=2) as pool:
             argvs = [["rsync", "-a", *words, f"{self.repository.root}/", f"{one.url}{to}"] for one in self.daemons]
             list(pool.map(lambda argv: subprocess.run(argv, check=True), argvs))
+
+    def merge(self, engine: LocalEngine, number: int) -> float:
+        """Merge a change whose build a gate has left in the store; return the seconds until both mirrors have it."""
+        work, gerrit = self.scratch / f"work-{number}", self.scratch / f"gerrit/tools/p{number}"
+        commit = trees.commit(work, trees.deb(f"p{number}"))
+        trees.git(work, "clone", "-q", "--bare", work, gerrit)
+        tree = trees.git(work, "rev-parse", "HEAD^{tree}")
+        with tempfile.TemporaryDirectory() as scratch:
+            path = packages.deb(Path(scratch), f"p{number}", "1")
+            entry = packages.deliver_debs(self.config, Path(scratch), f"p{number}", "1", [path], tree=tree)
+        origin = Origin(branch="main", commits=(Commit(project=f"tools/p{number}", commit=commit, tree=tree),))
+        try_to_publish(self.config, "many", self.codename, [Publication(entry.record.key, origin)])
+        given = {"ZUUL_PROJECT": f"tools/p{number}", "ZUUL_REFNAME": "main", "ZUUL_NEWREV": commit}
+        current = self.repository.current()
+        wanted = f"generations/{current.number + 1 if current else 1}"
+        start = time.time()
+        published = engine.start(f"publish-{self.codename}-amd64", {**given, "BUILD_KEY": entry.record.key})
+        links = [daemon.tree / "ours" / self.codename / "current" for daemon in self.daemons]
+        while any(os.readlink(link) != wanted for link in links):
+            assert engine.state(published) not in ("FAILURE", "ABORTED"), b"".join(engine.log(published)).decode()
+            time.sleep(0.01)
+        took = time.time() - start
+        engine.wait(published)
+        self._show(engine, published, start, took)
+        return took
+
+    def _show(self, engine: LocalEngine, published: BuildRef, start: float, took: float) -> None:
+        """Print where the time went, and leave it as a timeline for chrome://tracing or Perfetto."""
+        synced = engine.builds("mirror-sync-deb")[-1]
+        engine.wait(synced)
+        spans = []
+        for ref in (published, synced):
+            info = engine.record(ref)
+            assert info.started
+            assert info.ended
+            begun = info.started.timestamp()
+            spans.append((ref.job, "waits for its executor", info.queued.timestamp(), begun - info.queued.timestamp()))
+            spans.append((ref.job, "runs", begun, info.ended.timestamp() - begun))
+        place = self.scratch / f"archive-{synced.number}"
+        engine.artifacts(synced, place)
+        (done,) = Sync.read(place / "artifacts/sync.json").repositories
+        for one in done.mirrors:
+            spans += [
+                (one.name, phase.name, done.started.timestamp() + phase.start, phase.seconds) for phase in one.phases
+            ]
+        for track, name, at, seconds in spans:
+            print(f"  {at - start:6.2f} {seconds:6.2f} s  {seconds / took:4.0%}  {track}: {name}")
+        events = [
+            {"name": name, "ph": "X", "ts": at * 1e6, "dur": seconds * 1e6, "pid": 1, "tid": track}
+            for track, name, at, seconds in spans
+        ]
+        timeline = Path(tempfile.gettempdir(), "pkgci-merge-to-mirrors.json")
+        timeline.write_text(json.dumps(events))
+        print(f"  {took:6.2f} s in all; as a timeline: {timeline}", flush=True)

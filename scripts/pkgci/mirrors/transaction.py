@@ -11,9 +11,9 @@ or all of them when asked for, is gone through as a whole.
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -36,15 +36,16 @@ NEVER = datetime.fromtimestamp(0, UTC)
 class Copy:
     """A mirror in a transaction: what is on it, what was done to it, and what went wrong (`fault`)."""
 
-    def __init__(self, repository: Repository, name: str, mirror: Mirror, place: Path) -> None:
+    def __init__(self, repository: Repository, name: str, mirror: Mirror, place: Path, started: float) -> None:
         self.repository, self.name, self.mirror = repository, name, mirror
         self.remote = Remote(name, mirror, repository.codename, place / "scratch" / name)
         self._path = place / f"{name}.json"
         self.state = _state(self._path)
         self.seen: Seen | None = None
         self.shows: int | None = None
-        self.started = time.monotonic()
+        self.started = started
         self.seconds = 0.0
+        self.phases: list[artifacts.Phase] = []
         self.bytes = 0
         self.fault = ""
         self.new = False
@@ -54,13 +55,15 @@ class Copy:
     def prepare(self, generation: Generation, whole_after: timedelta | None) -> None:
         """Send what the mirror lacks of a generation, and verify it there; `whole_after` is as of `sync`."""
         left = self.state.generation
-        if not self._as_left():
-            self._prepare(self.remote.look(), generation, whole_after)
+        with self.phase("ask what its readers see"):
+            as_left = self._as_left()
+        if not as_left:
+            self._prepare(self._look(), generation, whole_after)
             return
         try:
             self._prepare(Seen(f"generations/{left}", frozenset(), temporary=True), generation, whole_after)
         except InfrastructureError:
-            seen = self.remote.look()
+            seen = self._look()
             if seen.temporary and seen.number == left:
                 raise
             self._prepare(seen, generation, whole_after)
@@ -82,16 +85,21 @@ class Copy:
         builds = self.changes[0]
         if self.whole:
             builds = difference(map(self.repository.generation, range(1, number + 1)))[0]
-            self._adopt(self.remote.look(), number)
-            self.remote.make_room()
+            self._adopt(self._look(), number)
+            with self.phase("make room"):
+                self.remote.make_room()
         tree = self.remote.fresh("tree")
-        files = lay_out(self.repository, generation, builds.values(), self.remote.url, tree)
+        with self.phase("lay out"):
+            files = lay_out(self.repository, generation, builds.values(), self.remote.url, tree)
         # first: whoever is killed while it is sent leaves no file that nobody knows of
         self._note(self.state.sending(number, files, datetime.now(UTC)))
         size = sum(path.lstat().st_size for path in tree.rglob("*"))
-        self.bytes = self.remote.send(tree, size)
-        self.remote.compare(tree, size)
-        self.remote.check_served(f"generations/{number}/{RECORD}", self._record(number))
+        with self.phase("send"):
+            self.bytes = self.remote.send(tree, size)
+        with self.phase("compare"):
+            self.remote.compare(tree, size)
+        with self.phase("look for it as a reader"):
+            self.remote.check_served(f"generations/{number}/{RECORD}", self._record(number))
         if self.whole:
             self._note(self.state.model_copy(update={"whole": datetime.now(UTC)}))
         self.new = since != number
@@ -102,7 +110,8 @@ class Copy:
         """Let the mirror's readers see the generation that was prepared."""
         self._note(self.state.model_copy(update={"prepared": number}))
         self.shows = None
-        self._point(f"generations/{number}", number)
+        with self.phase("switch"):
+            self._point(f"generations/{number}", number)
         self._note(self.state.switched(number, 0, datetime.now(UTC)))
 
     def take_back(self, number: int) -> None:
@@ -127,7 +136,8 @@ class Copy:
         needed = {name for one in stay for name in one.files}
         files = {name for one in gone for name in one.files} - needed
         names = [f"generations/{one.number}" for one in gone] + sorted(files) + self._dead(gone, stay)
-        self.remote.remove(names)
+        with self.phase("clean"):
+            self.remote.remove(names)
         self._note(self.state.model_copy(update={"kept": tuple(stay)}))
         log.info("%s: %s former generations removed", self.name, len(gone))
 
@@ -152,6 +162,20 @@ class Copy:
         return [
             self.repository.directory(builds[key].source, key) for key in dead if any(had(one, key) for one in gone)
         ]
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Note how long a part of the work takes."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            at, took = start - self.started, time.monotonic() - start
+            self.phases.append(artifacts.Phase(name=name, start=round(at, 3), seconds=round(took, 3)))
+
+    def _look(self) -> Seen:
+        with self.phase("look at it"):
+            return self.remote.look()
 
     def _as_left(self) -> bool:
         """Return whether the mirror's readers see what the last run left, which ended well."""
@@ -221,7 +245,7 @@ def sync(repository: Repository, whole_after: timedelta | None = None) -> artifa
         if generation is None:
             return _said(repository, 0, [], start, notice="nothing is published yet")
         mirrors = config.release(release).mirrors
-        copies = [Copy(repository, name, one, place) for name, one in mirrors.items() if not one.aside]
+        copies = [Copy(repository, name, one, place, start) for name, one in mirrors.items() if not one.aside]
         notice = "; ".join(f"{name} is aside: {one.aside}" for name, one in mirrors.items() if one.aside)
         fault = _transact(copies, generation, whole_after)
         shutil.rmtree(place / "scratch", ignore_errors=True)
@@ -294,6 +318,7 @@ def _said(
         release=repository.release,
         codename=repository.codename,
         generation=number,
+        started=datetime.now(UTC) - timedelta(seconds=time.monotonic() - start),
         seconds=round(time.monotonic() - start, 3),
         notice=notice,
         fault=fault,
@@ -304,6 +329,7 @@ def _said(
                 after=copy.shows,
                 whole=copy.whole,
                 seconds=round(copy.seconds, 3),
+                phases=tuple(copy.phases),
                 bytes=copy.bytes,
                 packages=_changed(*copy.changes) if copy.new and copy.shows == number else (),
                 fault=copy.fault,
