@@ -113,7 +113,9 @@ def deliver_debs(
     key: str = "",
     target: str = "bookworm-amd64",
     tree: str = TREE,
+    packaging: str = "",
     dsc_name: str = "",
+    namespace: str = "release",
 ) -> Entry:
     """Put a build of binary packages that `deb` made into the store, with a source package (of another name, if given)."""
     place.mkdir(parents=True, exist_ok=True)
@@ -138,7 +140,9 @@ def deliver_debs(
                 sha256=describe(path).sha256,
             )
         )
-    return deliver(config, source, version, target, packages, files, key=key, tree=tree)
+    return deliver(
+        config, source, version, target, packages, files, key=key, tree=tree, packaging=packaging, namespace=namespace
+    )
 
 
 def deliver(
@@ -151,10 +155,12 @@ def deliver(
     *,
     key: str = "",
     tree: str = TREE,
+    packaging: str = "",
+    namespace: str = "release",
 ) -> Entry:
-    """Put a build into the store, from one tree."""
+    """Put a build into the store, from one tree, or from two."""
     described = [describe(path) for path in files]
-    made_from = [source, version, target, tree, *sorted(file.sha256 for file in described)]
+    made_from = [source, version, target, tree, packaging, namespace, *sorted(file.sha256 for file in described)]
     key = key or hashlib.sha256("\n".join(made_from).encode()).hexdigest()
     record = Record(
         key=key,
@@ -163,7 +169,8 @@ def deliver(
         version=version,
         target=target,
         format=config.target(target).format,
-        trees=(tree, tree),
+        trees=(tree, packaging or tree),
+        namespace=namespace,
         packages=tuple(packages),
         files=tuple(described),
     )

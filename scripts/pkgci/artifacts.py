@@ -68,6 +68,7 @@ class Run(Record):
     """`run.json`: what a build of the job `build` is about, and the parameters to repeat it with.
 
     A change that cannot be fetched or merged has neither subject nor trees. `number` is None outside of an engine.
+    `untested` says, after a merge, why what is published is not what a gate has tested.
     """
 
     job: str
@@ -78,6 +79,7 @@ class Run(Record):
     package: str = ""
     source_tree: str = ""
     packaging_tree: str = ""
+    untested: str = ""
     parameters: dict[str, str]
 
 
@@ -214,6 +216,45 @@ class Repository(Record):
     packages: tuple[RepositoryPackage, ...]
     signing_key: str = Field(description="the public key, ASCII-armoured")
     expires: datetime | None = None
+
+
+class ReleaseOutcome(Record):
+    """`released.json`: what became of a merged change in the released repository `repository` (`RELEASE/CODENAME`).
+
+    `unchanged` is what was released before, or came after a later merge. Of what is `absent` no gate has tested a build that
+    counts: it has to be built. `tested` says whether it is, bit for bit, what a gate tested; `left` which builds of that
+    gate were not published with it, and why.
+    """
+
+    repository: str
+    result: Literal["published", "unchanged", "absent"]
+    generation: int | None = None
+    tested: bool = False
+    reason: str
+    left: tuple[str, ...] = ()
+
+
+class UnpublishedBuild(Part):
+    """A head of a branch that is not in the repository (`RELEASE/CODENAME`) of its release; `released` is what is there.
+
+    `commit` is that of the source project. With `hold`, its reason, a person keeps it so.
+    """
+
+    package: str
+    project: str
+    branch: str
+    commit: str
+    target: str
+    repository: str
+    released: str
+    hold: str = ""
+
+
+class Unpublished(Record):
+    """`unpublished.json`: what is merged and not released. `problems` says what could not be compared, and why."""
+
+    missing: tuple[UnpublishedBuild, ...]
+    problems: tuple[str, ...] = ()
 
 
 class Finding(Part):

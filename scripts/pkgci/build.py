@@ -1,17 +1,24 @@
 """The job `build`: takes a change from its sources to a test repository and its tests, by starting the other jobs.
 
 It fetches and merges with git and runs no code of the change. What follows a failure is not started.
+
+Of a merged change it has published what a gate has tested; only when there is nothing of that kind it is built again.
 """
 
+import logging
 from types import ModuleType
 
 from pkgci import source
-from pkgci.artifacts import ARTIFACTS, Build, ChangeSummary, Repository, Run
+from pkgci.artifacts import ARTIFACTS, Build, ChangeSummary, ReleaseOutcome, Repository, Run
 from pkgci.change import COMPILE, TESTS, Change, Parameters
 from pkgci.config import Config, Target
 from pkgci.formats import FORMATS
 from pkgci.source import Sources
 from pkgci.step import StepContext
+
+log = logging.getLogger(__name__)
+
+NO_COMMIT = "0" * 40
 
 
 def build(context: StepContext, target_name: str, parameters: Parameters) -> str:
@@ -35,6 +42,8 @@ def build(context: StepContext, target_name: str, parameters: Parameters) -> str
     change = parameters.change(config)
     parameters.repositories(config)
     _describe(context, target_name, parameters, change)
+    if change.commit == NO_COMMIT:
+        return f"nothing to build: branch {change.branch} of {change.project} is deleted"
     sources = source.fetch(config, change)
     nothing = _nothing_to_build(config, change, sources, target_name, target)
     if nothing:
@@ -45,6 +54,15 @@ def build(context: StepContext, target_name: str, parameters: Parameters) -> str
         source.refuse_unfit(config, tree, sources.entry, sources.package)
 
     given = {name: value for name, value in parameters.values.items() if name.startswith("ZUUL_")}
+    untested = ""
+    if parameters.merged:
+        [looked] = context.run_together([(f"publish-{target_name}", given)])
+        outcome = ReleaseOutcome.read(looked / "released.json")
+        if outcome.result != "absent":
+            return "; ".join([outcome.reason, *(f"not published with it: {line}" for line in outcome.left)])
+        untested = f"NOT TESTED AS PUBLISHED: {outcome.reason}"
+        log.warning("%s; it is built again", untested)
+        _describe(context, target_name, parameters, change, sources, untested)
     repositories = parameters.get("REPOSITORIES")
     trees = {"SOURCE_TREE": sources.source.id, "PACKAGING_TREE": sources.packaging.id}
     run_tests = "true" if parameters.run_tests else "false"
@@ -63,13 +81,18 @@ def build(context: StepContext, target_name: str, parameters: Parameters) -> str
         testing = {**given, "REPOSITORIES": " ".join([f"{repository.url}repository.json", *repositories.split()])}
     tests = [(step, given if step == "lint" else testing) for step in parameters.steps if step in TESTS]
     context.run_together([(f"{step}-{target_name}", those) for step, those in tests])
-    return done
+    return f"{done}; {untested}" if untested else done
 
 
 def _describe(
-    context: StepContext, target_name: str, parameters: Parameters, change: Change, sources: Sources | None = None
+    context: StepContext,
+    target_name: str,
+    parameters: Parameters,
+    change: Change,
+    sources: Sources | None = None,
+    untested: str = "",
 ) -> None:
-    """Write `run.json`, for whoever reads the artifacts however the build ends: once before there are sources, once after."""
+    """Write `run.json`, for whoever reads the artifacts however the build ends: each time that more is known."""
     digest, subject = (sources.digest, sources.source.subject) if sources else ("", "")
     Run(
         job=context.own.job if context.own else f"build-{target_name}",
@@ -86,6 +109,7 @@ def _describe(
         package=sources.package if sources else "",
         source_tree=sources.source.id if sources else "",
         packaging_tree=sources.packaging.id if sources else "",
+        untested=untested,
         parameters={name: value for name, value in parameters.values.items() if name not in ("PARENT", "CORRELATION")},
     ).write(ARTIFACTS / "run.json")
 

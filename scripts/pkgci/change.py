@@ -49,6 +49,7 @@ RULES = {
     "REPRODUCIBLE": r"true|false",
     "KEEP_ROOT": r"true|false",
     "BUILD_KEY": r"[0-9a-f]{64}",
+    "PACKAGE": NAME,
     "REPOSITORIES": r"https?://[A-Za-z0-9/._~:%+\[\]-]+( https?://[A-Za-z0-9/._~:%+\[\]-]+)*",
     "SOURCE_TREE": OBJECT,
     "PACKAGING_TREE": OBJECT,
@@ -108,9 +109,11 @@ class Parameters:
             RequestError: a value breaks its rule.
         """
         values = {}
+        moved = bool(environment.get("ZUUL_NEWREV", "").strip())
         for name, rule in RULES.items():
             value = environment.get(name, "").strip()
-            if not value:
+            # Zuul 2 says of a branch that has moved the same again by these names, not by the rule
+            if not value or (moved and name in ("ZUUL_REF", "ZUUL_COMMIT")):
                 continue
             if not re.fullmatch(rule, value, re.ASCII):
                 raise RequestError(f"parameter {name}: {value[:120]!r} is not allowed; it must match {rule}")
@@ -120,6 +123,8 @@ class Parameters:
                     f"parameter {name}: {value[:120]!r} is not allowed; no '..', and no part that ends in '.' or '.lock'"
                 )
             values[name] = value
+        if moved and "ZUUL_CHANGES" in values:
+            raise RequestError("parameter ZUUL_CHANGES: not with ZUUL_NEWREV; a branch that has moved has no queue")
         return cls(values)
 
     def get(self, name: str) -> str:
@@ -138,8 +143,17 @@ class Parameters:
 
     @property
     def run_tests(self) -> bool:
-        """Whether lint, install and system test follow the publication."""
-        return self.get("RUN_TESTS") != "false"
+        """Whether lint, install and system test follow the publication: before the merge only."""
+        return self.get("RUN_TESTS") != "false" and not self.merged
+
+    @property
+    def merged(self) -> bool:
+        """Whether they are about a branch that has moved. That it has is asked of Git by who relies on it."""
+        return "ZUUL_NEWREV" in self.values
+
+    def approved(self, config: Config) -> bool:
+        """Return whether what is built may be released once it is merged: somebody approved the change, or it is merged."""
+        return self.merged or self.get("ZUUL_PIPELINE") in config.settings.gate_pipelines
 
     @property
     def steps(self) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
-"""`pkgci clean`: removes expired test repositories, builds that nothing refers to any more, roots of failed builds, and
-what lies unused in the cache.
+"""`pkgci clean`: removes expired test repositories, builds that nothing refers to any more, old gate records, roots of
+failed builds, and what lies unused in the cache.
 
-What is in use stays: a repository that is being written, a build that is being made or read, that a repository refers to,
-or that was used within the configured minimum age.
+What is in use stays: a repository that is being written, a build that is being made or read, that a repository or a gate
+record refers to, or that was used within the configured minimum age.
 """
 
 import os
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from pkgci import failed, repository
+from pkgci import failed, gaterecord, repository
 from pkgci.config import Config
 from pkgci.released import repository as released
 from pkgci.store import Store
@@ -80,15 +80,15 @@ def clean(config: Config, remove: bool, now: datetime) -> Report:
     store = Store(config)
     before = (now - timedelta(days=config.settings.store_days)).timestamp()
     repositories = list(repository.expired(config, now))
-    kept = released.referenced(config)
+    kept = released.referenced(config) | gaterecord.referenced(config, before)
     builds = list(store.unreferenced(repository.referenced(config, without=repositories) | kept, before))
-    cached = [*_unused(config.cache, before), *released.unlinked(config, before)]
+    cached = [*_unused(config.cache, before), *released.unlinked(config, before), *gaterecord.older(config, before)]
     roots = failed.surplus(config, now)
     sizes = {path: _links(path) for path in [*repositories, *map(store.place, builds), *cached, *roots]}
     if remove:
         repositories = [directory for directory in repositories if repository.remove(directory)]
         # asked again: a repository that stayed keeps its builds
-        referenced = repository.referenced(config) | released.referenced(config)
+        referenced = repository.referenced(config) | released.referenced(config) | gaterecord.referenced(config, before)
         builds = [key for key in builds if key not in referenced and store.remove(key, before)]
         store.sweep()
         for path in cached:

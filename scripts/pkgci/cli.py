@@ -85,7 +85,16 @@ def build(target: str) -> None:
     from pkgci.build import build as job
     from pkgci.change import Parameters
 
-    _step("build", lambda context: job(context, target, Parameters.read(os.environ)), report.write)
+    def tell(artifacts: Path) -> None:
+        try:
+            report.write(artifacts)
+        finally:
+            if os.environ.get("ZUUL_NEWREV"):
+                from pkgci.review import tell_failure
+
+                tell_failure(Config(), os.environ, artifacts)
+
+    _step("build", lambda context: job(context, target, Parameters.read(os.environ)), tell)
 
 
 @main.command("compile")
@@ -106,21 +115,45 @@ def compile_(target: str) -> None:
 @main.command()
 @click.argument("target")
 def publish(target: str) -> None:
-    """Job: publish a build from the store to a test repository."""
+    """Job: publish a build to a test repository, or, after a merge, what a gate has tested to the released one."""
     from pkgci.artifacts import ARTIFACTS
     from pkgci.change import Parameters
     from pkgci.publish import publish as job
     from pkgci.publish import sync_mirrors
+    from pkgci.released.merges import publish_tested
 
     def body(context) -> str:
         parameters = Parameters.read(os.environ)
-        change, key = parameters.change(context.config), parameters.required("BUILD_KEY")
-        made = job(context.config, target, change, key, parameters.run_name(key), ARTIFACTS)
-        if made.expires is None:
-            sync_mirrors(context, target, change)
-        return f"{len(made.packages)} packages at {made.url}"
+        change = parameters.change(context.config)
+        if parameters.merged and not parameters.get("BUILD_KEY"):
+            said = publish_tested(context.config, target, change, ARTIFACTS).reason
+        else:
+            key = parameters.required("BUILD_KEY")
+            made = job(context.config, target, change, key, parameters.run_name(key), ARTIFACTS)
+            said = f"{len(made.packages)} packages at {made.url}"
+        sync_mirrors(context, target, ARTIFACTS)
+        return said
 
     _step("publish", body)
+
+
+@main.command()
+def republish() -> None:
+    """Job: publish what is merged and not released. PACKAGE in the environment names the only package to look at."""
+    from pkgci.change import Parameters
+    from pkgci.republish import republish as job
+
+    _step("republish", lambda context: job(context, Parameters.read(os.environ)))
+
+
+@main.command()
+def unpublished() -> None:
+    """Job: find the heads of branches that are not released. PACKAGE in the environment names the only one to look at."""
+    from pkgci.artifacts import ARTIFACTS
+    from pkgci.change import Parameters
+    from pkgci.unpublished import unpublished as job
+
+    _step("unpublished", lambda context: job(context.config, Parameters.read(os.environ).get("PACKAGE"), ARTIFACTS))
 
 
 @main.command()

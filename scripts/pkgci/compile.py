@@ -27,7 +27,7 @@ from pkgci.formats.base import Built, Dependencies, Metadata, Request
 from pkgci.roots import build_root
 from pkgci.server import serve
 from pkgci.source import Sources
-from pkgci.store import Entry, Material, Record, Store, describe
+from pkgci.store import Entry, Material, Namespace, Record, Store, describe
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,8 @@ def compile(
         metadata = _timed(seconds, "metadata", lambda: _metadata(format, request))
         version = format.version(request, metadata)
         dependencies = _timed(seconds, "dependencies", lambda: format.resolve(request, metadata))
-        key = _key(request, metadata, version, dependencies)
+        namespace: Namespace = "release" if parameters.approved(config) else "check"
+        key = _key(request, metadata, version, dependencies, namespace)
         log.info("%s %s for %s: key %s", metadata.name, version, target_name, key)
 
         def make(output: str, vary: bool = False) -> Built:
@@ -112,6 +113,7 @@ def compile(
                         root=request.root.id,
                         dependencies=tuple(Material(name=one.file, sha256=one.sha256) for one in dependencies.install),
                         partial=partial,
+                        namespace=namespace,
                         packages=built.packages,
                         files=tuple(describe(path) for path in built.files),
                     )
@@ -221,7 +223,7 @@ def _metadata(format: ModuleType, request: Request) -> Metadata:
     return metadata
 
 
-def _key(request: Request, metadata: Metadata, version: str, dependencies: Dependencies) -> str:
+def _key(request: Request, metadata: Metadata, version: str, dependencies: Dependencies, namespace: Namespace) -> str:
     """Return the sha256 of everything that decides the build's result.
 
     The extra repositories enter by the content of what they contributed, not by where they are.
@@ -231,6 +233,7 @@ def _key(request: Request, metadata: Metadata, version: str, dependencies: Depen
     recipe = [(folder / name).read_text() for name in names]
     made_from = {
         "algorithm": ALGORITHM,
+        "namespace": namespace,
         "source": request.sources.source.id,
         "packaging": request.sources.packaging.id,
         "version": version,

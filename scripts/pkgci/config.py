@@ -152,11 +152,24 @@ class Released(Section):
     gnupg_home: AbsolutePath = Field(description="GNUPGHOME of the agent that holds the key")
     key: Annotated[str, StringConstraints(pattern=r"^[0-9A-F]{40}$")] = Field(description="its fingerprint")
     wait_seconds: int = Field(600, ge=0, description="how long a publication, or a sync, waits for another one's lock")
+    sibling_seconds: int = Field(
+        60, ge=0, description="how long one waits for the other changes of its gate run to be merged"
+    )
     keep_hours: int = Field(72, ge=1, description="a former generation is kept so long after it was replaced")
     keep_generations: int = Field(10, ge=1, description="so many former ones are kept in any case")
     valid_days: Annotated[int, AfterValidator(_long_enough)] = Field(
         0, description="apt refuses an index that is older; 0: it never does"
     )
+
+
+class Review(Section):
+    """The review system's REST interface, for comments on merged changes that could not be published."""
+
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@]+/$")] = Field(
+        description="`a/changes/` is below it"
+    )
+    user: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._@-]+$")]
+    password_file: AbsolutePath = Field(description="a file of one line, readable by the jobs of the label `control`")
 
 
 class PathsSection(Section):
@@ -177,6 +190,7 @@ class Settings(Section):
     gerrit: Prefix | None = Field(
         None, description="the remote that says what is merged; the project's name is appended"
     )
+    gate_pipelines: tuple[str, ...] = Field(("gate",), description="pipelines whose changes somebody has approved")
     executors: Executors = Executors()
     test_repository_days: int = Field(14, ge=1)
     store_days: int = Field(30, ge=1, description="unreferenced store entries younger than this are kept")
@@ -186,6 +200,8 @@ class Settings(Section):
     limits: Limits = Limits()
     build_hosts: dict[Name, BuildHost] = {}
     released: Released | None = None
+    metrics: AbsolutePath | None = Field(None, description="the file for node_exporter's textfile collector, *.prom")
+    review: Review | None = None
     paths: PathsSection = PathsSection()
 
 

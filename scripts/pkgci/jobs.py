@@ -99,7 +99,8 @@ def exit_of(engine: Engine, ref: BuildRef) -> Exit:
         try:
             code = Exit(Result.read(Path(scratch, "artifacts", "result.json")).exit)
         except (InfrastructureError, ValueError):
-            return Exit.PACKAGE
+            # a step says itself how it ended, unless it was killed
+            return Exit.INFRASTRUCTURE
     # the step passed, or was stopped by a time limit, and yet the build failed
     return Exit.PACKAGE if code in (Exit.PASSED, Exit.ABORTED) else code
 

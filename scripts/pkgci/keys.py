@@ -3,25 +3,24 @@
 The keys of released repositories are none of this module's business.
 """
 
-import os
 import shutil
-import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
 from pkgci.command import run
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError
-from pkgci.locks import locked
+from pkgci.locks import locked, scratch
 
-# RSA: what apt, rpm and dnf of all distributions in use verify
+# RSA: what apt, rpm and dnf of all distributions in use verify. Long ago: when a clock that was ahead is set back, GnuPG
+# refuses a key from the future
 PARAMETERS = b"""%no-protection
 Key-Type: RSA
 Key-Length: 3072
 Key-Usage: sign
+Creation-Date: 20200101T000000
 Name-Real: pkgci test repositories
 Name-Comment: throw-away key of one machine
 Expire-Date: 0
@@ -99,23 +98,11 @@ def _home(private: Path) -> Iterator[tuple[list[str], list[str]]]:
     The home is short-lived and its path short: an agent's socket lies in it, whose path may not have more than 107
     bytes, and an agent that two users share would be ended by the first one.
     """
-    _sweep()
-    with tempfile.TemporaryDirectory(prefix=HOME, dir=HOMES) as home, locked(Path(home)):
-        Path(home, private.name).symlink_to(private.absolute())
+    with scratch(HOMES, HOME) as home:
+        (home / private.name).symlink_to(private.absolute())
         try:
             # an agent started like this ends, if soon after, with the command for which it was started
             agent = ["gpg-agent", "--homedir", home, "--quiet", "--daemon"]
             yield agent, ["gpg", "--homedir", home, "--batch", "--quiet", "--trust-model", "always"]
         finally:
             run(["gpgconf", "--homedir", home, "--kill", "gpg-agent"], check=False, timeout=SECONDS, quiet=True)
-
-
-def _sweep() -> None:
-    """Remove the homes that killed processes of this user left."""
-    for home in HOMES.glob(f"{HOME}*"):
-        with suppress(OSError):
-            # one that was made this moment is not locked yet
-            if home.lstat().st_uid == os.getuid() and time.time() - home.lstat().st_mtime > SECONDS:
-                with locked(home, wait=False) as dead:
-                    if dead:
-                        shutil.rmtree(home)

@@ -5,11 +5,13 @@ What is yet to be made, and appears by a rename, cannot be locked itself: a file
 
 import fcntl
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pkgci.errors import InfrastructureError
 
@@ -44,6 +46,28 @@ def locked(directory: Path, *, shared: bool = False, wait: bool = True) -> Itera
         yield held
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def scratch(parent: Path, prefix: str) -> Iterator[Path]:
+    """Yield a new directory, which is removed at the end; first, those that killed processes of this user left.
+
+    Args:
+        parent: where it is made, also by others, such as `/tmp`.
+        prefix: what the names of these directories begin with.
+    """
+    for left in parent.glob(f"{prefix}*"):
+        with suppress(OSError):
+            if left.lstat().st_uid == os.getuid():
+                with locked(left, wait=False) as dead:
+                    if dead:
+                        shutil.rmtree(left)
+    while True:
+        with TemporaryDirectory(prefix=prefix, dir=parent) as made, locked(Path(made), wait=False) as held:
+            # until it was locked, another process may have taken it for one that was left
+            if held:
+                yield Path(made)
+                return
 
 
 @contextmanager

@@ -22,7 +22,7 @@ import time
 import tty
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -31,6 +31,7 @@ from typing import IO, Literal
 from pkgci.command import run, supervised
 from pkgci.config import Limits
 from pkgci.errors import DISK, InfrastructureError, PackageError
+from pkgci.locks import locked
 from pkgci.text import PlainLog
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ OUT_FILES = 10_000
 CGROUP = "pkgci-"
 # of version 2, of version 1
 MEMORY_LIMITS = ("memory.max", "memory.limit_in_bytes")
+MEMORY_EVENTS = ("memory.events", "memory.oom_control")
 # not this process's own: a user's has no /usr/sbin, where pivot_root is
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -229,20 +231,22 @@ def contained(
         The status of the script; `TIMED_OUT` with `keep` when it reached its time limit.
 
     Raises:
-        PackageError: the limit of time or log was reached, or `files` cannot be unpacked.
-        InfrastructureError: the sandbox cannot be made.
+        PackageError: the limit of time, log or memory was reached, or `files` cannot be unpacked.
+        InfrastructureError: the sandbox cannot be made, or was killed from outside.
     """
     with base.open("rb") as root, _memory_limit(limits) as confined, _reference(socket) as reached:
         mode, seconds = (
             ("run", limits.seconds) if keep is None else (str(limits.seconds), limits.seconds + PACK_SECONDS)
         )
-        command = [*confined, *_command(limits, network, mode, arguments)]
+        command = [*confined.prefix, *_command(limits, network, mode, arguments)]
         streams = [root, archive, *filter(None, [keep, reached])]
         status = _wait(command, files, streams, log_to, seconds)
         archive.seek(0)
         if not archive.read(1):
             if status == TREE_DOES_NOT_FIT:
                 raise PackageError("its files cannot be unpacked in the sandbox; see the log above")
+            if status in KILLED and not confined.exceeded():
+                raise InfrastructureError("the sandbox was killed from outside of it, not at a limit; try again")
             if status in KILLED:
                 raise PackageError(f"killed, most likely at its memory limit of {limits.memory_mib} MiB")
             raise InfrastructureError(
@@ -374,7 +378,7 @@ def interactive(packed: Path, script: str, *, limits: Limits, arguments: tuple[s
         _memory_limit(limits) as confined,
     ):
         assert unpacking.stdout is not None
-        command = [*confined, *_command(limits, False, "shell", arguments)]
+        command = [*confined.prefix, *_command(limits, False, "shell", arguments)]
         process = _start(command, files, [unpacking.stdout, nowhere], theirs)
         os.close(theirs)
         unpacking.stdout.close()
@@ -429,21 +433,36 @@ def memory_control() -> Literal["cgroup", "systemd", "process"]:
     return "systemd" if _scope_works() else "process"
 
 
+@dataclass(frozen=True)
+class _Confined:
+    """A memory limit: the command prefix that puts a process and all its descendants under it, and the cgroup if it has one."""
+
+    prefix: list[str]
+    group: Path | None = None
+
+    def exceeded(self) -> bool:
+        """Return whether the kernel has killed something at the limit; also when nobody can tell."""
+        for name in MEMORY_EVENTS:
+            if self.group and (self.group / name).exists():
+                return "\noom_kill 0\n" not in (self.group / name).read_text()
+        return True
+
+
 @contextmanager
-def _memory_limit(limits: Limits) -> Iterator[list[str]]:
-    """Yield a command prefix that puts a process under a memory limit for all its descendants together, where that can be.
+def _memory_limit(limits: Limits) -> Iterator[_Confined]:
+    """Yield a memory limit for all processes of a sandbox together, where that can be.
 
     The tmpfs of the root counts as memory, so the disk limit is added.
     """
     limit = (limits.memory_mib + limits.disk_mib) << 20
     with _cgroup() as group:
         if group is None:
-            yield _scope(limit) if _scope_works() else []
+            yield _Confined(_scope(limit) if _scope_works() else [])
             return
         for name in MEMORY_LIMITS:
             if (group / name).exists():
                 (group / name).write_text(str(limit))
-        yield ["sh", "-c", 'echo $$ >"$0" && exec "$@"', str(group / "cgroup.procs")]
+        yield _Confined(["sh", "-c", 'echo $$ >"$0" && exec "$@"', str(group / "cgroup.procs")], group)
 
 
 def _scope(limit: int) -> list[str]:
@@ -466,67 +485,52 @@ def _scope_works() -> bool:
 @contextmanager
 def _cgroup() -> Iterator[Path | None]:
     """Yield a new cgroup with a memory limit below this process's own (version 2, else 1); None where that is not allowed."""
-    made = None
+    parents = []
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers in ("", "memory"):
             mounts = ["/sys/fs/cgroup/memory"] if controllers else ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
-            for mount in mounts:
-                made = made or _new_cgroup(Path(mount + path.rstrip("/")))
-    if made is None:
-        yield None
-        return
-    group, lock = made
-    try:
-        yield group
-    finally:
-        # what was in it has been killed; the kernel may need a moment to let the last of it go
-        for _ in range(100):
-            try:
-                group.rmdir()
-                break
-            except OSError:
-                time.sleep(0.05)
-        os.close(lock)
+            parents += [Path(mount + path.rstrip("/")) for mount in mounts]
+    with ExitStack() as locks:
+        group = next(filter(None, (_new_cgroup(parent, locks) for parent in parents)), None)
+        try:
+            yield group
+        finally:
+            if group:
+                _remove_cgroup(group)
 
 
-def _new_cgroup(parent: Path) -> tuple[Path, int] | None:
-    """Make a cgroup, and return it with the descriptor that holds its lock; remove those whose makers were killed."""
+def _new_cgroup(parent: Path, locks: ExitStack) -> Path | None:
+    """Make a cgroup and lock it, as long as `locks` lasts; remove those whose makers were killed."""
     for left in parent.glob(f"{CGROUP}*"):
-        lock = _lock(left)
-        if lock is not None:
-            # it may be another user's, or the kernel still ends what was in it
-            with suppress(OSError):
+        # it may be another user's, or the kernel still ends what was in it
+        with suppress(OSError), locked(left, wait=False) as dead:
+            if dead:
                 left.rmdir()
-            os.close(lock)
-    lock = None
-    while lock is None:
+    while True:
         group = parent / f"{CGROUP}{uuid.uuid4().hex}"
         try:
             group.mkdir()
         except OSError:
             return None
-        # another process may take it for one that was left, before this one has the lock
-        lock = _lock(group)
+        # until it was locked, another process may have taken it for one that was left
+        if locks.enter_context(locked(group, wait=False)):
+            break
     if any((group / name).exists() for name in MEMORY_LIMITS):
-        return group, lock
+        return group
     group.rmdir()
-    os.close(lock)
     return None
 
 
-def _lock(group: Path) -> int | None:
-    """Return a descriptor that holds the lock of a cgroup; None when another process has it, or the group is gone."""
-    try:
-        lock = os.open(group, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    with suppress(BlockingIOError):
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if group.exists():
-            return lock
-    os.close(lock)
-    return None
+def _remove_cgroup(group: Path) -> None:
+    """Remove a cgroup. What was in it has been killed; the kernel may need a moment to let the last of it go."""
+    for _ in range(100):
+        try:
+            group.rmdir()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
 
 
 def unpack(archive: IO[bytes], output: Path, largest: int) -> Iterator[Path]:

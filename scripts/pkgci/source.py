@@ -20,7 +20,7 @@ from io import BufferedReader, BytesIO, RawIOBase
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from pkgci.change import Change, local_changes
+from pkgci.change import BRANCH, Change, local_changes
 from pkgci.command import read, run, streamed
 from pkgci.config import Config, PackageEntry
 from pkgci.errors import InfrastructureError, PackageError, RequestError
@@ -262,6 +262,22 @@ def fetch_ref(repository: Path, remote: str, ref: str, missing_ok: bool = False)
     git(repository, "update-ref", last, name, check=False)
     git(repository, "update-ref", "-d", name)
     return commit.stdout.decode().strip()
+
+
+def heads(config: Config, project: str) -> dict[str, str]:
+    """Return the commits of all branches of a project at the configured remote, by the branches' names.
+
+    Raises:
+        InfrastructureError: the remote does not answer.
+    """
+    remote = f"{config.settings.gerrit}{project}"
+    done = run(["git", "ls-remote", "--heads", "--", remote], env=GIT, check=False, quiet=True)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["git said nothing"]
+        raise InfrastructureError(f"cannot list the branches of {remote}: {said[-1]}")
+    lines = (line.split("\t") for line in done.stdout.decode(errors="replace").splitlines())
+    named = {ref.removeprefix("refs/heads/"): commit for commit, ref in lines}
+    return {name: commit for name, commit in named.items() if re.fullmatch(BRANCH, name)}
 
 
 def merge(repository: Path, base: str, commit: str, what: str) -> str:

@@ -10,21 +10,22 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from pkgci import engines
 from pkgci.artifacts import ARTIFACTS, Child, Result
 from pkgci.config import Config
 from pkgci.engines.base import BuildRef, Engine, Outcome
 from pkgci.errors import DISK, Aborted, Exit, InfrastructureError, PackageError, PkgciError, RequestError
+from pkgci.locks import scratch
 from pkgci.text import log_plainly, spelled_out
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 WATCH = 2.0  # seconds between looks at the parent
 # a step that is aborted has 10 s until it is killed; its children get most of them to end
 CHILDREN_END = 8.0
+SCRATCH = "pkgci-step-"
 POLL = 0.2  # seconds that each of several children is waited for in turn
 FAULTS = {
     Exit.PASSED: "none",
@@ -159,7 +161,7 @@ class StepContext:
         )
         log.info("%s: %s after %.1f s", ref, outcome, seconds)
         try:
-            with TemporaryDirectory(dir=ARTIFACTS.parent) as scratch:
+            with tempfile.TemporaryDirectory(dir=ARTIFACTS.parent) as scratch:
                 self.engine.artifacts(ref, Path(scratch))
                 # without the name that all artifacts lie below
                 kept = Path(scratch, ARTIFACTS)
@@ -193,6 +195,30 @@ class StepContext:
                     if outcome != "SUCCESS":
                         raise _failure(ref, self.directory(ref))
         return [self.directory(ref) for ref in refs]
+
+    def run_each(self, jobs: Sequence[tuple[str, Mapping[str, str]]], at_once: int) -> list[PkgciError | None]:
+        """Run jobs to their end, some at once, whatever becomes of the others.
+
+        Args:
+            jobs: as of `run_together`.
+            at_once: so many.
+
+        Returns:
+            How each ended, in their order: None when it passed.
+        """
+        ended: list[PkgciError | None] = [None] * len(jobs)
+        left = list(enumerate(jobs))
+        running: dict[BuildRef, int] = {}
+        while left or running:
+            while left and len(running) < at_once:
+                number, (job, given) = left.pop(0)
+                running[self.child(job, {name: value for name, value in given.items() if value})] = number
+            for ref in list(running):
+                outcome = self.finish(ref, POLL)
+                if outcome is not None:
+                    number = running.pop(ref)
+                    ended[number] = None if outcome == "SUCCESS" else _failure(ref, self.directory(ref))
+        return ended
 
     def directory(self, ref: BuildRef) -> Path:
         """Return where `finish` puts what a child left: `artifacts/JOB`, with its number if it is not the job's first."""
@@ -251,7 +277,7 @@ def run(
             try:
                 _empty(ARTIFACTS)
                 emptied = True
-                with _watch(context, stop):
+                with _watch(context, stop), _temporary():
                     reason, code = main(context), Exit.PASSED
             finally:
                 stop.quiet()
@@ -317,6 +343,18 @@ def _signals(stop: _Stop):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _temporary() -> Iterator[None]:
+    """Give the step's temporary files one place, which goes with it; the place of a step that was killed goes with the next."""
+    before = tempfile.tempdir
+    with scratch(Path(tempfile.gettempdir()), SCRATCH) as directory:
+        tempfile.tempdir = str(directory)
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
 
 
 @contextlib.contextmanager

@@ -35,6 +35,8 @@ POLL = 0.1
 FILE_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_+.~^:-]*$"
 
 Key = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+# whose builds: of changes that nobody approved yet, or of approved and merged ones
+Namespace = Literal["check", "release"]
 
 
 class File(artifacts.File):
@@ -54,7 +56,8 @@ class Record(artifacts.Record):
     """`entry.json`: what an entry is and holds. `algorithm` is the version of the rules by which its key is made.
 
     `trees` are the Git trees that it was built from (source and packaging), `root` and `dependencies` what it was built
-    in and with. What is `partial` was built with other profiles than the package's own, and is never released.
+    in and with. What is `partial` was built with other profiles than the package's own, and is never released. Nor is what
+    is in the namespace `check`: it was built of a change that nobody had approved.
     """
 
     key: Key
@@ -64,11 +67,27 @@ class Record(artifacts.Record):
     target: str
     format: Literal["deb", "rpm"]
     partial: bool = False
+    namespace: Namespace = "check"
     trees: tuple[str, ...] = ()
     root: str = ""
     dependencies: tuple[Material, ...] = ()
     packages: tuple[artifacts.Package, ...]
     files: tuple[File, ...]
+
+    def refuse_unreleasable(self) -> None:
+        """Refuse what is never released, whatever is merged.
+
+        Raises:
+            RequestError: it was built with other profiles, or of a change that was not approved.
+        """
+        about = f"{self.package} {self.version}"
+        if self.partial:
+            raise RequestError(f"{about} was built with other profiles than the package's own; build it without")
+        if self.namespace != "release":
+            raise RequestError(
+                f"{about} was built by a check, of a change that was not approved; "
+                "only what a gate built is released, or what was built of a merged change"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,18 @@
 """`pkgci where`: where a change is on its way, from the queue to the mirrors, and why it waits there.
 
-It asks the engine for the builds that are about the change, the released repositories for the generation that has what
-they built, and the mirrors for what their readers see.
+It asks the engine for the builds that are about the change, the gate records for what was tested with it, the released
+repositories for the generation that has what was built, and the mirrors for what their readers see.
 """
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from pkgci import gaterecord
 from pkgci.artifacts import Repository as Published
-from pkgci.artifacts import RepositoryPackage, Result, Sync
+from pkgci.artifacts import Result, Sync
 from pkgci.config import Config
 from pkgci.engines.base import BuildInfo, BuildRef, Engine
 from pkgci.errors import RequestError
@@ -21,6 +23,17 @@ CHANGE = r"[0-9]{1,10}(,[0-9]{1,6})?|[0-9a-f]{7,40}"
 # of a job, and of a repository, the newest so many
 BUILDS = 200
 GENERATIONS = 1000
+# files of gate records
+RECORDS = 2000
+
+
+@dataclass(frozen=True)
+class Made:
+    """A build of the change: its target, source package, and what a person calls it."""
+
+    target: str
+    source: str
+    name: str
 
 
 def where(config: Config, engine: Engine, change: str) -> Iterator[str]:
@@ -41,19 +54,25 @@ def where(config: Config, engine: Engine, change: str) -> Iterator[str]:
     builds = sorted(_builds(engine, change), key=lambda one: one[1].queued)
     if not builds:
         raise RequestError(f"no build that the engine keeps is about {change}; `pkgci jobs list` shows all jobs")
-    made: dict[str, tuple[str, RepositoryPackage]] = {}
+    made: dict[str, Made] = {}
     for ref, info in builds:
         reason, built = _left(engine, ref)
         made |= built
         waits = f"for an executor of the label of {ref.job}" if info.state == "queued" else reason
         yield f"{info.queued:%Y-%m-%d %H:%M:%S}  {ref}: {info.state}{': ' if waits else ''}{waits}"
+    for record in _gated(config, change):
+        places = [place for place, one in enumerate(record.changes) if _named(one, change)]
+        builds_of_it = [one for one in record.builds if {*places} & {*one.changes}]
+        made |= {one.key: Made(one.target, one.package, one.package) for one in builds_of_it if one.key not in made}
+        names = ", ".join(one.name for one in record.changes)
+        yield f"{record.time:%Y-%m-%d %H:%M:%S}  gate record of {names}: {len(builds_of_it)} builds of it are tested"
     if not made:
         yield "nothing of it is published, for tests or for users"
         return
     generations: dict[str, int] = {}
     for repository in repositories(config) if config.settings.released else ():
-        for key, (target, one) in made.items():
-            if target in repository.targets:
+        for key, one in made.items():
+            if one.target in repository.targets:
                 number = _generation(repository, key)
                 generations[repository.name] = max(number, generations.get(repository.name, 0))
                 yield f"repository {repository.name}: {_released(repository, one, number)}"
@@ -84,15 +103,29 @@ def _about(parameters: Mapping[str, str], change: str) -> bool:
     return len(change) >= 7 and any(one.startswith(change) for one in ids)
 
 
-def _left(engine: Engine, ref: BuildRef) -> tuple[str, dict[str, tuple[str, RepositoryPackage]]]:
-    """Return why a build ended as it did, and what it or those that it started published: a package of each, by their keys."""
+def _left(engine: Engine, ref: BuildRef) -> tuple[str, dict[str, Made]]:
+    """Return why a build ended as it did, and what it or those that it started published, by the keys."""
     with TemporaryDirectory() as scratch:
         engine.artifacts(ref, Path(scratch))
         place = Path(scratch, "artifacts")
-        published = map(Published.read, sorted(place.rglob("repository.json")))
-        packages = {package.key: (one.target, package) for one in published for package in one.packages}
+        made = {
+            package.key: Made(published.target, package.source, f"{package.source} {package.version}")
+            for published in map(Published.read, sorted(place.rglob("repository.json")))
+            for package in published.packages
+        }
         result = place / "result.json"
-        return Result.read(result).reason if result.exists() else "", packages
+        return Result.read(result).reason if result.exists() else "", made
+
+
+def _gated(config: Config, change: str) -> list[gaterecord.GateRecord]:
+    """Return the gate records of a change, oldest first."""
+    newest = sorted(gaterecord.records(config), key=lambda path: path.stat().st_mtime)[-RECORDS:]
+    found = {record.run: record for record in map(gaterecord.GateRecord.read, newest)}
+    return [one for one in found.values() if any(_named(gated, change) for gated in one.changes)]
+
+
+def _named(gated: gaterecord.GatedChange, change: str) -> bool:
+    return change in (gated.number, gated.name) or (len(change) >= 7 and gated.tree.startswith(change))
 
 
 def _generation(repository: Repository, key: str) -> int:
@@ -105,11 +138,10 @@ def _generation(repository: Repository, key: str) -> int:
     return 0
 
 
-def _released(repository: Repository, package: RepositoryPackage, generation: int) -> str:
-    about = f"{package.source} {package.version}"
-    hold = repository.holds().get(package.source)
+def _released(repository: Repository, made: Made, generation: int) -> str:
+    hold = repository.holds().get(made.source)
     held = f"; on hold since generation {hold.generation}: {hold.reason}" if hold else ""
-    return f"{about} since generation {generation}{held}" if generation else f"{about} is not released{held}"
+    return f"{made.name} since generation {generation}{held}" if generation else f"{made.name} is not released{held}"
 
 
 def _faults(engine: Engine) -> dict[str, str]:

@@ -4,6 +4,7 @@
 """
 
 import ctypes
+import gzip
 import os
 import re
 import shlex
@@ -24,12 +25,13 @@ import pytest
 import trees
 
 from pkgci import sandbox
-from pkgci.artifacts import Build, Repository, Result
+from pkgci.artifacts import Build, Contents, Lint, Repository, Result
 from pkgci.change import Parameters
 from pkgci.compile import compile
 from pkgci.config import EMBEDDED, Config
 from pkgci.engines.local import LocalEngine
 from pkgci.errors import InfrastructureError, PackageError
+from pkgci.lint import lint
 from pkgci.vm import guest
 from pkgci.vm.proxy import Proxy
 from pkgci.vm.snapshot import Snapshot
@@ -97,6 +99,12 @@ class Place:
         shutil.rmtree(artifacts, ignore_errors=True)
         artifacts.mkdir()
         return compile(configuration, target, trees.local(configuration, self.tree), artifacts)
+
+    def lint(self, made: Build) -> Lint:
+        """Lint the last build."""
+        configuration = Config(self.configuration.directory)
+        change = trees.local(configuration, self.tree).change(configuration)
+        return lint(configuration, TARGET, change, made.key, self.directory / "artifacts")
 
     def log(self) -> str:
         """Return the log of the last build."""
@@ -241,6 +249,45 @@ def test_metadata_that_are_a_bomb_are_the_packages_fault(
         place.build(files, target, **limits)
     assert str(caught.value).isprintable()
     assert place.left() == []
+
+
+def test_archives_that_are_a_bomb_are_not_unpacked_or_within_the_limits(place: Place):
+    # half a gigabyte in half a megabyte; lintian reads the one, and nobody unpacks one from within another
+    bomb = gzip.compress(bytes(64 << 20)) * 8
+    files = trees.deb() | {"changelog.gz": bomb, "nested.gz": gzip.compress(bomb)}
+    files["debian/small.install"] += "changelog.gz usr/share/doc/small\nnested.gz usr/share/small\n"
+    files["debian/rules"] += "\noverride_dh_strip_nondeterminism:\n"
+    made = place.build(files, memory_mib=400, disk_mib=900)
+    assert [finding for finding in place.lint(made).findings if finding.severity == "error"] == []
+    assert place.left() == []
+
+
+def test_a_package_that_does_not_fit_when_it_is_unpacked_is_at_fault_itself(place: Place):
+    files = trees.deb()
+    files["debian/rules"] += "\noverride_dh_builddeb:\n\ttruncate -s 300M debian/small/one debian/small/two\n"
+    files["debian/rules"] += "\tdh_builddeb -- -Zgzip -z1\n"
+    made = place.build(files, disk_mib=900)
+    with pytest.raises(PackageError, match="lint reached a limit of memory, processes or disk"):
+        place.lint(made)
+    assert place.left() == []
+
+
+def test_a_package_of_tens_of_thousands_of_files_has_a_small_report(tmp_path: Path):
+    files = trees.deb()
+    touch = "mkdir -p debian/small/srv && cd debian/small/srv && seq -f file-%05.0f 30000 | xargs touch"
+    files["debian/rules"] += f"\noverride_dh_builddeb:\n\t{touch}\n\tdh_builddeb -- -Zgzip\n"
+    trees.commit(tmp_path / "small", files)
+    configuration = trees.config(tmp_path)
+    engine = LocalEngine(configuration)
+    parameters = trees.local(configuration, tmp_path / "small", ONLY="compile")
+    ref = engine.start(f"build-{TARGET}", parameters.values)
+    assert engine.wait(ref, 300) == "SUCCESS"
+    artifacts = engine.directory(ref) / "archive" / "artifacts"
+    (inside,) = Contents.read(artifacts / f"compile-{TARGET}" / "contents.json").packages
+    assert len(inside.files) + inside.more_files > 30_000
+    page = artifacts / "index.html"
+    assert page.stat().st_size < 200_000
+    assert "file-00100" in page.read_text()
 
 
 @pytest.mark.parametrize("target", [TARGET, RPM])

@@ -2,11 +2,14 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import trees
@@ -16,10 +19,11 @@ from pkgci import repository, server
 from pkgci.artifacts import Package, Repository
 from pkgci.change import Change, QueueItem
 from pkgci.config import Config
-from pkgci.errors import InfrastructureError, PackageError, RequestError
+from pkgci.errors import PackageError, RequestError
+from pkgci.formats import apt as apt_indexes
 from pkgci.keys import SigningKey
 from pkgci.locks import locked
-from pkgci.publish import is_merged, publish
+from pkgci.publish import publish
 from pkgci.store import Entry, Record, Store, describe
 
 KEYS = {"deb": "d" * 64, "rpm": "e" * 64}
@@ -370,67 +374,51 @@ def git(tmp_path: Path) -> Git:
 
 
 @pytest.fixture
-def merged(git: Git, tmp_path: Path) -> Callable[[str], bool]:
-    return lambda commit, branch="main": is_merged(f"file://{git.remote}", branch, commit, tmp_path / "cache.git")
+def ahead(tmp_path: Path, monkeypatch) -> Callable[[], AbstractContextManager]:
+    """What makes the clock of GnuPG and of the indexes two days fast while its context lasts."""
+    then = datetime.now(UTC) + timedelta(days=2)
+    fast = f'exec {shutil.which("gpg")} --faked-system-time {then:%Y%m%dT%H%M%S} "$@"'
+    trees.write(tmp_path, {"bin/gpg": f"#!/bin/sh\n{fast}\n"})
+
+    @contextmanager
+    def clock():
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+            patch.setattr(apt_indexes, "datetime", Mock(now=lambda _: then))
+            yield
+
+    return clock
+
+
+def test_a_key_that_was_made_while_the_clock_was_ahead_is_used_when_it_is_set_back(config, tmp_path, ahead):
+    with ahead():
+        assert SigningKey(config).export_public()
+    signed = tmp_path / "signed"
+    signed.write_bytes(SigningKey(config).clearsign(b"data\n"))
+    assert SigningKey(config).verify(signed) == b"data\n"
+
+
+def test_apt_reads_what_was_signed_while_the_clock_was_ahead(config, deb, tmp_path, ahead):
+    with ahead():
+        _, root = written(config, deb)
+    apt = Apt(tmp_path / "apt", (root / "pkgci.sources").read_text() + "Check-Date: no\n")
+    with server.serve(config):
+        apt("update", "-o", "APT::Update::Error-Mode=any")
+
+
+def test_dnf_reads_what_was_signed_while_the_clock_was_ahead(config, rpm, tmp_path, ahead):
+    with ahead():
+        _, root = written(config, rpm)
+    with server.serve(config):
+        dnf(tmp_path, (root / "pkgci.repo").read_text(), "makecache")
 
 
 def test_a_signature_removes_the_homes_that_killed_processes_left_and_no_other(config):
-    homes = [Path(tempfile.mkdtemp(prefix="pkgci-gpg-", dir="/tmp")) for _ in range(3)]
-    for home in homes[:2]:
-        os.utime(home, (0, 0))
+    homes = [Path(tempfile.mkdtemp(prefix="pkgci-gpg-", dir="/tmp")) for _ in range(2)]
     with locked(homes[0]):
         SigningKey(config).detach_sign(b"data")
-    assert [home.exists() for home in homes] == [True, False, True]
+    assert [home.exists() for home in homes] == [True, False]
     homes[0].rmdir()
-    homes[2].rmdir()
-
-
-def test_a_commit_is_merged_once_the_remote_branch_has_it_as_a_fast_forward(git, merged):
-    commit = git.commit("change")
-    git.push("refs/changes/01/1/1")
-    assert not merged(commit)
-    git.push("main")
-    assert merged(commit)
-    assert merged(git.base)
-
-
-def test_a_commit_is_merged_once_the_remote_branch_has_it_in_a_merge_commit(git, merged):
-    git("checkout", "-q", "-b", "topic")
-    commit = git.commit("change")
-    git("checkout", "-q", "main")
-    git.commit("meanwhile")
-    git("merge", "-q", "--no-ff", "-m", "merge", "topic")
-    git.push("main")
-    assert merged(commit)
-
-
-def test_a_branch_of_the_cache_or_another_branch_of_the_remote_does_not_count(git, merged, tmp_path):
-    commit = git.commit("change")
-    git.push("other")
-    assert merged(commit, "other")
-    run("git", "update-ref", "refs/heads/main", commit, cwd=tmp_path / "cache.git")
-    assert not merged(commit)
-
-
-def test_nothing_is_merged_into_a_branch_that_the_remote_does_not_have(git, merged):
-    assert not merged(git.base, "none")
-
-
-def test_a_remote_that_does_not_answer_is_the_infrastructures_fault(git, tmp_path):
-    with pytest.raises(InfrastructureError, match="cannot fetch refs/heads/main from"):
-        is_merged(f"file://{tmp_path}/none", "main", git.base, tmp_path / "cache.git")
-
-
-@pytest.mark.parametrize(("branch", "commit"), [("--upload-pack=x", "a" * 40), ("main", "HEAD"), ("main", "-x")])
-def test_a_branch_or_commit_that_is_an_option_is_refused(tmp_path, branch, commit):
-    with pytest.raises(RequestError, match="not a branch and a full commit id"):
-        is_merged("file:///none", branch, commit, tmp_path / "cache.git")
-
-
-def test_a_url_of_a_protocol_that_runs_commands_is_refused(git, tmp_path):
-    with pytest.raises(InfrastructureError, match="cannot fetch"):
-        is_merged(f"ext::touch {tmp_path}/executed", "main", git.base, tmp_path / "cache.git")
-    assert not (tmp_path / "executed").exists()
 
 
 def test_an_unmerged_change_is_published_to_a_test_repository_that_expires(config, rpm, git, tmp_path):

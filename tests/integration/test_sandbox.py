@@ -20,7 +20,7 @@ from processes import wait_until_gone, with_marker
 from pkgci.config import Config, Limits
 from pkgci.errors import InfrastructureError, PackageError
 from pkgci.roots import Root, build_root
-from pkgci.sandbox import Files, Outcome, _cgroup, contained, execute, memory_control, unpack
+from pkgci.sandbox import OUT_FILES, Files, Outcome, _cgroup, contained, execute, memory_control, unpack
 
 
 @pytest.fixture(scope="session")
@@ -202,6 +202,12 @@ def test_what_comes_back_is_limited(box):
     assert "File size limit exceeded" in said
 
 
+def test_the_number_of_files_that_come_back_is_limited(box, tmp_path: Path):
+    with pytest.raises(PackageError, match="more in its output than its limits allow"):
+        box("cd /out && seq 20000 | xargs touch")
+    assert len(list((tmp_path / "out").iterdir())) <= OUT_FILES
+
+
 def test_the_disk_is_limited(box):
     outcome, said = box("head -c 200M /dev/zero >/filled", disk_mib=900)
     assert outcome.status == 0, said
@@ -228,6 +234,27 @@ def test_the_memory_of_all_processes_is_limited_where_a_cgroup_can_be_made(box):
     hungry = 'perl -e \'$x = "a" x (180 << 20); print "had it\\n"; sleep 2\''
     _, said = box(f"for i in 1 2 3 4 5 6 7 8; do {hungry} & done; wait", memory_mib=256, disk_mib=800)
     assert said.count("had it") < 8
+
+
+def test_what_is_killed_from_outside_is_not_the_packages_fault(box):
+    if memory_control() != "cgroup":
+        pytest.xfail("this user may make no cgroup: nobody can tell who killed it")
+    marker = f"killed-{uuid.uuid4()}"
+
+    def kill() -> None:
+        deadline = time.monotonic() + 60
+        while not (found := with_marker(marker)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        pid = found[0]
+        while Path(f"/proc/{pid}/comm").read_text() != "unshare\n":
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(InfrastructureError, match="the sandbox was killed from outside of it"):
+        box(f"sh -c 'sleep 1000; : {marker}'")
+    killer.join()
 
 
 def test_a_cgroup_whose_maker_was_killed_is_removed_by_the_next():

@@ -2,6 +2,7 @@
 
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -173,6 +174,14 @@ with Snapshot(Path(sys.argv[1])).restored(config, Proxy((), config.cache / "prox
     print(machine.pid, flush=True)
     time.sleep(1000)
 """
+
+
+def test_that_qemu_is_killed_is_not_the_guests_doing(config, snapshot):
+    with snapshot.restored(config, Proxy((), config.cache / "proxy")) as machine:
+        killer = threading.Timer(1, os.kill, (machine.pid, signal.SIGKILL))
+        killer.start()
+        with pytest.raises(InfrastructureError, match="QEMU was killed"):
+            machine.run("sleep 1000", timeout=60)
 
 
 def test_killing_the_starter_ends_the_machine_and_the_next_run_removes_what_it_left(config, snapshot):

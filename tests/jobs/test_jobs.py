@@ -25,15 +25,18 @@ PARAMETERS = {
     "systest": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "ENVIRONMENT", "SCENARIOS"},
     "repository-maintain": STARTED_BY,
     "mirror-sync": STARTED_BY | {"RELEASE", "EVERYTHING"},
+    "republish": STARTED_BY | {"PACKAGE", "ZUUL_PIPELINE"},
+    "unpublished": STARTED_BY | {"PACKAGE"},
 }
 # made once, not for each target
-ONCE = {"repository-maintain"}
+ONCE = {"repository-maintain", "republish", "unpublished"}
 # made for each format
 SYNCS = {"mirror-sync-deb", "mirror-sync-rpm"}
 LABELS = {"build": "control", "compile": "build", "lint": "build", "publish": "repository"}
-LABELS |= {"mirror-sync": "repository", "install": "systest", "systest": "systest", "repository-maintain": "repository"}
+LABELS |= {"install": "systest", "systest": "systest", "repository-maintain": "repository"}
+LABELS |= {"mirror-sync": "repository", "republish": "gate", "unpublished": "repository"}
 MINUTES = {"build": "900", "compile": "600", "publish": "30", "lint": "60", "install": "60", "systest": "120"}
-MINUTES |= {"repository-maintain": "60", "mirror-sync": "600"}
+MINUTES |= {"mirror-sync": "600", "repository-maintain": "60", "republish": "900", "unpublished": "120"}
 
 
 def step(job):

@@ -32,6 +32,7 @@ ACCEPTED = {
     "REPRODUCIBLE": ["true", "false"],
     "KEEP_ROOT": ["true", "false"],
     "BUILD_KEY": ["f" * 64],
+    "PACKAGE": ["hello", "libstdc++6", "0ad"],
     "REPOSITORIES": [f"{GOOD}a/repository.json", f"{GOOD}a/repository.json {GOOD}b/repository.json"],
     "ENVIRONMENT": ["plain", "cluster-3"],
     "SCENARIOS": ["smoke", "smoke upgrade"],
@@ -202,6 +203,33 @@ def test_after_a_merge_branch_and_commit_come_from_the_update_of_the_ref(config,
     update = {"ZUUL_REFNAME": refname, "ZUUL_OLDREV": "0" * 40, "ZUUL_NEWREV": ID, "ZUUL_PIPELINE": "post"}
     made = Parameters.read({"ZUUL_PROJECT": "p", **update}).change(config)
     assert (made.branch, made.commit, made.number, made.pipeline) == ("stable/1.0", ID, "", "post")
+
+
+def test_what_zuul_2_says_again_of_a_branch_that_has_moved_is_left_out(config):
+    # the branch's plain name, which is no ref
+    values = {"ZUUL_REFNAME": "main", "ZUUL_NEWREV": ID, "ZUUL_REF": "main", "ZUUL_COMMIT": ID}
+    made = Parameters.read({"ZUUL_PROJECT": "p", **values})
+    assert (made.change(config).commit, made.change(config).ref, made.merged, made.run_tests) == (ID, "", True, False)
+
+
+def test_a_branch_that_has_moved_has_no_queue():
+    queue = {"ZUUL_CHANGES": "p:main:refs/changes/01/1/1", "ZUUL_NEWREV": ID}
+    message = refused(lambda: Parameters.read({"ZUUL_PROJECT": "p", **queue}))
+    assert message == "parameter ZUUL_CHANGES: not with ZUUL_NEWREV; a branch that has moved has no queue"
+
+
+@pytest.mark.parametrize(
+    ("values", "approved"),
+    [
+        ({"ZUUL_PIPELINE": "check"}, False),
+        ({"ZUUL_PIPELINE": "check", "RUN_TESTS": "false"}, False),
+        ({}, False),
+        ({"ZUUL_PIPELINE": "gate"}, True),
+        ({"ZUUL_PIPELINE": "periodic", "ZUUL_NEWREV": ID}, True),
+    ],
+)
+def test_only_what_is_gated_or_merged_is_approved(config, values, approved):
+    assert Parameters.read(values).approved(config) is approved
 
 
 def test_a_change_needs_a_branch(config):

@@ -23,7 +23,7 @@ exec "$@"
 @pytest.fixture
 def ordinary(tmp_path: Path, monkeypatch) -> Path:
     """An ordinary user's process, which may make no cgroup; return the first directory of its PATH."""
-    monkeypatch.setattr(sandbox, "_cgroup", lambda: None)
+    monkeypatch.setattr(sandbox, "_new_cgroup", lambda *_: None)
     monkeypatch.setattr(os, "getuid", lambda: 1000)
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -33,8 +33,9 @@ def ordinary(tmp_path: Path, monkeypatch) -> Path:
 
 
 def prefix(limits: Limits) -> list[str]:
-    with sandbox._memory_limit(limits) as command:
-        return command
+    with sandbox._memory_limit(limits) as confined:
+        assert confined.exceeded()
+        return confined.prefix
 
 
 def test_a_user_with_a_systemd_gets_a_scope_with_the_limit_of_memory_and_disk_together(ordinary):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -143,6 +144,19 @@ def test_whose_fault_it_is_that_a_child_failed_is_kept(run, fault):
     code, result = run(lambda context: str(context.run_together([("run-build", {"COMMAND": command})])))
     assert (result.fault, result.reason) == (fault, "run-build/1: so")
     assert code == {"package": 1, "request": 2}.get(fault, 3)
+
+
+def test_the_temporary_files_of_a_step_go_with_it_and_those_of_a_killed_one_with_the_next(
+    run, program, here, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    killed = program("import tempfile; Path(tempfile.mkdtemp(), 'file').touch(); os.kill(os.getpid(), signal.SIGKILL)")
+    subprocess.run(killed, cwd=here, env={**os.environ, "TMPDIR": str(tmp_path / "tmp")}, check=False)
+    (left,) = (tmp_path / "tmp").glob("*/*/file")
+    _, result = run(lambda _: f"{left.exists()} {tempfile.mkdtemp()}")
+    assert result.reason.startswith("False ")
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_what_an_earlier_run_left_in_artifacts_is_gone(run, here):

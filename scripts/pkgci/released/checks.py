@@ -21,6 +21,18 @@ class OlderError(PackageError):
     """The repository has a higher version already: of a change that merged later, and was published before."""
 
 
+class OtherContentError(PackageError):
+    """The repository has or had the same version with another content."""
+
+
+class HeldError(RequestError):
+    """A person has put the source package on hold."""
+
+
+# what stands against a build itself, whatever is published with it
+AGAINST = (OlderError, OtherContentError, HeldError)
+
+
 @dataclass(frozen=True)
 class Changes:
     """What a publication changes: builds that come, with where they are merged, and keys of those that go.
@@ -33,11 +45,17 @@ class Changes:
     keys: tuple[str, ...]
 
 
-def built(repository: "Repository", store: Store, publication: Publication) -> Entry:
+def built(repository: "Repository", store: Store, publication: Publication, *, dry: bool = False) -> Entry:
     """Return a build from the store, each file of which is as in its record.
 
+    Args:
+        repository: where it is published.
+        store: the store.
+        publication: names the build.
+        dry: nothing is published, so a check may have built it.
+
     Raises:
-        RequestError: the store has not built it, or it is not for this repository.
+        RequestError: the store has not built it, it is not for this repository, or must not be released.
         PackageError: a name in its record cannot be one of a package.
         InfrastructureError: its files are damaged.
     """
@@ -49,8 +67,8 @@ def built(repository: "Repository", store: Store, publication: Publication) -> E
         raise RequestError(f"build {key[:12]} is not in the store: only what it built is released; build it again")
     record = entry.record
     about = f"{record.package} {record.version}"
-    if record.partial:
-        raise RequestError(f"{about} was built with other profiles than the package's own; build it without")
+    if not dry:
+        record.refuse_unreleasable()
     if record.target not in repository.targets:
         raise RequestError(f"{about} is built for {record.target}, which {repository.name} does not have")
     claimed = repository.config.release_of(origin.branch)
@@ -73,10 +91,10 @@ def changes(repository: "Repository", entries: Sequence[tuple[Entry, Origin]]) -
     """Return what a publication of builds changes in an opened repository; those that are there already do not.
 
     Raises:
-        RequestError: a source package is on hold, or comes twice.
-        PackageError: (OlderError) a version is lower than the released one; or another content has the same version.
+        RequestError: a source package comes twice, or (HeldError) is on hold.
+        PackageError: (OlderError) a version is lower than the released one; (OtherContentError) another content has the
+            same version; or two packages conflict.
     """
-    held = repository.holds()
     added, removed, keys = [], [], []
     seen: set[tuple[str, str]] = set()
     for entry, origin in entries:
@@ -84,25 +102,48 @@ def changes(repository: "Repository", entries: Sequence[tuple[Entry, Origin]]) -
         if (record.package, record.target) in seen:
             raise RequestError(f"{record.package} for {record.target} comes twice in one publication")
         seen.add((record.package, record.target))
-        former = [key for key, target, _ in repository.index.live_of(record.package) if target == record.target]
-        there = {
-            (one.file.rpartition("/")[2], one.sha256) for key in former for one in repository.index.packages_of(key)
-        }
-        same = there == {(one.file, one.sha256) for one in record.packages}
-        keys.append(former[0] if same else record.key)
-        if same:
-            continue
-        hold = held.get(record.package)
-        if hold:
-            raise RequestError(
-                f"{record.package} is on hold since generation {hold.generation} of {repository.name}: {hold.reason}; "
-                f"`pkgci repo unhold {repository.name} {record.package}` ends it"
-            )
-        _compare(repository, entry)
-        added.append((entry, origin))
-        removed += former
+        known = admit(repository, entry)
+        keys.append(known or record.key)
+        if known is None:
+            added.append((entry, origin))
+            removed += _former(repository, entry)
     _conflicts(repository, [entry for entry, _ in added], removed)
     return Changes(tuple(added), tuple(removed), tuple(keys))
+
+
+def admit(repository: "Repository", entry: Entry) -> str | None:
+    """Return the key under which an opened repository has a build already, bit for bit; None for one that may come.
+
+    Raises:
+        PkgciError: (one of AGAINST) it must not come.
+    """
+    record, former = entry.record, _former(repository, entry)
+    there = {(one.file.rpartition("/")[2], one.sha256) for key in former for one in repository.index.packages_of(key)}
+    if there == {(one.file, one.sha256) for one in record.packages}:
+        return former[0]
+    refuse_held(repository, record.package)
+    _compare(repository, entry)
+    return None
+
+
+def refuse_held(repository: "Repository", source: str) -> None:
+    """Refuse a source package that is on hold.
+
+    Raises:
+        HeldError: it is.
+    """
+    hold = repository.holds().get(source)
+    if hold:
+        raise HeldError(
+            f"{source} is on hold since generation {hold.generation} of {repository.name}: {hold.reason}; "
+            f"`pkgci repo unhold {repository.name} {source}` ends it"
+        )
+
+
+def _former(repository: "Repository", entry: Entry) -> list[str]:
+    """Return the keys of the builds that a build takes the place of."""
+    record = entry.record
+    return [key for key, target, _ in repository.index.live_of(record.package) if target == record.target]
 
 
 def _conflicts(repository: "Repository", entries: Sequence[Entry], removed: Sequence[str]) -> None:
@@ -187,7 +228,7 @@ def _compare(repository: "Repository", entry: Entry) -> None:
                 )
         for known in index.packages(package.name, package.architecture, live=False):
             if known.version == package.version and known.sha256 != package.sha256:
-                raise PackageError(
+                raise OtherContentError(
                     f"{about} of {record.package} has another content than the one of that version which "
                     f"{repository.name} has or had from {known.source}; raise the version"
                 )

@@ -3,6 +3,7 @@
 Source: https://in-toto.io/Statement/v1 and https://slsa.dev/provenance/v1.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -98,6 +99,17 @@ class Provenance(Record):
         "https://slsa.dev/provenance/v1", alias="predicateType"
     )
     predicate: dict[str, Any]
+
+    def origin(self) -> Origin | None:
+        """Return where the sources are merged; None of a statement that names no Git commit."""
+        found = []
+        for one in self.predicate.get("buildDefinition", {}).get("resolvedDependencies", ()):
+            said = re.fullmatch(r"git\+(.+)@([^@]+)", one.get("uri", ""))
+            if said:
+                digest = one["digest"]
+                commit = Commit(project=said[1], commit=digest["gitCommit"], tree=digest["gitTree"])
+                found.append((said[2], commit))
+        return Origin(branch=found[0][0], commits=tuple(commit for _, commit in found)) if found else None
 
 
 def provenance(entry: Entry, files: Sequence[File], origin: Origin, builder: str, release: str, by: str) -> Provenance:

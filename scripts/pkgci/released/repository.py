@@ -38,6 +38,7 @@ from pkgci.released.records import (
     Generation,
     Hold,
     Origin,
+    Provenance,
     Publication,
     ReleasedBuild,
     ReleasedPackage,
@@ -59,11 +60,16 @@ KEY_DIGITS = 16
 
 @dataclass(frozen=True)
 class Published:
-    """The generation that readers see after a publication, and under which keys it has the builds, in their order."""
+    """The generation that readers see after a publication, and under which keys it has the builds, in their order.
+
+    `changed` says whether the publication made it. `left` are the siblings that were not published, each with the reason.
+    """
 
     repository: "Repository"
     generation: Generation
     keys: tuple[str, ...]
+    changed: bool
+    left: tuple[str, ...] = ()
 
 
 class Repository:
@@ -144,6 +150,14 @@ class Repository:
         if directory.is_symlink() or directory.parent.is_symlink():
             raise InfrastructureError(f"{directory} is reached by a symbolic link; nothing of ours makes one there")
         return Entry(directory, Record.read(directory / RECORD))
+
+    def origin(self, key: str, source: str) -> Origin | None:
+        """Return where a build's sources were merged, by its provenance in the pool; None if that does not say so.
+
+        Raises:
+            InfrastructureError: the provenance cannot be read.
+        """
+        return Provenance.read(self.root / self.directory(source, key) / PROVENANCE).origin()
 
     def directory(self, source: str, key: str) -> str:
         """Return where a build lies, below the root."""
@@ -684,7 +698,35 @@ def rollback(
         return repository.commit(added, removed, "rollback", reason)
 
 
-def publish(config: Config, release: str, codename: str, publications: Sequence[Publication]) -> Published:
+def released_from(config: Config, release: str, codename: str, source: str) -> dict[str, tuple[str, Origin | None]]:
+    """Return, by target, the version of a source package that readers see, and where its sources were merged.
+
+    Args:
+        config: the configuration.
+        release: the release's name.
+        codename: the targets' codename.
+        source: the source package's name.
+
+    Raises:
+        InfrastructureError: the lock is held for too long, or the file system fails.
+    """
+    repository = Repository(config, release, codename)
+    if repository.current() is None:
+        return {}
+    with repository.opened():
+        return {
+            target: (version, repository.origin(key, source))
+            for key, target, version in repository.index.live_of(source)
+        }
+
+
+def publish(
+    config: Config,
+    release: str,
+    codename: str,
+    publications: Sequence[Publication],
+    siblings: Sequence[Publication] = (),
+) -> Published:
     """Publish builds from the store as one generation; what is released already changes nothing.
 
     The builds that each source package had for the same target go, with the binary packages that it no longer makes.
@@ -694,6 +736,8 @@ def publish(config: Config, release: str, codename: str, publications: Sequence[
         release: the release's name.
         codename: the targets' codename.
         publications: the builds.
+        siblings: builds that were tested with them, and come with them, but for those that something stands against by
+            themselves: a hold, or what is released already.
 
     Returns:
         The generation that readers see then, and where the builds are in it.
@@ -707,7 +751,15 @@ def publish(config: Config, release: str, codename: str, publications: Sequence[
     store = Store(config)
     # before the lock: files are read, and it takes its time
     entries = [(checks.built(repository, store, one), one.origin) for one in publications]
+    others = [(checks.built(repository, store, one), one.origin) for one in siblings]
+    left = []
     with repository.opened():
+        for entry, origin in others:
+            try:
+                checks.admit(repository, entry)
+                entries.append((entry, origin))
+            except checks.AGAINST as error:
+                left.append(str(error))
         changed = checks.changes(repository, entries)
         generation = repository.current()
         if changed.added or generation is None:
@@ -715,7 +767,7 @@ def publish(config: Config, release: str, codename: str, publications: Sequence[
             generation = repository.commit(changed.added, changed.removed, "publish")
         else:
             log.info("all of it is in generation %s of %s already", generation.number, repository.name)
-        return Published(repository, generation, changed.keys)
+        return Published(repository, generation, changed.keys, bool(changed.added), tuple(left))
 
 
 def try_to_publish(config: Config, release: str, codename: str, publications: Sequence[Publication]) -> None:
@@ -734,7 +786,7 @@ def try_to_publish(config: Config, release: str, codename: str, publications: Se
         PkgciError: as `publish`.
     """
     repository = Repository(config, release, codename)
-    entries = [(checks.built(repository, Store(config), one), one.origin) for one in publications]
+    entries = [(checks.built(repository, Store(config), one, dry=True), one.origin) for one in publications]
     with repository.opened():
         changed = checks.changes(repository, entries)
         repository.refuse_unmet([entry for entry, _ in changed.added], changed.removed)

@@ -323,7 +323,7 @@ class View:
     @property
     def outcome(self) -> str:
         """Why it did not pass, or what did, in one line."""
-        if self.result.result != "SUCCESS" or not self.build:
+        if self.result.result != "SUCCESS" or not self.build or (self.run and self.run.untested):
             return self.result.reason
         said = [
             _count(len(self.packages), "package") + (" built" if self.build.origin == "built" else " from the store")

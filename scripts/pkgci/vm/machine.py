@@ -10,6 +10,7 @@ import logging
 import re
 import select
 import shlex
+import signal
 import socket
 import subprocess
 import time
@@ -22,7 +23,7 @@ from pkgci.command import run, supervised
 from pkgci.errors import InfrastructureError
 from pkgci.lazy import Lazy
 from pkgci.ssh import connect, public_key
-from pkgci.vm.remote import Access, GuestError, Remote
+from pkgci.vm.remote import Access, Completed, GuestError, Remote
 
 paramiko, qmp, legacy = Lazy("paramiko"), Lazy("qemu.qmp"), Lazy("qemu.qmp.legacy")
 log = logging.getLogger(__name__)
@@ -204,6 +205,23 @@ class Machine(Remote):
                 self._disconnect()
                 self._client = client
                 return
+
+    def run(self, script: str, *arguments: str, timeout: float, input: bytes = b"", limit: int = 1 << 20) -> Completed:
+        """Run a shell script in the guest; see `Remote.run`.
+
+        Raises:
+            GuestError: see there.
+            InfrastructureError: QEMU was killed, which nothing in the guest can do.
+        """
+        try:
+            return super().run(script, *arguments, timeout=timeout, input=input, limit=limit)
+        except GuestError:
+            assert self._process
+            with suppress(subprocess.TimeoutExpired):
+                # its connections are closed before it has ended
+                if self._process.wait(1) == -signal.SIGKILL:
+                    raise self._failure("was killed") from None
+            raise
 
     def port(self) -> int:
         """Return the port of 127.0.0.1 that leads to the guest's ssh server."""
