@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from math import inf
 from pathlib import Path
 
@@ -27,8 +28,8 @@ from trees import free_port
 
 from pkgci.artifacts import Sync
 from pkgci.config import Config
-from pkgci.engines.base import BuildRef
 from pkgci.engines.local import LocalEngine
+from pkgci.gaterecord import GatedBuild, GatedChange, GateRecord, write
 from pkgci.mirrors.transaction import sync
 from pkgci.released.records import Commit, Origin, Publication
 from pkgci.released.repository import Repository, try_to_publish
@@ -108,6 +109,7 @@ class Mirrored(Bench):
             stack.callback(daemon.end)
             for place in ("ours", "place", "snapshots"):
                 (daemon.tree / place).mkdir()
+        (self.config.directory / "packages").mkdir()
         settings = self.config.directory / "config.yaml"
         known = yaml.safe_load(settings.read_text())
         known["paths"]["state"] = str(scratch / "state")
@@ -155,7 +157,8 @@ class Mirrored(Bench):
             list(pool.map(lambda argv: subprocess.run(argv, check=True), argvs))
 
     def merge(self, engine: LocalEngine, number: int) -> float:
-        """Merge a change whose build a gate has left in the store; return the seconds until both mirrors have it."""
+        """Merge a change that a gate has tested; return the seconds from the job's start until both mirrors have it."""
+        (self.config.directory / f"packages/p{number}.yaml").write_text(f"source: tools/p{number}\n")
         work, gerrit = self.scratch / f"work-{number}", self.scratch / f"gerrit/tools/p{number}"
         commit = trees.commit(work, trees.deb(f"p{number}"))
         trees.git(work, "clone", "-q", "--bare", work, gerrit)
@@ -165,26 +168,36 @@ class Mirrored(Bench):
             entry = packages.deliver_debs(self.config, Path(scratch), f"p{number}", "1", [path], tree=tree)
         origin = Origin(branch="main", commits=(Commit(project=f"tools/p{number}", commit=commit, tree=tree),))
         try_to_publish(self.config, "many", self.codename, [Publication(entry.record.key, origin)])
+        target = f"{self.codename}-amd64"
+        gated = GatedChange(project=f"tools/p{number}", branch="main", number="1", patchset="1", tree=tree, count=1)
+        about = {"package": f"p{number}", "branch": "main", "target": target, "key": entry.record.key}
+        made = GatedBuild(**about, source_tree=tree, packaging_tree=tree, changes=(0,))
+        record = GateRecord(
+            run=f"run-{number}", pipeline="gate", time=datetime.now(UTC), changes=(gated,), builds=(made,)
+        )
+        write(self.config, record)
         given = {"ZUUL_PROJECT": f"tools/p{number}", "ZUUL_REFNAME": "main", "ZUUL_NEWREV": commit}
         current = self.repository.current()
         wanted = f"generations/{current.number + 1 if current else 1}"
         start = time.time()
-        published = engine.start(f"publish-{self.codename}-amd64", {**given, "BUILD_KEY": entry.record.key})
+        built = engine.start(f"build-{target}", {**given, "ZUUL_PIPELINE": "post"})
         links = [daemon.tree / "ours" / self.codename / "current" for daemon in self.daemons]
         while any(os.readlink(link) != wanted for link in links):
-            assert engine.state(published) not in ("FAILURE", "ABORTED"), b"".join(engine.log(published)).decode()
+            assert engine.state(built) not in ("FAILURE", "ABORTED"), b"".join(engine.log(built)).decode()
             time.sleep(0.01)
         took = time.time() - start
-        engine.wait(published)
-        self._show(engine, published, start, took)
+        engine.wait(built)
+        self._show(engine, start, took)
         return took
 
-    def _show(self, engine: LocalEngine, published: BuildRef, start: float, took: float) -> None:
+    def _show(self, engine: LocalEngine, start: float, took: float) -> None:
         """Print where the time went, and leave it as a timeline for chrome://tracing or Perfetto."""
-        synced = engine.builds("mirror-sync-deb")[-1]
+        jobs = (f"build-{self.codename}-amd64", f"publish-{self.codename}-amd64", "mirror-sync-deb")
+        refs = [engine.builds(job)[-1] for job in jobs]
+        synced = refs[-1]
         engine.wait(synced)
         spans = []
-        for ref in (published, synced):
+        for ref in refs:
             info = engine.record(ref)
             assert info.started
             assert info.ended
