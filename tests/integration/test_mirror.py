@@ -214,7 +214,7 @@ def test_former_generations_stay_three_days_and_go_with_what_only_they_have(mirr
 SYNCS = int(os.environ.get("PKGCI_PUBLICATIONS", "20"))
 
 
-def test_readers_of_two_mirrors_never_see_a_broken_or_stale_one_while_syncs_run(mirrors: Fleet, tmp_path):
+def test_readers_never_see_a_broken_or_stale_mirror_while_syncs_run(mirrors: Fleet, tmp_path):
     mirrors.rsyncd("europe")
     mirrors.sshd("america")
     debs = [built(mirrors.config, "hello", f"1.{number}", files={}) for number in range(SYNCS + 1)]

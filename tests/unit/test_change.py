@@ -35,6 +35,8 @@ ACCEPTED = {
     "PACKAGE": ["hello", "libstdc++6", "0ad"],
     "REPOSITORIES": [f"{GOOD}a/repository.json", f"{GOOD}a/repository.json {GOOD}b/repository.json"],
     "ENVIRONMENT": ["plain", "cluster-3"],
+    "RELEASE": ["rocket-2"],
+    "EVERYTHING": ["true", "false"],
     "SCENARIOS": ["smoke", "smoke upgrade"],
     "SOURCE_TREE": [ID],
     "PACKAGING_TREE": [ID],
