@@ -304,6 +304,13 @@ class Mirror(Section):
     keep_generations: int = Field(10, ge=1, description="so many former ones are kept in any case")
     aside: str = Field("", max_length=200, description="why it is left out for now; it catches up afterwards")
 
+    @property
+    def place(self) -> str:
+        """Where it is: two mirrors at one place would write over each other."""
+        if self.ssh is None:
+            return str(self.rsync)
+        return f"{self.ssh.user}@{self.ssh.host}:{self.ssh.port} {self.ssh.identity} {self.path}"
+
     @model_validator(mode="after")
     def _one_way(self) -> Self:
         if (self.rsync is None) == (self.ssh is None):

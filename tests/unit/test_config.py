@@ -10,6 +10,7 @@ from pkgci.build import build
 from pkgci.change import Parameters
 from pkgci.config import EMBEDDED, ROOT, Config, Limits
 from pkgci.errors import RequestError
+from pkgci.mirrors.standing import mirrored
 from pkgci.step import StepContext
 
 TARGET = """\
@@ -424,3 +425,14 @@ URL = "url: http://m.example.org/"
 def test_a_mirror_is_reached_in_one_way(directory, text, message):
     (directory / "releases" / "r.yaml").write_text(f"branches: [main]\ntargets: []\nmirrors:\n  m: {text}\n")
     assert refused(lambda: Config(directory).release("r")).startswith(f"{directory}/releases/r.yaml:4: {message}")
+
+
+def test_two_mirrors_at_one_place_are_refused(directory):
+    (directory / "config.yaml").write_text(f"released: {{gnupg_home: /nowhere, key: {'A' * 40}}}\n")
+    for name in ("one", "two"):
+        (directory / "releases" / f"{name}.yaml").write_text(
+            f"branches: [{name}]\ntargets: []\nmirrors:\n  m: {{{URL}, rsync: rsync://m/r/}}\n"
+        )
+    message = refused(lambda: list(mirrored(Config(directory))))
+    expected = "mirrors.m: m of release one is at the same place; each needs one of its own"
+    assert message == f"{directory}/releases/two.yaml:4: {expected}"

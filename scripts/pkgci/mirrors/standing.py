@@ -7,7 +7,7 @@ from datetime import datetime
 from pydantic import ValidationError
 
 from pkgci.config import Config, Mirror
-from pkgci.errors import InfrastructureError
+from pkgci.errors import InfrastructureError, RequestError
 from pkgci.mirrors.remote import fetch
 from pkgci.mirrors.transaction import RECORD
 from pkgci.released.records import Generation
@@ -18,9 +18,19 @@ FREE = "free"
 
 
 def mirrored(config: Config) -> Iterator[tuple[Repository, Mapping[str, Mirror]]]:
-    """Yield each repository that has mirrors, and those."""
+    """Yield each repository that has mirrors, and those.
+
+    Raises:
+        RequestError: two mirrors are at one place.
+    """
+    places: dict[str, str] = {}
     for name in config.names("releases"):
         release = config.release(name)
+        for mirror, one in release.mirrors.items():
+            other = places.setdefault(one.place, f"{mirror} of release {name}")
+            if other != f"{mirror} of release {name}":
+                where = config.place_of(f"releases/{name}.yaml", "mirrors", mirror)
+                raise RequestError(f"{where}: {other} is at the same place; each needs one of its own")
         if release.mirrors:
             for codename in sorted({config.target(target).codename for target in release.targets}):
                 yield Repository(config, name, codename), release.mirrors
