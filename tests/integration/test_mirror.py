@@ -290,10 +290,17 @@ def test_a_further_mirror_is_taken_on_by_plain_rsync(mirrors: Fleet, tmp_path):
 def test_an_operator_sees_where_each_mirror_is(mirrors: Fleet):
     rsyncd = mirrors.rsyncd("europe")
     rsyncd.end()
-    line = re.search("pre-xfer exec = (.*)", example("rsyncd.conf", rsyncd.tree))
-    rsyncd.start({"pre-xfer exec": line[1]})
-    mirrors.sshd("america")
+    said = dict(re.findall("^    ([a-z -]+) = (.*)$", example("rsyncd.conf", rsyncd.tree), re.MULTILINE))
+    secrets, password = rsyncd.directory / "secrets", rsyncd.directory / "password"
+    for path, content in ((secrets, "pkgci:secret\n"), (password, "secret\n")):
+        path.write_text(content)
+        path.chmod(0o600)
+    here = {"uid": "root", "gid": "root"} if os.getuid() == 0 else {"use chroot": "no"}
+    rsyncd.start({**said, **here, "hosts allow": "127.0.0.1", "secrets file": str(secrets)})
     put(mirrors.config, built(mirrors.config, "hello", "1"))
+    assert "europe: cannot look at it: ERROR: auth failed on module released" in mirrors.failed()
+    mirrors.add("europe", rsync=rsyncd.url.replace("//", "//pkgci@"), password=str(password))
+    mirrors.sshd("america")
     mirrors.synced()
     put(mirrors.config, built(mirrors.config, "hello", "2"))
     mirrors.add("asia", url=f"http://127.0.0.1:{mirrors.port}/nowhere/", rsync=rsyncd.url, aside="not there yet")
