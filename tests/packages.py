@@ -6,8 +6,11 @@ import io
 import struct
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import createrepo_c
 
 from pkgci.artifacts import Contents, Package, PackageContents, PackagedFile
 from pkgci.config import Config
@@ -296,13 +299,40 @@ def rpmbuilt(
     return sorted(directory.glob("*RPMS/**/*.rpm"))
 
 
+def rpm_index(place: Path, rpms: Sequence[Path]) -> list[Path]:
+    """Write what the sandbox of a build leaves of RPM packages for the index into `place`; return the files."""
+    read = [createrepo_c.package_from_rpm(str(path), location_href=path.name) for path in rpms]
+    files = []
+    kinds = (("metadata", "primary"), ("filelists", "filelists"), ("otherdata", "other"))
+    for (root, kind), texts in zip(kinds, zip(*map(createrepo_c.xml_dump, read), strict=True), strict=True):
+        files.append(place / f"index.{kind}.xml")
+        files[-1].write_text(f'<?xml version="1.0" encoding="UTF-8"?>\n<{root}>\n{"".join(texts)}</{root}>')
+    binary = [package for package in read if package.arch != "src"]
+    files.append(place / "index.digests")
+    lines = [f"{one.location_href} {digest}\n" for one in binary for *_, digest in one.files]
+    files[-1].write_text("".join(lines))
+    return files
+
+
 def deliver_rpms(
-    config: Config, source: str, version: str, rpms: Sequence[Path], *, target: str = "debianrpm-amd64"
+    config: Config,
+    source: str,
+    version: str,
+    rpms: Sequence[Path],
+    *,
+    index: Sequence[Path] = (),
+    target: str = "debianrpm-amd64",
+    tree: str = TREE,
 ) -> Entry:
-    """Put a build of RPM packages into the store; they are of the source's name and version."""
+    """Put a build of RPM packages into the store; they are of the source's name and version.
+
+    `index` is what `rpm_index` made, where it is not to be made here.
+    """
     made = [
         Package(name=source, version=version, architecture="noarch", file=path.name, sha256=describe(path).sha256)
         for path in rpms
         if not path.name.endswith(".src.rpm")
     ]
-    return deliver(config, source, version, target, made, rpms)
+    with tempfile.TemporaryDirectory() as scratch:
+        files = [*rpms, *(index or rpm_index(Path(scratch), rpms))]
+        return deliver(config, source, version, target, made, files, tree=tree)

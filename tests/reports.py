@@ -10,11 +10,14 @@ from pkgci.artifacts import (
     ChangeSummary,
     Child,
     Contents,
+    Dependant,
     Difference,
     File,
     FileDifference,
     Finding,
     Former,
+    Gate,
+    GateBuild,
     Install,
     InstallOutcome,
     Lint,
@@ -28,6 +31,7 @@ from pkgci.artifacts import (
     Result,
     Run,
     ScenarioOutcome,
+    SkippedBuild,
     Systest,
 )
 
@@ -405,4 +409,46 @@ def refused(directory: Path) -> Path:
     return RunOf(directory).end("FAILURE", reason, "request", 0.2)
 
 
-RUNS = (passed, failed_build, failed_lint, failed_install, aborted, refused)
+def failed_gate(directory: Path) -> Path:
+    """A gate of two changes and a project without packages, of which one change does not compile."""
+    run = RunOf(directory).begin()
+    run.job("order", 0.4, 3.1)
+    reason = "hello: the build failed: src/hello.c:62:3: error: expected ';' before 'return'"
+    inner = RunOf(directory / f"build-{TARGET}")
+    inner.job("compile", 4.4, 13.3, "FAILURE", reason, COMPILER)
+    run.job("build", 4.0, 14.2, "FAILURE", f"compile-{TARGET}/12: {reason}")
+    inner.end("FAILURE", f"compile-{TARGET}/12: {reason}", seconds=14.2)
+    (inner.directory / "index.html").write_text("its own report")
+    common = {"branch": "main", "release": "rocket"}
+    Gate(
+        target=TARGET,
+        changes=(ZUUL["ZUUL_CHANGES"], "tools/greet:main:refs/changes/12/4712/1"),
+        builds=(
+            GateBuild(
+                project="tools/greet",
+                change="4712,1",
+                package="greet",
+                after=("libgreet",),
+                result="SUCCESS",
+                version=VERSION,
+                key="4" * 64,
+                origin="store",
+                repository=URL,
+                **common,
+            ),
+            GateBuild(
+                project="tools/hello",
+                change="4711,2",
+                package="hello",
+                result="FAILURE",
+                directory=f"build-{TARGET}",
+                **common,
+            ),
+        ),
+        skipped=(SkippedBuild(project="docs", branch="main", reason="no package has this project"),),
+        dependants=(Dependant(repository="rocket/bookworm", package="farewell"),),
+    ).write(directory / "gate.json")
+    return run.end("FAILURE", f"build-{TARGET}/12: compile-{TARGET}/12: {reason}", seconds=20.0)
+
+
+RUNS = (passed, failed_build, failed_lint, failed_install, failed_gate, aborted, refused)

@@ -257,6 +257,20 @@ class Unpublished(Record):
     problems: tuple[str, ...] = ()
 
 
+class Tested(Record):
+    """What a test leaves. `passed_before` says when it passed with all the same input: then it was not run once more."""
+
+    passed_before: datetime | None = None
+
+    @property
+    def note(self) -> str:
+        """Why it was not run, in one line; empty if it was."""
+        if self.passed_before is None:
+            return ""
+        when = f"{self.passed_before:%Y-%m-%d %H:%M} UTC"
+        return f"passed on {when} with the same packages, machine, tools and repositories; not repeated"
+
+
 class Finding(Part):
     """What an install test found wrong: with which package, in which phase, with which file if it is about one."""
 
@@ -276,7 +290,7 @@ class InstallOutcome(Part):
     findings: tuple[Finding, ...]
 
 
-class Install(Record):
+class Install(Tested):
     """`install.json`: each package under test, installed and removed on its own in a restored machine."""
 
     target: str
@@ -300,7 +314,7 @@ class LintFinding(Part):
     file: str | None = None
 
 
-class Lint(Record):
+class Lint(Tested):
     """`lint.json`: what the format's lint tool says of the source and binary packages of a build.
 
     `fails` is the least severity that fails the job; what the packages' own overrides silence is only counted. Findings
@@ -329,7 +343,7 @@ class ScenarioOutcome(Part):
     log: str | None = None
 
 
-class Systest(Record):
+class Systest(Tested):
     """`systest.json`: a system test, and everything needed to repeat it: `parameters` are the job's own."""
 
     target: str
@@ -340,6 +354,99 @@ class Systest(Record):
     packages: tuple[Package, ...] = Field(description="what was under test, at these exact versions")
     outcomes: tuple[ScenarioOutcome, ...]
     notice: str = ""
+
+
+class OrderedBuild(Part):
+    """A package and branch that a queue touches: `project` is that of its last change there.
+
+    `after` are the positions, from 0, of those builds of the order that it needs before.
+    """
+
+    project: str
+    branch: str
+    package: str = Field(description="the source package's name")
+    release: str
+    source_tree: str
+    packaging_tree: str
+    after: tuple[int, ...] = ()
+
+
+class SkippedBuild(Part):
+    """A project and branch of a queue for which there is nothing to build, and why."""
+
+    project: str
+    branch: str
+    reason: str
+
+
+class Order(Record):
+    """`order.json`: the builds that a queue asks for, in its order, and which of them come after which."""
+
+    target: str
+    builds: tuple[OrderedBuild, ...]
+    skipped: tuple[SkippedBuild, ...] = ()
+
+    def needed(self, position: int) -> list[int]:
+        """Return the positions of all builds that one needs before, directly or not, sorted."""
+        found: set[int] = set()
+        further = [position]
+        while further:
+            new = set(self.builds[further.pop()].after) - found
+            found |= new
+            further += new
+        return sorted(found)
+
+
+class Dependant(Part):
+    """A source package of a released repository that build-depends on what a publication changes, and is not built anew."""
+
+    repository: str
+    package: str
+
+
+class Verified(Record):
+    """`verified.json`: a dry publication of builds, all of a release as one generation, which was not refused.
+
+    `recorded` says that the gate record was written.
+    """
+
+    target: str
+    keys: tuple[str, ...]
+    repositories: tuple[str, ...] = Field(description="RELEASE/CODENAME of each")
+    dependants: tuple[Dependant, ...] = ()
+    recorded: bool = False
+
+
+class GateBuild(Part):
+    """A build of a gate run. `after` are the names of the source packages that it was built against.
+
+    `result` is empty when it was not started; version, key, origin and repository are known once it passed.
+    """
+
+    project: str
+    branch: str
+    change: str
+    package: str
+    release: str
+    after: tuple[str, ...] = ()
+    result: Literal["", "SUCCESS", "FAILURE", "ABORTED"] = ""
+    directory: str = Field("", description="below the artifacts: what it left")
+    version: str = ""
+    key: str = ""
+    origin: Literal["", "built", "store"] = ""
+    repository: str = ""
+
+
+class Gate(Record):
+    """`gate.json`: a gate run: its changes (as ZUUL_CHANGES names them), its builds with their repositories, and results."""
+
+    target: str
+    changes: tuple[str, ...]
+    builds: tuple[GateBuild, ...]
+    skipped: tuple[SkippedBuild, ...] = ()
+    dependants: tuple[Dependant, ...] = ()
+    systest: Literal["", "SUCCESS", "FAILURE", "ABORTED"] = ""
+    recorded: bool = False
 
 
 class PackageChange(Part):

@@ -8,7 +8,7 @@ mapped to them by its playbook.
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -28,6 +28,11 @@ TESTS = ("lint", "install", "systest")
 # how to build: what `build` hands on to `compile`, as the macro compile-parameters of jobs/ has them
 COMPILE = ("BUILD_PROFILES", "BUILD_MINUTES", "REPRODUCIBLE", "KEEP_ROOT")
 
+# Gerrit's own name of a patch set
+PATCH_SET = re.compile(r"refs/changes/[0-9]{2}/([0-9]{1,10})/([0-9]{1,6})", re.ASCII)
+KEY = r"[0-9a-f]{64}"
+JOB = r"[a-z0-9][a-z0-9.+-]*/[0-9]+"
+
 RULES = {
     "ZUUL_PROJECT": PROJECT,
     "ZUUL_BRANCH": BRANCH,
@@ -43,12 +48,16 @@ RULES = {
     "ZUUL_OLDREV": OBJECT,
     "ZUUL_NEWREV": OBJECT,
     "RUN_TESTS": r"true|false",
+    "AGAIN": r"true|false",
     "ONLY": f"({'|'.join(STEPS)})(,({'|'.join(STEPS)}))*",
     "BUILD_PROFILES": f"{PROFILE}(,{PROFILE}){{0,19}}",
     "BUILD_MINUTES": r"[1-9][0-9]?|1[0-7][0-9]|180",
     "REPRODUCIBLE": r"true|false",
     "KEEP_ROOT": r"true|false",
-    "BUILD_KEY": r"[0-9a-f]{64}",
+    "BUILD_KEY": KEY,
+    "BUILD_KEYS": f"{KEY}( {KEY})*",
+    "TEST_REPOSITORY": r"true|false",
+    "SYSTEM_TESTS": f"{JOB}( {JOB})*",
     "PACKAGE": NAME,
     "REPOSITORIES": r"https?://[A-Za-z0-9/._~:%+\[\]-]+( https?://[A-Za-z0-9/._~:%+\[\]-]+)*",
     "SOURCE_TREE": OBJECT,
@@ -57,7 +66,7 @@ RULES = {
     "RELEASE": NAME,
     "EVERYTHING": r"true|false",
     "SCENARIOS": rf"{NAME}( {NAME})*",
-    "PARENT": r"[a-z0-9][a-z0-9.+-]*/[0-9]+",
+    "PARENT": JOB,
     "CORRELATION": r"[A-Za-z0-9][A-Za-z0-9-]{0,63}",
 }
 
@@ -69,6 +78,12 @@ class QueueItem:
     project: str
     branch: str
     ref: str
+
+    @property
+    def patch_set(self) -> tuple[str, str]:
+        """The change's number and patch set, by Gerrit's own name of the ref; empty for another one."""
+        named = PATCH_SET.fullmatch(self.ref)
+        return (named[1], named[2]) if named else ("", "")
 
 
 @dataclass(frozen=True)
@@ -156,6 +171,11 @@ class Parameters:
         return self.merged or self.get("ZUUL_PIPELINE") in config.settings.gate_pipelines
 
     @property
+    def repeat(self) -> bool:
+        """Whether a test is run though it passed before with the same input: what a person starts by hand is."""
+        return self.get("AGAIN") == "true" or not self.get("PARENT")
+
+    @property
     def steps(self) -> tuple[str, ...]:
         """The steps of a build, in their order: all, or those of ONLY with what they need; no tests if RUN_TESTS is false."""
         wanted = set(self.get("ONLY").split(",") if self.get("ONLY") else STEPS)
@@ -163,6 +183,11 @@ class Parameters:
             if step in wanted and step in NEEDS:
                 wanted.add(NEEDS[step])
         return tuple(step for step in STEPS if step in wanted and (self.run_tests or step not in TESTS))
+
+    @property
+    def zuul(self) -> dict[str, str]:
+        """Those of Zuul, which say what the change is."""
+        return {name: value for name, value in self.values.items() if name.startswith("ZUUL_")}
 
     @property
     def profiles(self) -> tuple[str, ...]:
@@ -185,6 +210,43 @@ class Parameters:
         for url in urls:
             check_repository_url(url, config)
         return urls
+
+    def queued(self, config: Config) -> tuple["Parameters", ...]:
+        """Return the parameters of a build of each package and branch that the queue touches, in its last state there.
+
+        They are in the order of the queue: this change's own is the last. The queue of each is its own part of it, so that
+        it builds nothing else.
+
+        Raises:
+            RequestError: as of `change`.
+        """
+        change = self.change(config)
+        if not change.queue:
+            return (self,)
+        parts: dict[tuple[str, str], list[QueueItem]] = {}
+        for item in change.queue:
+            unit = config.package_of(item.project) or item.project, item.branch
+            # a package is where its last change is
+            parts[unit] = [*parts.pop(unit, []), item]
+        *others, own = parts.values()
+        local = change.url == local_changes(config)
+        return (
+            *(self._other(part, local) for part in others),
+            Parameters({**self.values, "ZUUL_CHANGES": _joined(own)}),
+        )
+
+    def _other(self, part: Sequence[QueueItem], local: bool) -> "Parameters":
+        """Return the parameters of a build of another part of the queue than this change's."""
+        last = part[-1]
+        about = ("ZUUL_CHANGE", "ZUUL_PATCHSET", "ZUUL_REF", "ZUUL_COMMIT")
+        values = {name: value for name, value in self.values.items() if name not in about}
+        values |= {"ZUUL_PROJECT": last.project, "ZUUL_BRANCH": last.branch, "ZUUL_CHANGES": _joined(part)}
+        if local:
+            values["ZUUL_REF"] = last.ref
+        else:
+            number, patch_set = last.patch_set
+            values |= {"ZUUL_CHANGE": number, "ZUUL_PATCHSET": patch_set}
+        return Parameters({name: value for name, value in values.items() if value})
 
     def change(self, config: Config) -> Change:
         """Return the change that the parameters name.
@@ -216,6 +278,10 @@ class Parameters:
         )
 
 
+def _joined(items: Sequence[QueueItem]) -> str:
+    return "^".join(f"{item.project}:{item.branch}:{item.ref}" for item in items)
+
+
 def local_changes(config: Config) -> str:
     """Return the URL below which the repositories of local changes lie; only the local engine accepts it."""
     return f"file://{quote(os.fsencode(config.state))}/changes/"
@@ -233,6 +299,12 @@ def release_of(config: Config, change: Change) -> Release:
     if change.url == local_changes(config):
         return Config(EMBEDDED).release("default")
     raise RequestError(f"no release claims branch {change.branch}; `build` would have said so")
+
+
+def release_name(config: Config, change: Change) -> str:
+    """Return the name of the release to whose repositories a change's package belongs; empty where it belongs to none."""
+    found = config.release_of(change.branch) if config.package_of(change.project) else None
+    return found[0] if found else ""
 
 
 def check_url(url: str, config: Config) -> None:

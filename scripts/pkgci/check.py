@@ -1,6 +1,6 @@
-"""`pkgci check`: the check pipeline for a maintainer's own tree, by the same jobs, on this machine.
+"""`pkgci check` and `pkgci gate`: the pipelines for a maintainer's own trees, by the same jobs, on this machine.
 
-The change becomes a commit in a repository of the state directory; the tree itself is only read.
+A change becomes a commit in a repository of the state directory; the tree itself is only read.
 """
 
 import os
@@ -9,7 +9,7 @@ import signal
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -23,7 +23,7 @@ from pkgci import failed, report, source
 from pkgci.change import BRANCH, PROJECT, STEPS, local_changes
 from pkgci.command import run
 from pkgci.config import EMBEDDED, PROFILE, Config, PackageEntry
-from pkgci.engines.base import BuildRef
+from pkgci.engines.base import BuildInfo, BuildRef
 from pkgci.engines.local import LocalEngine
 from pkgci.errors import Exit, InfrastructureError, RequestError
 from pkgci.formats import FORMATS
@@ -47,11 +47,12 @@ class LocalChange:
 
 @dataclass(frozen=True)
 class Row:
-    """One job of a run, for people."""
+    """One job of a run, for people; `about` is its project, where a run has several."""
 
     ref: BuildRef
     state: str
     seconds: float
+    about: str
 
 
 def prepare_change(config: Config, path: Path, worktree: bool) -> LocalChange:
@@ -117,14 +118,7 @@ def targets_of(config: Config, change: LocalChange, wanted: Sequence[str]) -> li
     Raises:
         RequestError: there are none.
     """
-    release = config.release_of(change.parameters["ZUUL_BRANCH"])
-    default = Config(EMBEDDED).release("default").targets
-    known = release[1].targets if release else [name for name in default if name in config.names("targets")]
-    entry = config.package_of(change.parameters["ZUUL_PROJECT"])
-    pair = entry is not None and config.package(entry).packaging is not None
-    served = [
-        name for name in known if pair or FORMATS[config.target(name).format].packaged(change.tree, change.package)
-    ]
+    served = _served(config, change)
     for name in wanted:
         config.target(name)
         if name not in served:
@@ -132,13 +126,50 @@ def targets_of(config: Config, change: LocalChange, wanted: Sequence[str]) -> li
                 f"{change.tree.project} has nothing to build for {name}; it serves: {', '.join(served) or 'none'}"
             )
     if not served:
-        needs = " or ".join(sorted({FORMATS[config.target(name).format].PACKAGING for name in known}))
+        needs = " or ".join(sorted({FORMATS[config.target(name).format].PACKAGING for name in _known(config, change)}))
         raise RequestError(f"{change.tree.project} has nothing to build: no {needs}")
     return list(dict.fromkeys(wanted)) or served
 
 
+def gate_targets(config: Config, changes: Sequence[LocalChange], wanted: Sequence[str]) -> list[str]:
+    """Return the targets to gate changes for: of those wanted, or of all, those that a tree has something to build for.
+
+    Raises:
+        RequestError: there are none.
+    """
+    for name in wanted:
+        config.target(name)
+    found = dict.fromkeys(name for change in changes for name in _served(config, change))
+    chosen = [name for name in found if not wanted or name in wanted]
+    if not chosen:
+        raise RequestError(f"nothing to build in {', '.join(change.tree.project for change in changes)}")
+    return chosen
+
+
+def _known(config: Config, change: LocalChange) -> list[str]:
+    """Return the targets of a change's release."""
+    release = config.release_of(change.parameters["ZUUL_BRANCH"])
+    default = Config(EMBEDDED).release("default").targets
+    return list(release[1].targets) if release else [name for name in default if name in config.names("targets")]
+
+
+def _served(config: Config, change: LocalChange) -> list[str]:
+    """Return the targets of a change's release that its tree has packaging for."""
+    entry = config.package_of(change.parameters["ZUUL_PROJECT"])
+    pair = entry is not None and config.package(entry).packaging is not None
+    return [
+        name
+        for name in _known(config, change)
+        if pair or FORMATS[config.target(name).format].packaged(change.tree, change.package)
+    ]
+
+
 def options(
-    only: str = "", profiles: Sequence[str] = (), minutes: int | None = None, reproducible: bool = False
+    only: str = "",
+    profiles: Sequence[str] = (),
+    minutes: int | None = None,
+    reproducible: bool = False,
+    again: bool = False,
 ) -> dict[str, str]:
     """Return the parameters for what a maintainer asks of a check beyond the change and its targets.
 
@@ -147,6 +178,7 @@ def options(
         profiles: build profiles besides the package's own.
         minutes: the build's time limit; None for the configuration's.
         reproducible: build twice and compare.
+        again: run tests also where they passed before with the same input.
 
     Raises:
         RequestError: there is no such step, or a profile cannot have that name.
@@ -161,6 +193,7 @@ def options(
     # a failed build's root is of use on a maintainer's machine
     given = {"KEEP_ROOT": "true", "ONLY": ",".join(steps), "BUILD_PROFILES": ",".join(dict.fromkeys(profiles))}
     given |= {"BUILD_MINUTES": str(minutes or ""), "REPRODUCIBLE": "true" if reproducible else "false"}
+    given |= {"AGAIN": "true"} if again else {}
     return {name: value for name, value in given.items() if value}
 
 
@@ -176,11 +209,47 @@ def check(
         asked: what `options` returned.
         console: where progress and summary go: a live table on a terminal, plain lines elsewhere.
     """
-    engine = LocalEngine(config)
     tree = change.tree
     _say(console, f"checking {tree.project} {tree.id[:8]} ({tree.subject}) for {', '.join(targets)}")
+    given = {**change.parameters, **asked}
+    return _run(config, {name: (f"build-{name}", given) for name in targets}, f"{tree.project} {tree.id[:8]}", console)
+
+
+def queue(changes: Sequence[LocalChange]) -> dict[str, str]:
+    """Return the parameters of a queue of changes of several projects, of which the last is the one that is gated.
+
+    Raises:
+        RequestError: a project comes twice.
+    """
+    projects = [change.parameters["ZUUL_PROJECT"] for change in changes]
+    twice = [project for project in projects if projects.count(project) > 1]
+    if twice:
+        raise RequestError(f"two trees are of the project {twice[0]}; name one")
+    items = ("{ZUUL_PROJECT}:{ZUUL_BRANCH}:{ZUUL_REF}".format(**change.parameters) for change in changes)
+    # what is built so is in the namespace of what nobody has approved, and never released
+    return {**changes[-1].parameters, "ZUUL_PIPELINE": "local", "ZUUL_CHANGES": "^".join(items)}
+
+
+def gate(config: Config, changes: Sequence[LocalChange], targets: Sequence[str], console: Console) -> Exit:
+    """Run the gate pipeline for changes of several projects, in their order, and show it; return how it ended.
+
+    Args:
+        config: the configuration.
+        changes: what `prepare_change` made.
+        targets: the targets to build for.
+        console: as of `check`.
+    """
+    names = ", ".join(f"{change.tree.project} {change.tree.id[:8]}" for change in changes)
+    _say(console, f"gating {names} for {', '.join(targets)}")
+    given = queue(changes)
+    return _run(config, {name: (f"gate-{name}", given) for name in targets}, names, console)
+
+
+def _run(config: Config, jobs: Mapping[str, tuple[str, Mapping[str, str]]], what: str, console: Console) -> Exit:
+    """Run a job with all that it starts for each target, and show it; return how the worst ended."""
+    engine = LocalEngine(config)
     started = time.monotonic()
-    refs = {name: engine.start(f"build-{name}", {**change.parameters, **asked}) for name in targets}
+    refs = {name: engine.start(job, given) for name, (job, given) in jobs.items()}
     # a terminal that is closed, or a polite kill, ends the jobs as Ctrl-C does
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
@@ -195,34 +264,56 @@ def check(
     exits = [_summary(config, engine, name, ref, console) for name, ref in refs.items()]
     worst = max(exits, key=[Exit.PASSED, Exit.PACKAGE, Exit.REQUEST, Exit.INFRASTRUCTURE, Exit.ABORTED].index)
     verdict = {Exit.PASSED: "[green]passed[/]", Exit.ABORTED: "[yellow]aborted[/]"}.get(worst, "[red]failed[/]")
-    console.print(f"{tree.project} {tree.id[:8]}: {verdict} after {time.monotonic() - started:.0f} s")
+    console.print(f"{what}: {verdict} after {time.monotonic() - started:.0f} s")
     return worst
 
 
 def _rows(engine: LocalEngine, refs: dict[str, BuildRef]) -> list[Row]:
-    """Return the builds of a run: each `build` job and the jobs that it started, in the order of their steps."""
+    """Return the builds of a run, each followed by those that it started, in the order of their start."""
     rows = []
     jobs = engine.jobs()
     for name, top in refs.items():
-        for step in ("build", *STEPS):
-            # a build's number is above those of builds that were there before the run
-            job = f"{step}-{name}"
-            found = [top] if step == "build" else reversed(engine.builds(job) if job in jobs else [])
-            for ref in found:
+        first = engine.record(top)
+        started: dict[str, list[BuildInfo]] = {}
+        for job in (job for job in jobs if job.endswith(f"-{name}")):
+            for ref in reversed(engine.builds(job)):
                 record = engine.record(ref)
-                if ref == top or record.parameters.get("PARENT") == str(top):
-                    ended = record.ended or datetime.now(UTC)
-                    seconds = (ended - record.started).total_seconds() if record.started else 0.0
-                    rows.append(Row(ref, record.state, seconds))
+                if record.queued < first.queued:
                     break
+                started.setdefault(record.parameters.get("PARENT", ""), []).append(record)
+
+        def walk(
+            record: BuildInfo, top: BuildInfo = first, started: dict[str, list[BuildInfo]] = started
+        ) -> Iterator[Row]:
+            ended = record.ended or datetime.now(UTC)
+            seconds = (ended - record.started).total_seconds() if record.started else 0.0
+            project = record.parameters.get("ZUUL_PROJECT", "")
+            gated = top.job.startswith("gate-") and record.job.startswith(("build-", "compile-", "publish-"))
+            about = project if gated or project != top.parameters.get("ZUUL_PROJECT", "") else ""
+            yield Row(BuildRef(record.job, record.number), record.state, seconds, about)
+            for child in sorted(started.get(f"{record.job}/{record.number}", ()), key=lambda one: one.queued):
+                yield from walk(child)
+
+        rows += walk(first)
     return rows
 
 
 def _table(rows: Sequence[Row]) -> Table:
-    table = Table("job", "build", "result", "time", box=None, pad_edge=False, header_style="bold")
+    several = any(row.about for row in rows)
+    table = Table(
+        "job",
+        *(["project"] if several else []),
+        "build",
+        "result",
+        "time",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
     for row in rows:
         state = Text(row.state, style=COLOURS.get(row.state, "dim"))
-        table.add_row(row.ref.job, f"#{row.ref.number}", state, f"{row.seconds:.0f} s" if row.seconds else "")
+        about = [Text(row.about)] if several else []
+        table.add_row(row.ref.job, *about, f"#{row.ref.number}", state, f"{row.seconds:.0f} s" if row.seconds else "")
     return table
 
 
@@ -242,7 +333,7 @@ def _show(engine: LocalEngine, refs: dict[str, BuildRef], console: Console) -> N
             if shown.get(row.ref) != row.state:
                 _say(
                     console,
-                    f"{row.ref.job} #{row.ref.number} {row.state}"
+                    " ".join(filter(None, [f"{row.ref.job} #{row.ref.number}", row.about, row.state]))
                     + (f" {row.seconds:.0f} s" if row.seconds > 1 else ""),
                 )
                 shown[row.ref] = row.state
@@ -253,7 +344,7 @@ def _show(engine: LocalEngine, refs: dict[str, BuildRef], console: Console) -> N
             running = ", ".join(
                 str(ref) for ref, state in shown.items() if state == "running" and ref not in refs.values()
             )
-            _say(console, f"still running: {running or 'build'}")
+            _say(console, f"still running: {running or next(iter(refs.values()))}")
             spoke = time.monotonic()
         time.sleep(POLL)
 

@@ -77,6 +77,11 @@ def _step(name: str, body: Callable, report: Callable | None = None) -> None:
     sys.exit(step.run(name, body, report=report))
 
 
+def _noted(record, summary: str) -> str:
+    """Return what a test says at its end, also when it was not run."""
+    return f"{summary}; {record.note}" if record.note else summary
+
+
 @main.command()
 @click.argument("target")
 def build(target: str) -> None:
@@ -128,8 +133,8 @@ def publish(target: str) -> None:
         if parameters.merged and not parameters.get("BUILD_KEY"):
             said = publish_tested(context.config, target, change, ARTIFACTS).reason
         else:
-            key = parameters.required("BUILD_KEY")
-            made = job(context.config, target, change, key, parameters.run_name(key), ARTIFACTS)
+            key, test = parameters.required("BUILD_KEY"), parameters.get("TEST_REPOSITORY") == "true"
+            made = job(context.config, target, change, key, parameters.run_name(key), ARTIFACTS, test)
             said = f"{len(made.packages)} packages at {made.url}"
         sync_mirrors(context, target, ARTIFACTS)
         return said
@@ -168,7 +173,8 @@ def lint(target: str) -> None:
     def body(context) -> str:
         parameters = Parameters.read(os.environ)
         change, key = parameters.change(context.config), parameters.required("BUILD_KEY")
-        return summary(job(context.config, target, change, key, ARTIFACTS))
+        made = job(context.config, target, change, key, ARTIFACTS, parameters.repeat)
+        return _noted(made, summary(made))
 
     _step("lint", body)
 
@@ -184,8 +190,8 @@ def install(target: str) -> None:
     def body(context) -> str:
         parameters = Parameters.read(os.environ)
         repositories = parameters.repositories(context.config)
-        made = job(context.config, target, repositories, parameters.get("BUILD_KEY"), ARTIFACTS)
-        return f"{len(made.packages)} packages installed and removed"
+        made = job(context.config, target, repositories, parameters.get("BUILD_KEY"), ARTIFACTS, parameters.repeat)
+        return _noted(made, f"{len(made.packages)} packages installed and removed")
 
     _step("install", body)
 
@@ -199,7 +205,11 @@ def systest(target: str) -> None:
     from pkgci.systest import summary
     from pkgci.systest import systest as job
 
-    _step("systest", lambda context: summary(job(context.config, target, Parameters.read(os.environ), ARTIFACTS)))
+    def body(context) -> str:
+        made = job(context.config, target, Parameters.read(os.environ), ARTIFACTS)
+        return _noted(made, summary(made))
+
+    _step("systest", body)
 
 
 @main.command("mirror-sync")
@@ -226,6 +236,33 @@ def repository_maintain() -> None:
     from pkgci.maintain import maintain as job
 
     _step("repository-maintain", lambda context: job(context.config, datetime.now(UTC), ARTIFACTS))
+
+
+@main.command()
+@click.argument("target")
+def order(target: str) -> None:
+    """Job: say which builds a queue of changes asks for, and which of them come after which."""
+    from pkgci.artifacts import ARTIFACTS
+    from pkgci.change import Parameters
+    from pkgci.order import order as job
+    from pkgci.order import summary
+
+    _step("order", lambda context: summary(job(context.config, target, Parameters.read(os.environ), ARTIFACTS)))
+
+
+@main.command()
+@click.argument("target")
+def verify(target: str) -> None:
+    """Job: try to publish builds, changing nothing, and write the record of a gate whose system tests passed."""
+    from pkgci.artifacts import ARTIFACTS
+    from pkgci.change import Parameters
+    from pkgci.verify import summary
+    from pkgci.verify import verify as job
+
+    def body(context) -> str:
+        return summary(job(context.config, target, Parameters.read(os.environ), context.engine, ARTIFACTS))
+
+    _step("verify", body)
 
 
 @main.command()
@@ -258,6 +295,11 @@ def repository_maintain() -> None:
     is_flag=True,
     help="Build twice, on another day, with another umask and number of processors, and fail where bits differ.",
 )
+@click.option(
+    "--again",
+    is_flag=True,
+    help="Run lint, install and system test also where they passed before with all the same input.",
+)
 def check(
     path: Path,
     targets: tuple[str, ...],
@@ -267,6 +309,7 @@ def check(
     nocheck: bool,
     timeout: int | None,
     reproducible: bool,
+    again: bool,
 ) -> None:
     """Run the check pipeline for your own package: the git tree at PATH, with debian/ or rpm/*.spec.
 
@@ -281,12 +324,42 @@ def check(
 
     _console_log()
     config = Config()
-    asked = pipeline.options(only, [*profiles, *(["nocheck"] if nocheck else [])], timeout, reproducible)
+    asked = pipeline.options(only, [*profiles, *(["nocheck"] if nocheck else [])], timeout, reproducible, again)
     steps = Parameters.read(asked).steps
     change = pipeline.prepare_change(config, path, worktree)
     chosen = pipeline.targets_of(config, change, targets)
     ready(config, chosen, steps)
     sys.exit(int(pipeline.check(config, change, chosen, asked, Console(highlight=False))))
+
+
+@main.command()
+@click.argument("what", nargs=-1, metavar="[PATH]...")
+@click.option("--target", "targets", multiple=True, help="Only for this target; may be given several times.")
+@click.option("--worktree", is_flag=True, help="Gate uncommitted work too, not only what is committed.")
+def gate(what: tuple[str, ...], targets: tuple[str, ...], worktree: bool) -> None:
+    """Run the gate pipeline for changes of several packages of your own, the git trees at PATHs, as if merged in that order.
+
+    Each is built without tests, against those that it build-depends on; then all are tested together. The job itself is
+    `pkgci gate TARGET`.
+    """
+    if len(what) == 1 and not targets and not Path(what[0]).is_dir():
+        from pkgci import report
+        from pkgci.change import Parameters
+        from pkgci.gate import gate as job
+
+        _step("gate", lambda context: job(context, what[0], Parameters.read(os.environ)), report.write)
+    from rich.console import Console
+
+    from pkgci import check as pipeline
+    from pkgci.prepare import prepare as ready
+
+    _console_log()
+    config = Config()
+    changes = [pipeline.prepare_change(config, Path(path), worktree) for path in what or (".",)]
+    chosen = pipeline.gate_targets(config, changes, targets)
+    pipeline.queue(changes)
+    ready(config, chosen, ("compile", "systest"))
+    sys.exit(int(pipeline.gate(config, changes, chosen, Console(highlight=False))))
 
 
 @main.command()

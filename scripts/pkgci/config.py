@@ -194,7 +194,9 @@ class Settings(Section):
     executors: Executors = Executors()
     test_repository_days: int = Field(14, ge=1)
     store_days: int = Field(30, ge=1, description="unreferenced store entries younger than this are kept")
-    root_days: int = Field(7, ge=1, description="build roots and snapshots older than this are made anew")
+    root_days: int = Field(
+        7, ge=1, description="build roots and snapshots older than this are made anew, tests repeated"
+    )
     failed_root_days: int = Field(3, ge=1, description="roots of failed builds are kept so long for `pkgci shell`")
     failed_roots_mib: int = Field(8192, ge=1, description="all of them together; the oldest go first")
     limits: Limits = Limits()

@@ -17,6 +17,7 @@ from pkgci.command import run
 from pkgci.config import ROOT, Config
 from pkgci.errors import PkgciError
 from pkgci.released.key import ReleaseKey
+from pkgci.review import account
 from pkgci.sandbox import memory_control, namespaces, sub_ids
 from pkgci.server import serve
 from pkgci.upstream import apt_sources, rpm_repositories
@@ -109,6 +110,12 @@ def _configured(config: Config) -> Iterator[Finding]:
         except PkgciError as error:
             yield Finding(f"build host {name}", False, str(error))
     yield from _release_key(config)
+    review = config.settings.review
+    if review and Path(review.password_file).exists():
+        try:
+            yield Finding(f"{review.url} lets {account(config)} in, who comments on what could not be published", True)
+        except PkgciError as error:
+            yield Finding(f"review system: {error}", False, f"see `review` in {config.directory / 'config.yaml'}")
     named = config.names("targets")
     mend = f"make {ROOT / 'jobs' / 'targets.yaml'} name what {config.directory / 'targets'} has: {', '.join(named)}"
     yield Finding(f"targets of the jobs: {', '.join(jobs)}", jobs == named, mend)

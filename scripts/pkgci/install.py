@@ -12,9 +12,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import get_args
 
-from pkgci import repository
-from pkgci.artifacts import Finding, Install, InstallOutcome, RepositoryPackage
-from pkgci.config import Config
+from pkgci import passed, repository
+from pkgci.artifacts import Finding, Install, InstallOutcome, Repository, RepositoryPackage
+from pkgci.config import Config, Target
 from pkgci.errors import InfrastructureError, PackageError
 from pkgci.server import serve
 from pkgci.text import lines, printable
@@ -34,8 +34,17 @@ FINDINGS = 50
 PHASES = get_args(Finding.model_fields["phase"].annotation)
 
 
-def install(config: Config, target_name: str, repositories: Sequence[str], build_key: str, artifacts: Path) -> Install:
-    """Run the install test; write `install.json`, `junit/install.xml` and `logs/PACKAGE.log` below `artifacts`.
+def install(
+    config: Config,
+    target_name: str,
+    repositories: Sequence[str],
+    build_key: str,
+    artifacts: Path,
+    repeat: bool = True,
+) -> Install:
+    """Run the install test, unless the same passed before.
+
+    It leaves `install.json`, `junit/install.xml` and `logs/PACKAGE.log` below `artifacts`.
 
     Args:
         config: the configuration.
@@ -43,6 +52,7 @@ def install(config: Config, target_name: str, repositories: Sequence[str], build
         repositories: URLs of `repository.json` files, below the configured prefixes.
         build_key: only packages of this build are tested; all, if empty.
         artifacts: an existing directory.
+        repeat: run it in any case.
 
     Returns:
         What is in `install.json`.
@@ -54,17 +64,43 @@ def install(config: Config, target_name: str, repositories: Sequence[str], build
     """
     target = config.target(target_name)
     with serve(config):
-        snapshot, outcomes = _run(config, target_name, repositories, build_key, artifacts)
-    record = Install(
-        target=target_name,
-        snapshot=snapshot.id,
-        repositories=tuple(repositories),
-        notice=target.notice,
-        packages=tuple(outcomes),
-    )
+        records = repository.read(config, target_name, repositories)
+        tested = repository.under_test(records, build_key)
+        snapshot = guest.plain(config, target_name)
+        log.info("snapshot %s of %s", snapshot.id, f"{snapshot.manifest.created:%Y-%m-%d %H:%M}")
+
+        def made_from() -> list:
+            tolerated = [_tolerated(config, package) for package in tested]
+            described = [target.model_dump(mode="json"), snapshot.id, guest.upstream_digest(target)]
+            return [*described, repository.decisive(records, tested), tolerated]
+
+        def run() -> Install:
+            outcomes = _run(config, target, snapshot, records, tested, artifacts)
+            record = Install(
+                target=target_name,
+                snapshot=snapshot.id,
+                repositories=tuple(repositories),
+                notice=target.notice,
+                packages=tuple(outcomes),
+            )
+            return _kept(record, artifacts)
+
+        return passed.once(
+            config,
+            artifacts / "install.json",
+            Install,
+            made_from,
+            run,
+            repeat=repeat,
+            repositories=tuple(repositories),
+        )
+
+
+def _kept(record: Install, artifacts: Path) -> Install:
+    """Write the records; a package that failed is an error."""
     record.write(artifacts / "install.json")
     _write_junit(record, artifacts / "junit" / "install.xml")
-    failed = [outcome for outcome in outcomes if not outcome.passed]
+    failed = [outcome for outcome in record.packages if not outcome.passed]
     if failed:
         more = f" (and {len(failed) - 1} more packages)" if len(failed) > 1 else ""
         raise PackageError(f"install test of {_line(failed[0].findings[0])}{more}")
@@ -72,14 +108,14 @@ def install(config: Config, target_name: str, repositories: Sequence[str], build
 
 
 def _run(
-    config: Config, target_name: str, repositories: Sequence[str], build_key: str, artifacts: Path
-) -> tuple[Snapshot, list[InstallOutcome]]:
+    config: Config,
+    target: Target,
+    snapshot: Snapshot,
+    records: Sequence[Repository],
+    tested: Sequence[RepositoryPackage],
+    artifacts: Path,
+) -> list[InstallOutcome]:
     """Test each package in a machine of its own, and keep what the machine said."""
-    target = config.target(target_name)
-    records = repository.read(config, target_name, repositories)
-    tested = repository.under_test(records, build_key)
-    snapshot = guest.plain(config, target_name)
-    log.info("snapshot %s of %s", snapshot.id, f"{snapshot.manifest.created:%Y-%m-%d %H:%M}")
     proxy = guest.proxy(config, target, records)
     settings = guest.settings(target, records, tested)
     script = guest.script(target)
@@ -108,7 +144,7 @@ def _run(
         for finding in findings:
             log.info("  %s", _line(finding))
         outcomes.append(outcome)
-    return snapshot, outcomes
+    return outcomes
 
 
 def _tolerated(config: Config, package: RepositoryPackage) -> tuple[str, ...]:

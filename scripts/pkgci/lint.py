@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ET
 from collections import Counter
 from pathlib import Path
 
+from pkgci import passed
 from pkgci.artifacts import Lint, LintFinding
 from pkgci.change import Change, release_of
 from pkgci.config import Config
@@ -16,7 +17,7 @@ from pkgci.errors import PackageError
 from pkgci.formats import FORMATS
 from pkgci.formats.base import Linted, Place
 from pkgci.roots import tools_root
-from pkgci.store import Record, Store
+from pkgci.store import Entry, Record, Store
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +25,10 @@ SEVERITIES = ("error", "warning", "info")
 FINDINGS = 1000
 
 
-def lint(config: Config, target_name: str, change: Change, build_key: str, artifacts: Path) -> Lint:
-    """Lint a build; write `lint.json`, `junit/lint.xml` and `logs/lint.log` below `artifacts`.
+def lint(
+    config: Config, target_name: str, change: Change, build_key: str, artifacts: Path, repeat: bool = True
+) -> Lint:
+    """Lint a build, unless the same passed before; write `lint.json`, `junit/lint.xml` and `logs/lint.log` below `artifacts`.
 
     Args:
         config: the configuration.
@@ -33,6 +36,7 @@ def lint(config: Config, target_name: str, change: Change, build_key: str, artif
         change: the change that it was built from; its branch says the release.
         build_key: its key in the store.
         artifacts: an existing directory.
+        repeat: lint it in any case.
 
     Returns:
         What is in `lint.json`.
@@ -54,7 +58,19 @@ def lint(config: Config, target_name: str, change: Change, build_key: str, artif
         limits=config.limits(config.package(name)) if name else config.settings.limits,
         log_path=artifacts / "logs" / "lint.log",
     )
-    linted = FORMATS[target.format].lint(place, entry.record.package, entry.record.packages, entry.directory)
+
+    def made_from() -> list:
+        described = [one.model_dump(mode="json") for one in (entry.record, target, place.limits)]
+        return [*described, fails, place.root.id]
+
+    return passed.once(
+        config, artifacts / "lint.json", Lint, made_from, lambda: _lint(place, entry, fails, artifacts), repeat=repeat
+    )
+
+
+def _lint(place: Place, entry: Entry, fails: str, artifacts: Path) -> Lint:
+    """Lint a build, and write what comes of it."""
+    linted = FORMATS[place.target.format].lint(place, entry.record.package, entry.record.packages, entry.directory)
     record = _record(entry.record, fails, linted)
     record.write(artifacts / "lint.json")
     failing = _failing(record)

@@ -24,7 +24,9 @@ from pkgci.store import Store
 log = logging.getLogger(__name__)
 
 
-def publish(config: Config, target_name: str, change: Change, build_key: str, run: str, artifacts: Path) -> Repository:
+def publish(
+    config: Config, target_name: str, change: Change, build_key: str, run: str, artifacts: Path, test: bool = False
+) -> Repository:
     """Publish a build.
 
     Args:
@@ -34,6 +36,7 @@ def publish(config: Config, target_name: str, change: Change, build_key: str, ru
         build_key: its key in the store.
         run: the name of the run, which becomes a part of the test repository's URL.
         artifacts: the directory that takes `repository.json`, and `released.json` of a merged change.
+        test: to a test repository, whether the change is merged by now or not.
 
     Returns:
         The repository.
@@ -44,7 +47,7 @@ def publish(config: Config, target_name: str, change: Change, build_key: str, ru
         InfrastructureError: the remote, the key or the file system fails.
     """
     entry = Store(config).required(build_key, target_name)
-    if _merged(config, change):
+    if not test and _merged(config, change):
         published = merges.publish_build(config, target_name, change, entry, artifacts)
     else:
         expires = datetime.now(UTC) + timedelta(days=config.settings.test_repository_days)

@@ -23,7 +23,9 @@ from pkgci.formats import apt, repomd
 from pkgci.formats.base import WORD
 from pkgci.keys import SigningKey
 from pkgci.locks import locked
+from pkgci.server import serve
 from pkgci.store import Entry
+from pkgci.upstream import index_digest
 
 INDEXES = {"deb": apt, "rpm": repomd}
 RECORD = "repository.json"
@@ -92,6 +94,23 @@ def read(config: Config, target_name: str, urls: Sequence[str]) -> tuple[Reposit
     return tuple(found)
 
 
+def of_release(config: Config, target_name: str, release: str) -> list[str]:
+    """Return the URL of the `repository.json` of a release's own repository; nothing as long as nothing is published there.
+
+    Raises:
+        InfrastructureError: it cannot be read.
+    """
+    if config.settings.released is None or not release:
+        return []
+    url = f"{config.settings.url}{release}/{config.target(target_name).codename}/{RECORD}"
+    with serve(config):
+        try:
+            web.read(url, upstream=False, largest=RECORD_BYTES)
+        except web.NotFoundError:
+            return []
+    return [url]
+
+
 def under_test(records: Sequence[Repository], build_key: str) -> list[RepositoryPackage]:
     """Return the packages to install from repositories: those of kind `binary` of a build; of all, if `build_key` is empty.
 
@@ -105,6 +124,23 @@ def under_test(records: Sequence[Repository], build_key: str) -> list[Repository
             f"nothing to install: no binary package of build {build_key or '(any)'} in {len(records)} repositories"
         )
     return tested
+
+
+def decisive(records: Sequence[Repository], tested: Sequence[RepositoryPackage]) -> list:
+    """Return what decides a test of packages from repositories, as of JSON, wherever the repositories lie.
+
+    Of those with packages under test it is all packages, of others the index as it is now.
+
+    Raises:
+        InfrastructureError: an index cannot be read.
+    """
+    found = []
+    for record in records:
+        offered = record.model_dump(mode="json", exclude={"url", "expires"})
+        own = any(package in tested for package in record.packages)
+        pointer = INDEXES[record.format].POINTER.format(codename=record.codename)
+        found.append([offered, own or index_digest([f"{record.url}{pointer}"], upstream=False)])
+    return [found, [package.model_dump(mode="json") for package in tested]]
 
 
 def expired(config: Config, now: datetime) -> Iterator[Path]:

@@ -86,13 +86,8 @@ def comment(config: Config, project: str, commits: list[str], message: str) -> l
     """
     settings = config.settings.review
     assert settings is not None
-    try:
-        password = Path(settings.password_file).read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InfrastructureError(f"cannot read the password in {settings.password_file}: {error}") from error
     told: list[int] = []
-    with web.session(settings.url, upstream=False) as session:
-        session.auth = (settings.user, password)
+    with _session(settings) as session:
         for commit in commits:
             query = quote(f"commit:{commit} project:{project}")
             for change in _ask(session, settings, "get", f"a/changes/?q={query}"):
@@ -102,6 +97,28 @@ def comment(config: Config, project: str, commits: list[str], message: str) -> l
                     _ask(session, settings, "post", f"a/changes/{int(number)}/revisions/current/review", words)
                     told.append(number)
     return told
+
+
+def account(config: Config) -> str:
+    """Return the name that the review system has for the account that comments.
+
+    Raises:
+        InfrastructureError: it does not know the account, or does not answer.
+    """
+    settings = config.settings.review
+    assert settings is not None
+    with _session(settings) as session:
+        return printable(str(_ask(session, settings, "get", "a/accounts/self").get("name", settings.user)))
+
+
+def _session(settings: Review) -> "requests.Session":
+    try:
+        password = Path(settings.password_file).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InfrastructureError(f"cannot read the password in {settings.password_file}: {error}") from error
+    session = web.session(settings.url, upstream=False)
+    session.auth = (settings.user, password)
+    return session
 
 
 def _ask(session: "requests.Session", settings: Review, verb: str, path: str, words: object = None):

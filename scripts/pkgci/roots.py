@@ -51,16 +51,28 @@ COMPARE = (
 )
 INCLUDE = {
     "deb": ("debhelper", "fakeroot"),
-    "rpm": ("rpm", "dnf", "bzip2", "cpio", "debugedit", "elfutils", "file", "unzip", "zstd"),
+    "rpm": ("rpm", "dnf", "bzip2", "cpio", "createrepo-c", "debugedit", "elfutils", "file", "unzip", "zstd"),
 }
 # what begins an RPM distribution's roots: of Debian, then of the distribution
 DNF = ("ca-certificates", "dnf", "rpm")
 SMALL = ("ca-certificates", "coreutils", "dnf", "tar", "util-linux")
 # What Fedora and its kin build in, by the names that they have in common, and what the scripts in formats/ use. What only
 # one of them has (the package of its release, that of its macros) is the target's to say.
-BUILD = ("bash", "bzip2", "ca-certificates", "coreutils", "cpio", "diffutils", "dnf", "file", "findutils", "gawk")
-BUILD += ("grep", "gzip", "patch", "perl(JSON::PP)", "rpm-build", "sed", "shadow-utils", "tar", "unzip", "util-linux")
-BUILD += ("which", "xz", "zstd")
+BUILD = ("bash", "bzip2", "ca-certificates", "coreutils", "cpio", "createrepo_c", "diffutils", "dnf")
+BUILD += (
+    "file",
+    "findutils",
+    "gawk",
+    "grep",
+    "gzip",
+    "patch",
+    "perl(JSON::PP)",
+    "rpm-build",
+    "sed",
+    "shadow-utils",
+    "tar",
+)
+BUILD += ("unzip", "util-linux", "which", "xz", "zstd")
 SCRIPT = Path(__file__).with_suffix(".sh")
 LIMITS = Limits(seconds=1800, processes=4096, disk_mib=12288, memory_mib=4096)
 

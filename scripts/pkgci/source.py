@@ -174,23 +174,32 @@ def fetch(config: Config, change: Change) -> Sources | None:
         entry = config.package(name)
         if not local and config.release_of(change.branch) is None:
             return None
-    source = _state(config, change, entry.source)
-    packaging = source if entry.packaging is None else _state(config, change, entry.packaging)
+    source = state(config, change, entry.source)
+    packaging = source if entry.packaging is None else state(config, change, entry.packaging)
     remote = _remote(config, change, packaging.project)
-    branch = f"refs/heads/{change.branch}"
-    if local and change.ref.startswith(LOCAL_REFS):
+    branch, ref = f"refs/heads/{change.branch}", _local_ref(change, packaging.project) if local else ""
+    if ref.startswith(LOCAL_REFS):
         # a local change carries the branch as it met it; another check of the same project may have met another one
-        branch = change.ref.removesuffix("/change") + "/base"
+        branch = ref.removesuffix("/change") + "/base"
     tip = fetch_ref(packaging.repository, remote, branch, missing_ok=True)
     previous = tree(packaging.repository, packaging.project, tip) if tip else None
     return Sources(name, entry, source, packaging, previous, local)
 
 
-def _state(config: Config, change: Change, project: str) -> Tree:
-    """Return the state of one project: Zuul's prepared ref, or the branch tip with the queue merged."""
+def state(config: Config, change: Change, project: str) -> Tree:
+    """Return the state of one project: Zuul's prepared ref, or the branch tip with the queue merged.
+
+    Raises:
+        PkgciError: as `fetch`.
+    """
     remote, own = _remote(config, change, project), project == change.project
     repository = init(config.cache / "git" / f"{project}.git")
-    if change.ref and (own or change.url != local_changes(config)):
+    if change.url == local_changes(config):
+        ref = _local_ref(change, project)
+        commit = fetch_ref(repository, change.url + project, ref) if ref else None
+        if commit:
+            return tree(repository, project, commit)
+    elif change.ref:
         commit = fetch_ref(repository, change.url + project, change.ref, missing_ok=not own)
         if commit and own and change.commit not in ("", commit):
             raise RequestError(f"{change.ref} of {project} is {commit}, not ZUUL_COMMIT {change.commit}")
@@ -210,10 +219,17 @@ def _state(config: Config, change: Change, project: str) -> Tree:
     return tree(repository, project, tip)
 
 
+def _local_ref(change: Change, project: str) -> str:
+    """Return the ref of a project's local change, which is all of its state; empty when only others' projects have one."""
+    if project == change.project:
+        return change.ref
+    return next((item.ref for item in reversed(change.queue) if item.project == project), "")
+
+
 def _remote(config: Config, change: Change, project: str) -> str:
     """Return where a project's branches and changes are: in Gerrit, but for a local change; Zuul's URL is for its refs."""
     local = change.url == local_changes(config)
-    if local and project == change.project:
+    if local and (project == change.project or _local_ref(change, project)):
         return change.url + project
     url = config.settings.gerrit or ("" if local else change.url)
     if not url:
@@ -338,6 +354,12 @@ def names(tree: Tree) -> dict[str, str]:
         PackageError: it holds a submodule or a path that leads out of it.
     """
     return {path: mode for path, (mode, _) in _entries(tree).items()}
+
+
+def identities(tree: Tree, paths: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Return path, mode and object id of those of `paths` that a tree has: all that decides what `blobs` yields for them."""
+    entries = _entries(tree)
+    return [(path, *entries[path]) for path in paths if path in entries]
 
 
 def _entries(tree: Tree) -> dict[str, tuple[str, str]]:

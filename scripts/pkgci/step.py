@@ -14,11 +14,12 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from pkgci import engines
 from pkgci.artifacts import ARTIFACTS, Child, Result
@@ -34,7 +35,7 @@ WATCH = 2.0  # seconds between looks at the parent
 # a step that is aborted has 10 s until it is killed; its children get most of them to end
 CHILDREN_END = 8.0
 SCRATCH = "pkgci-step-"
-POLL = 0.2  # seconds that each of several children is waited for in turn
+POLL = 0.2  # seconds that several children are waited for together, each in its turn
 FAULTS = {
     Exit.PASSED: "none",
     Exit.PACKAGE: "package",
@@ -42,6 +43,7 @@ FAULTS = {
     Exit.INFRASTRUCTURE: "infrastructure",
     Exit.ABORTED: "aborted",
 }
+Key = TypeVar("Key", bound=Hashable)
 
 
 class _ChildBugError(PkgciError):
@@ -185,16 +187,43 @@ class StepContext:
         Raises:
             PkgciError: what the first ended with, naming it.
         """
-        refs = [self.child(job, {name: value for name, value in given.items() if value}) for job, given in jobs]
-        running = list(refs)
-        while running:
-            for ref in list(running):
-                outcome = self.finish(ref, POLL)
-                if outcome is not None:
-                    running.remove(ref)
-                    if outcome != "SUCCESS":
-                        raise _failure(ref, self.directory(ref))
-        return [self.directory(ref) for ref in refs]
+        left = self.run_ordered(dict.fromkeys(range(len(jobs)), ()), lambda number, _: jobs[number])
+        return [left[number] for number in range(len(jobs))]
+
+    def run_ordered(
+        self,
+        after: Mapping[Key, Collection[Key]],
+        job: Callable[[Key, Mapping[Key, Path]], tuple[str, Mapping[str, str]]],
+    ) -> dict[Key, Path]:
+        """Run jobs, each as soon as those that it comes after have passed; the first that does not pass ends the step.
+
+        Args:
+            after: for each job, by a key of the caller's, the keys of those that it comes after; there is no cycle.
+            job: returns a job's name, and its parameters as of `run_together`, from its key and what is done.
+
+        Returns:
+            The directories with what they left.
+
+        Raises:
+            PkgciError: what the first ended with, naming it.
+        """
+        done: dict[Key, Path] = {}
+        running: dict[Key, BuildRef] = {}
+        while len(done) < len(after):
+            for key in [
+                key for key in after if key not in done and key not in running and done.keys() >= set(after[key])
+            ]:
+                name, given = job(key, done)
+                running[key] = self.child(name, {name: value for name, value in given.items() if value})
+            for key, ref in list(running.items()):
+                outcome = self.finish(ref, POLL / len(running))
+                if outcome is None:
+                    continue
+                del running[key]
+                if outcome != "SUCCESS":
+                    raise _failure(ref, self.directory(ref))
+                done[key] = self.directory(ref)
+        return done
 
     def run_each(self, jobs: Sequence[tuple[str, Mapping[str, str]]], at_once: int) -> list[PkgciError | None]:
         """Run jobs to their end, some at once, whatever becomes of the others.
@@ -214,7 +243,7 @@ class StepContext:
                 number, (job, given) = left.pop(0)
                 running[self.child(job, {name: value for name, value in given.items() if value})] = number
             for ref in list(running):
-                outcome = self.finish(ref, POLL)
+                outcome = self.finish(ref, POLL / len(running))
                 if outcome is not None:
                     number = running.pop(ref)
                     ended[number] = None if outcome == "SUCCESS" else _failure(ref, self.directory(ref))

@@ -21,8 +21,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from pkgci import repository, web
+from pkgci import passed, repository, web
 from pkgci.artifacts import Package, Repository, RepositoryPackage, ScenarioOutcome, Systest
 from pkgci.change import Parameters
 from pkgci.command import supervised
@@ -163,12 +164,13 @@ def prepare(config: Config, target_name: str) -> None:
 
 
 def systest(config: Config, target_name: str, parameters: Parameters, artifacts: Path) -> Systest:
-    """Run the system test; write `systest.json`, `junit/systest.xml` and `logs/` below `artifacts`.
+    """Run the system test, unless the same passed before; it leaves `systest.json`, `junit/systest.xml` and `logs/`.
 
     Args:
         config: the configuration.
         target_name: the target.
-        parameters: REPOSITORIES, and where given BUILD_KEY, ENVIRONMENT, SCENARIOS, ZUUL_BRANCH.
+        parameters: REPOSITORIES, and where given BUILD_KEY, ENVIRONMENT, SCENARIOS, ZUUL_BRANCH; AGAIN and PARENT say
+            whether it is run in any case.
         artifacts: an existing directory.
 
     Returns:
@@ -190,26 +192,60 @@ def systest(config: Config, target_name: str, parameters: Parameters, artifacts:
         snapshot = guest.node(config, name, node, target_name)
         log.info("environment %s: snapshot %s of %s", name, snapshot.id, f"{snapshot.manifest.created:%Y-%m-%d %H:%M}")
         run = _Run(config, target_name, target, home, environment, scenarios, snapshot, records, tested, artifacts)
-        try:
-            if set(scenarios) != {OWN_TESTS}:
-                _operators_scenarios(run)
-            if OWN_TESTS in scenarios:
-                for record in records:
-                    for source in dict.fromkeys(package.source for package in tested if package in record.packages):
-                        _own_tests(run, record, source)
-        finally:
-            record = Systest(
-                target=target_name,
-                environment=name,
-                snapshot=snapshot.id,
-                repositories=tuple(record.url + repository.RECORD for record in records),
-                parameters=dict(parameters.values),
-                packages=tuple(Package(**package.model_dump(include=set(Package.model_fields))) for package in tested),
-                outcomes=tuple(run.outcomes),
-                notice=target.notice,
-            )
-            record.write(artifacts / "systest.json")
-            _write_junit(record, artifacts / "junit" / "systest.xml")
+        # what belongs to this run also when the tests ran in another one
+        now = {
+            "repositories": tuple(record.url + repository.RECORD for record in records),
+            "parameters": dict(parameters.values),
+        }
+        return passed.once(
+            config,
+            artifacts / "systest.json",
+            Systest,
+            lambda: _decisive(run),
+            lambda: _run_scenarios(run, name, now),
+            repeat=parameters.repeat,
+            **now,
+        )
+
+
+def _decisive(run: _Run) -> list:
+    """Return all that decides the result, as of JSON."""
+    environment = run.environment.model_dump(mode="json")
+    own = []
+    if OWN_TESTS in run.scenarios:
+        root = tools_root(run.config, run.target_name)
+        own = [root.id, run.config.settings.limits.model_dump(mode="json")]
+    # beside a file may lie what it imports, and above it what pytest reads
+    paths = [run.home / run.environment.scenarios[name] for name in run.scenarios if name != OWN_TESTS]
+    places = sorted({path if path.is_dir() else path.parent for path in paths})
+    above = sorted({parent for place in places for parent in place.parents if parent.is_relative_to(run.home)})
+    scenarios = [passed.files(place) for place in places]
+    scenarios += [passed.files(place, "conftest.py") for place in above]
+    machine = [run.target.model_dump(mode="json"), run.snapshot.id, guest.upstream_digest(run.target)]
+    return [*machine, environment, run.scenarios, scenarios, own, repository.decisive(run.records, run.tested)]
+
+
+def _run_scenarios(run: _Run, name: str, now: Mapping[str, Any]) -> Systest:
+    """Run all scenarios in the environment `name`, and write the records however that ends."""
+    try:
+        if set(run.scenarios) != {OWN_TESTS}:
+            _operators_scenarios(run)
+        if OWN_TESTS in run.scenarios:
+            for record in run.records:
+                for source in dict.fromkeys(package.source for package in run.tested if package in record.packages):
+                    _own_tests(run, record, source)
+    finally:
+        record = Systest(
+            target=run.target_name,
+            environment=name,
+            snapshot=run.snapshot.id,
+            packages=tuple(Package(**package.model_dump(include=set(Package.model_fields))) for package in run.tested),
+            outcomes=tuple(run.outcomes),
+            notice=run.target.notice,
+            **now,
+        )
+        record.write(run.artifacts / "systest.json")
+        _write_junit(record, run.artifacts / "junit" / "systest.xml")
     failed = [outcome for outcome in run.outcomes if outcome.result == "failed"]
     if failed:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""

@@ -3,6 +3,7 @@
 import io
 import logging
 import re
+from collections.abc import Iterable
 from typing import IO
 
 # ECMA-48 control sequences (colours, cursor), control strings (OSC and others: titles, links), and two-character ones
@@ -92,3 +93,10 @@ def log_plainly(stream: IO[str], form: str = "%(message)s") -> None:
     handler.setFormatter(PlainFormatter(form, datefmt="%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("pkgci").setLevel(logging.INFO)
+
+
+def listed(words: Iterable[str], most: int = 20) -> str:
+    """Return words joined by commas, the first of very many."""
+    kept = tuple(words)
+    more = [f"{len(kept) - most} more"] if len(kept) > most else []
+    return ", ".join([*kept[:most], *more])

@@ -122,6 +122,18 @@ def dnf_files(target: Target) -> dict[str, str]:
     return {**files, "/etc/yum.repos.d/upstream.repo": "\n".join(lines)}
 
 
+def digest(target: Target) -> str:
+    """Return one digest of the indexes of all that roots and machines of a target are made from, as they are now.
+
+    Raises:
+        RequestError: this machine's apt has no source for the target's codename.
+        InfrastructureError: one of them cannot be read.
+    """
+    if target.base == "rpm":
+        return index_digest([f"{url}repodata/repomd.xml" for url in rpm_repositories(target)], upstream=True)
+    return index_digest([source.release_url for source in apt_sources(target)], upstream=True)
+
+
 def index_digest(urls: list[str], *, upstream: bool) -> str:
     """Return one digest of the index files at `urls` as they are now (InRelease or repomd.xml).
 

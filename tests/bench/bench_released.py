@@ -20,11 +20,9 @@ import yaml
 from table import Row, timed
 from trees import free_port
 
-from pkgci.artifacts import Package
 from pkgci.config import Config
 from pkgci.released.records import Commit, Origin, Publication
 from pkgci.released.repository import Repository, publish, try_to_publish
-from pkgci.store import describe
 
 SIZES = tuple(int(size) for size in os.environ.get("PKGCI_BENCH_PACKAGES", "1000 10000").split())
 ORIGIN = Origin(branch="main", commits=(Commit(project="many", commit="c" * 40, tree=packages.TREE),))
@@ -124,11 +122,7 @@ class Bench:
             entry = packages.deliver_debs(self.config, self.scratch / "source", name, version, [path])
         else:
             path = packages.rpm(place, name, version, files=files)
-            target = f"{self.codename}-amd64"
-            listed = Package(
-                name=name, version=f"{version}-1", architecture="noarch", file=path.name, sha256=describe(path).sha256
-            )
-            entry = packages.deliver(self.config, name, f"{version}-1", target, [listed], [path])
+            entry = packages.deliver_rpms(self.config, name, f"{version}-1", [path])
         return Publication(entry.record.key, ORIGIN)
 
     def publish(self, publications: list[Publication]) -> None:

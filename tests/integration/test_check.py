@@ -14,8 +14,8 @@ import pytest
 import trees
 
 from pkgci import source
-from pkgci.artifacts import Build, Install, Repository, Result
-from pkgci.change import STEPS, Parameters
+from pkgci.artifacts import Build, Install, Lint, Repository, Result
+from pkgci.change import STEPS, TESTS, Parameters
 from pkgci.check import prepare_change
 from pkgci.config import Config
 from pkgci.engines.base import BuildRef
@@ -60,6 +60,20 @@ def test_a_good_package_passes_for_all_targets_that_its_packaging_serves(tmp_pat
     listed = pkgci(configuration, "jobs", "list", f"compile-{DEB}").stdout
     assert re.search(r"1  \S+ \S+  SUCCESS  small [0-9a-f]{8} check", listed)
     assert re.search(r"^\d\d:\d\d:\d\d install-debianrpm-amd64 #1 SUCCESS", done.stdout, re.MULTILINE)
+    # a second time the tests are not repeated, but for what a person asks for
+    again = pkgci(configuration, "check", tree)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert len(re.findall(r"(lint|test): .*; passed on .* not repeated$", again.stdout, re.MULTILINE)) == 6
+    for step in TESTS:
+        assert Result.read(archive(configuration, f"{step}-{DEB}", 2) / "result.json").reason.endswith("not repeated")
+    for command in (
+        ["check", "--again", "--only=lint", "--target", RPM, tree],
+        ["jobs", "run", f"lint-{RPM}", "--rerun=2"],
+    ):
+        assert pkgci(configuration, *command).returncode == 0
+    assert [
+        Lint.read(archive(configuration, f"lint-{RPM}", number) / "lint.json").note != "" for number in (1, 2, 3, 4)
+    ] == [False, True, False, False]
     # nothing stays: no process of these builds, no port
     engine = LocalEngine(configuration)
     cookies = [engine.record(ref).cookie for job in engine.jobs() for ref in engine.builds(job)]

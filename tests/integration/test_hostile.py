@@ -251,6 +251,27 @@ def test_metadata_that_are_a_bomb_are_the_packages_fault(
     assert place.left() == []
 
 
+@pytest.mark.parametrize(
+    ("former", "latter", "said"),
+    [
+        (
+            "\n%files",
+            "\nhead -c 300 /bin/sh >/build/rpm/RPMS/evil-1-1.noarch.rpm\n\n%files",
+            "createrepo_c cannot read what the build made: ./evil",
+        ),
+        ("- Release.", f"- {'x' * (2 << 20)}", "small: index.other.xml has more than 1 MiB in changelog"),
+    ],
+    ids=["broken", "changelog"],
+)
+def test_an_rpm_package_that_no_repository_could_have_is_refused_by_its_build(place: Place, former, latter, said):
+    files = trees.rpm()
+    files["rpm/small.spec"] = files["rpm/small.spec"].replace(former, latter)
+    with pytest.raises(PackageError, match=said) as caught:
+        place.build(files, RPM)
+    assert str(caught.value).isprintable()
+    assert place.left() == []
+
+
 def test_archives_that_are_a_bomb_are_not_unpacked_or_within_the_limits(place: Place):
     # half a gigabyte in half a megabyte; lintian reads the one, and nobody unpacks one from within another
     bomb = gzip.compress(bytes(64 << 20)) * 8

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import trees
+from packages import rpm_index
 
 from pkgci import install as job
 from pkgci import repository, server
@@ -125,7 +126,7 @@ DEBS = (
 
 SPECS = {
     "fine": """
-        Requires: /bin/sh
+        Requires: /bin/sh fine-dbgsym
         %description
         Works.
         %install
@@ -139,6 +140,18 @@ SPECS = {
         Fails in its scriptlet, and leaves a file.
         %post
         echo left >/etc/broken.state
+        exit 1
+        %files
+        """,
+    "fine-dbgsym": """
+        %description
+        Comes and goes with what needs it.
+        %files
+        """,
+    "stubborn": """
+        %description
+        Cannot be removed.
+        %preun
         exit 1
         %files
         """,
@@ -188,6 +201,8 @@ def publish(config: Config, target: str, run: str, packages: list[tuple[str, str
         listed = directory / "index.packages"
         listed.write_text(_run("dpkg-scanpackages", "--multiversion", ".", cwd=directory))
         files.append(listed)
+    else:
+        files += rpm_index(directory, list(files))
     record = Record(
         key=KEY,
         algorithm=1,
@@ -412,8 +427,13 @@ def test_a_repository_of_a_clock_that_is_ahead_is_used(config, debs):
     assert (done.status, done.text()) == (0, ""), said
 
 
-def test_a_good_rpm_passes(rpm_run):
+def test_a_good_rpm_passes_and_goes_with_its_dependency(rpm_run):
     assert rpm_run.found("fine") == {}
+    assert "fine-dbgsym" in (rpm_run.artifacts / "logs" / "fine.log").read_text()
+
+
+def test_an_rpm_whose_removal_fails_is_found_with_the_reason(rpm_run):
+    assert "%preun(stubborn-1.0-1.noarch) scriptlet failed" in rpm_run.found("stubborn")["remove", None]
 
 
 def test_an_rpm_whose_scriptlet_fails_and_that_needs_what_nobody_has_are_found(rpm_run):

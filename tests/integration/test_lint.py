@@ -96,6 +96,24 @@ def test_a_good_package_passes_and_what_is_tolerated_is_recorded(tmp_path: Path,
     assert "warning: small" in ET.tostring(suite, encoding="unicode")
 
 
+def test_a_build_that_passed_is_not_linted_once_more_unless_the_release_asks_for_more(tmp_path: Path):
+    built = build(tmp_path, DEB)
+    first = built.lint(DEB)
+    again = replace(built, artifacts=tmp_path / "again")
+    again.artifacts.mkdir()
+    change = built.parameters.change(built.config)
+    second = lint(built.config, DEB, change, built.key, again.artifacts, repeat=False)
+    assert (second.findings, second.tool) == (first.findings, first.tool)
+    assert second == again.record
+    assert (first.note, second.note[:10]) == ("", "passed on ")
+    assert again.failures == {}
+    path = built.config.directory / "releases" / "default.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"lint": {"fails": "warning"}}))
+    for _ in range(2):
+        with pytest.raises(PackageError, match="the release fails on: warning"):
+            lint(Config(built.config.directory), DEB, change, built.key, tmp_path / "artifacts", repeat=False)
+
+
 @pytest.mark.parametrize("target", [DEB, RPM])
 def test_an_error_fails_and_is_in_the_records(tmp_path: Path, target: str):
     tag, fault, _ = ERRORS[target]

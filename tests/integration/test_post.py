@@ -2,6 +2,7 @@
 
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import packages
 import pytest
 import trees
+from clients import run as command
 from released import configure, faults, root
 
 from pkgci import gaterecord, source
@@ -24,7 +26,7 @@ from pkgci.source import Sources
 from pkgci.store import Entry, Store
 from pkgci.unpublished import unpublished
 
-DEB = "bookworm-amd64"
+DEB, RPM = "bookworm-amd64", "debianrpm-amd64"
 
 
 @dataclass
@@ -112,7 +114,15 @@ def stored(config: Config, sources: Sources, tmp_path: Path, content: str = "") 
     return packages.deliver_debs(config, place, sources.package, version(sources), [deb], **trees)
 
 
-def gate(config: Config, tmp_path: Path, *refs: tuple[str, str], run: str = "run-1", content: str = "") -> list[Entry]:
+def gate(
+    config: Config,
+    tmp_path: Path,
+    *refs: tuple[str, str],
+    run: str = "run-1",
+    content: str = "",
+    target: str = DEB,
+    build: Callable[..., Entry] = stored,
+) -> list[Entry]:
     """Build the changes of a queue as a gate does, and write its record; return the builds, in the order of projects."""
     changes, builds, entries = [], {}, {}
     for position, (project, ref) in enumerate(refs):
@@ -123,12 +133,12 @@ def gate(config: Config, tmp_path: Path, *refs: tuple[str, str], run: str = "run
         changes.append(
             GatedChange(project=project, branch="main", number=number, patchset="1", tree=state.id, count=state.count)
         )
-        entries[sources.package] = entry = stored(config, sources, tmp_path, content)
+        entries[sources.package] = entry = build(config, sources, tmp_path, content)
         package = sources.package
         builds[package] = GatedBuild(
             package=package,
             branch="main",
-            target=DEB,
+            target=target,
             source_tree=sources.source.id,
             packaging_tree=sources.packaging.id,
             key=entry.record.key,
@@ -336,6 +346,27 @@ def test_a_package_of_two_projects_is_published_once_both_are_merged_whichever_e
     second = gerrit.submit("lib-packaging", packaging, "cherry-pick")
     assert is_what_was_tested(config, post(config, tmp_path, "lib-packaging", second), entry)
     assert post(config, tmp_path, "lib", first).result == "unchanged"
+
+
+def test_an_rpm_package_is_published_with_the_bits_that_were_tested_under_a_signature(config, gerrit, tmp_path):
+    def rpms(config: Config, sources: Sources, place: Path, _: str) -> Entry:
+        release = f"1.pkg1.{sources.count}"
+        files = packages.rpmbuilt(place, sources.package, "1.0", release)
+        return packages.deliver_rpms(config, sources.package, f"1.0-{release}", files, tree=sources.source.id)
+
+    ref = gerrit.propose("lib", 1, {"text": "2"})
+    (entry,) = gate(config, tmp_path, ("lib", ref), target=RPM, build=rpms)
+    change = merged("lib", gerrit.submit("lib", ref, "merge"))
+    made = [publish_tested(config, RPM, change, tmp_path) for _ in range(2)]
+    assert [(one.result, one.tested) for one in made] == [("published", True), ("unchanged", False)]
+    assert faults(config, "debianrpm") == []
+    (tested,) = entry.directory.glob("*.noarch.rpm")
+    (released,) = (root(config, "debianrpm") / "pool" / "lib").glob("*/*.noarch.rpm")
+    queries = [
+        command("rpm", "-qp", "--qf", "%{SHA256HEADER} %{PAYLOADDIGEST}", "--nosignature", one).stdout
+        for one in (tested, released)
+    ]
+    assert queries[0] == queries[1] != ""
 
 
 def test_what_is_not_released_is_found_by_the_heads_of_branches(config, gerrit, tmp_path):

@@ -128,7 +128,7 @@ def main(directory: str, tree: str, seed: str) -> None:
         print(f"{number}: {reason}", flush=True)
         assert inside or "(package)" not in reason
         check(configuration, killed, mounts)
-        record, _, _ = run(configuration, Path(tree), number + 1, None)
+        record, seconds, _ = run(configuration, Path(tree), number + 1, None)
         assert record.state == "SUCCESS", record
         check(configuration, record, mounts)
         assert list(temporary.iterdir()) == []

@@ -443,12 +443,37 @@ def test_a_truncated_package_is_refused(config, tmp_path):
     entry = packages.deliver_debs(config, tmp_path, "hello", "1", [deb])
     refused(config, PackageError, "hello_1_all.deb: the sandbox of its build", Publication(entry.record.key, ORIGIN))
     put_rpm(config, built_rpm(config, "other", "1"))
-    for cut, message in ((-10, "rpm finds its digests wrong"), (200, "is no RPM package that can be read")):
-        (tmp_path / str(cut)).mkdir()
-        rpms = packages.rpmbuilt(tmp_path / str(cut), "hello", "1")
-        rpms[0].write_bytes(rpms[0].read_bytes()[:cut])
-        entry = packages.deliver_rpms(config, "hello", "1-1", rpms)
+    rpms = packages.rpmbuilt(tmp_path, "hello", "1")
+    whole = rpms[0].read_bytes()
+    for cut, message in ((-10, "rpm finds its digests wrong"), (200, "is not the file that createrepo_c read in")):
+        # only of a whole header there is an index
+        rpms[0].write_bytes(whole[:-10])
+        index = packages.rpm_index(tmp_path, rpms)
+        rpms[0].write_bytes(whole[:cut])
+        entry = packages.deliver_rpms(config, "hello", "1-1", rpms, index=index)
         refused(config, PackageError, message, Publication(entry.record.key, ORIGIN), codename="debianrpm")
+
+
+def test_an_rpm_index_that_is_not_of_the_build_or_hostile_is_refused(config, tmp_path):
+    put_rpm(config, built_rpm(config, "other", "1"))
+    rpms = packages.rpmbuilt(tmp_path, "hello", "1")
+    index = packages.rpm_index(tmp_path, rpms)
+    texts = {path: path.read_text() for path in index}
+    entity = '<!DOCTYPE metadata [<!ENTITY a "aaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]><metadata>'
+    huge = f"<changelog>{'x' * (2 << 20)}</changelog></package>"
+    for name, former, latter, message in (
+        ("primary", 'href="hello', 'href="../../hello', "is about '../../hello-1-1.noarch.rpm', not once"),
+        ("primary", "<name>hello", "<name>../hello", "index.primary.xml has '../hello' in the place of a name"),
+        ("primary", "<name>hello", "<name>other", "hello-1-1.noarch.rpm is other 1-1 noarch, not what its build"),
+        ("primary", "<metadata>", entity, "index.primary.xml has a DOCTYPE"),
+        ("primary", "What hello is", "&#155;2J", "index.primary.xml has control characters in summary"),
+        ("other", "</package>", huge, "index.other.xml has more than 1 MiB in changelog"),
+    ):
+        for path, text in texts.items():
+            path.write_text(text.replace(former, latter) if path.stem == f"index.{name}" else text)
+        entry = packages.deliver_rpms(config, "hello", "1-1", rpms, index=index)
+        refused(config, PackageError, message, Publication(entry.record.key, ORIGIN), codename="debianrpm")
+    assert leftovers(config, "debianrpm") == []
 
 
 def test_a_symbolic_link_in_the_pool_is_not_followed(config, tmp_path):

@@ -1,5 +1,6 @@
 """Test repositories as apt and dnf themselves see them, from tiny real packages; publication and cleaning of them."""
 
+import gzip
 import multiprocessing
 import os
 import shutil
@@ -11,6 +12,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from unittest.mock import Mock
 
+import createrepo_c
+import packages
 import pytest
 import trees
 from clients import Apt, dnf, run
@@ -64,14 +67,32 @@ Version: 2.0~rc1
 Release: 1
 Summary: Says hello
 License: MIT
+URL: http://example.org/?a&b
 BuildArch: noarch
+Provides: greeting = 6
+Requires: greeting >= 5, (greeting if two)
+Requires(post): greeting
+Recommends: more
+Supplements: other
+Conflicts: old < 1:2-3
 %description
-Says hello.
+Says <hello>
+and more.
 %install
-mkdir -p %{buildroot}/usr/share/hello
+mkdir -p %{buildroot}/usr/share/hello %{buildroot}/etc/hello
 echo hello > %{buildroot}/usr/share/hello/text
+touch "%{buildroot}/etc/hello/it's ü" %{buildroot}/etc/hello/ghost
+ln -s text %{buildroot}/usr/share/hello/link
 %files
 /usr/share/hello
+%dir /etc/hello
+"/etc/hello/it's ü"
+%ghost /etc/hello/ghost
+%changelog
+* Tue Jan 02 2024 A Person <person@example.org> - 1-2
+- second & last
+* Mon Jan 01 2024 A Person <person@example.org> - 1-1
+- first
 """
 
 
@@ -97,11 +118,12 @@ def deb_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def rpm_files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A real source RPM and its binary package."""
+    """A real source RPM, its binary package, and what a build leaves for the index."""
     top = tmp_path_factory.mktemp("rpm")
     (top / "hello.spec").write_text(SPEC)
     run("rpmbuild", "-ba", "--nodeps", "-D", f"_topdir {top}", "-D", f"_dbpath {top}/db", top / "hello.spec")
-    return list(top.glob("*RPMS/**/*.rpm"))
+    rpms = list(top.glob("*RPMS/**/*.rpm"))
+    return [*rpms, *packages.rpm_index(top, rpms)]
 
 
 @pytest.fixture
@@ -123,7 +145,7 @@ def config(tmp_path: Path) -> Config:
 def deliver(config: Config, form: str, files: list[Path], name: str, architecture: str, version: str, key="") -> Entry:
     key = key or KEYS[form]
     described = [describe(path) for path in files]
-    packages = tuple(
+    listed = tuple(
         Package(name=name, version=version, architecture=architecture, file=file.name, sha256=file.sha256)
         for file in described
         if file.name.endswith((f"_{architecture}.deb", f".{architecture}.rpm"))
@@ -135,7 +157,7 @@ def deliver(config: Config, form: str, files: list[Path], name: str, architectur
         version=version,
         target=TARGETS[form],
         format=form,
-        packages=packages,
+        packages=listed,
         files=tuple(described),
     )
     with Store(config).claim(key, wait=0) as lease:
@@ -276,10 +298,22 @@ def test_an_rpm_that_is_not_what_its_build_lists_is_the_packages_fault(config, r
         written(config, entry)
 
 
-def test_a_file_that_is_no_rpm_is_the_packages_fault(config, tmp_path):
-    (tmp_path / "hello-1-1.noarch.rpm").write_bytes(b"no package")
-    entry = deliver(config, "rpm", [tmp_path / "hello-1-1.noarch.rpm"], "hello", "noarch", "1-1")
-    with pytest.raises(PackageError, match="is no RPM package"):
+def test_the_index_is_what_createrepo_c_itself_would_write(config, rpm):
+    _, root = written(config, rpm)
+    for path in root.glob("pool/hello/*.rpm"):
+        location = path.relative_to(root).as_posix()
+        itself = createrepo_c.xml_dump(createrepo_c.package_from_rpm(str(path), location_href=location))
+        for kind, text in zip(("primary", "filelists", "other"), itself, strict=True):
+            (index,) = (root / "repodata").glob(f"*-{kind}.xml.gz")
+            assert text in gzip.decompress(index.read_bytes()).decode()
+
+
+def test_an_rpm_that_is_not_the_file_that_its_sandbox_read_is_refused(config, rpm_files, tmp_path):
+    others = [path for path in rpm_files if not path.name.endswith(".noarch.rpm")]
+    package = tmp_path / "hello-2.0~rc1-1.noarch.rpm"
+    package.write_bytes(b"no package")
+    entry = deliver(config, "rpm", [*others, package], "hello", "noarch", "1:2.0~rc1-1")
+    with pytest.raises(PackageError, match=r"hello-2.0~rc1-1.noarch.rpm is not the file that createrepo_c read"):
         written(config, entry)
 
 
@@ -433,6 +467,12 @@ def test_a_merged_change_is_refused_until_released_repositories_are_configured(c
     change = Change(project="tools/hello", branch="main", commit=git.base)
     with pytest.raises(RequestError, match="released repositories are not configured"):
         publish(config, rpm.record.target, change, rpm.record.key, "run-7", tmp_path / "artifacts")
+
+
+def test_a_change_that_merges_while_a_gate_runs_stays_in_a_test_repository(config, rpm, git, tmp_path):
+    change = Change(project="tools/hello", branch="main", commit=git.base)
+    made = publish(config, rpm.record.target, change, rpm.record.key, "run-7", tmp_path / "artifacts", test=True)
+    assert made.url == f"{config.settings.url}test/run-7/debianrpm-amd64/"
 
 
 def test_a_merged_change_is_recognized_by_its_ref_when_it_is_started_again_by_hand(config, rpm, git, tmp_path):

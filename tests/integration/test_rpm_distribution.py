@@ -28,8 +28,19 @@ from pkgci.vm import guest
 from pkgci.vm.image import MACHINE
 
 TARGET = "mini-amd64"
-USERLAND = ("bzip2", "ca-certificates", "cpio", "dbus", "debugedit", "dnf", "dracut-core", "file", "iproute2", "kmod")
-USERLAND += ("linux-image-cloud-amd64", "openssh-server", "patch", "perl", "rpm", "systemd-sysv", "udev", "unzip")
+USERLAND = ("bzip2", "ca-certificates", "cpio", "createrepo-c", "dbus", "debugedit", "dnf", "dracut-core", "file")
+USERLAND += (
+    "iproute2",
+    "kmod",
+    "linux-image-cloud-amd64",
+    "openssh-server",
+    "patch",
+    "perl",
+    "rpm",
+    "systemd-sysv",
+    "udev",
+    "unzip",
+)
 USERLAND += ("xz-utils", "zstd")
 # what an RPM distribution has none of, what a package has none of, and units that Debian's scripts enabled
 GONE = ("dev/*", "etc/apt", "etc/dpkg", "etc/init.d", "etc/rc?.d", "etc/systemd/system/*", "initrd.img*", "vmlinuz*")

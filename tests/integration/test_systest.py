@@ -254,6 +254,43 @@ def test_junit_has_a_suite_a_scenario(good):
     }
 
 
+def test_what_passed_is_not_run_once_more_unless_something_of_it_changes(config, small, tmp_path, monkeypatch):
+    ran = []
+
+    def run(what, name: str, now: dict) -> Systest:
+        ran.append(name)
+        record = Systest(target=DEB, environment=name, snapshot="one", packages=(), outcomes=(), **now)
+        record.write(what.artifacts / "systest.json")
+        return record
+
+    monkeypatch.setattr("pkgci.systest._run_scenarios", run)
+
+    def runs(**changed: str) -> bool:
+        before = len(ran)
+        given = {
+            "REPOSITORIES": small,
+            "SCENARIOS": "all",
+            "PARENT": "build-x/1",
+            "CORRELATION": str(before),
+            **changed,
+        }
+        record, failure = run_job(config, DEB, tmp_path / str(before), **given)
+        assert failure is None
+        # what a repetition needs is of this run
+        assert record.parameters["CORRELATION"] == given["CORRELATION"]
+        assert (len(ran) == before) == (record.passed_before is not None)
+        return len(ran) > before
+
+    assert [runs(), runs(), runs(AGAIN="true"), runs()] == [True, False, True, False]
+    assert [runs(SCENARIOS="all package"), runs()] == [True, False]
+    assert runs(SCENARIOS="all autopkgtest")
+    scenario = next(config.directory.glob("scenarios/all/*.py"))
+    scenario.write_text(f"{scenario.read_text()}# changed\n")
+    assert [runs(), runs()] == [True, False]
+    (config.directory / "conftest.py").write_text("# above the scenarios\n")
+    assert runs()
+
+
 def test_a_failing_scenario_and_failing_tests_of_a_package_are_its_fault(config, published, tmp_path):
     files = trees.deb("bad") | {"debian/tests/control": BAD_TESTS}
     files |= {"debian/tests/good": shell("bad"), "debian/tests/bad": shell("echo out; echo why >&2; exit 3")}

@@ -17,12 +17,15 @@ CHANGE = {
 }
 COMPILE = {"BUILD_PROFILES", "BUILD_MINUTES", "REPRODUCIBLE", "KEEP_ROOT"}
 PARAMETERS = {
-    "build": STARTED_BY | CHANGE | COMPILE | {"RUN_TESTS", "REPOSITORIES", "ONLY"},
+    "build": STARTED_BY | CHANGE | COMPILE | {"RUN_TESTS", "REPOSITORIES", "ONLY", "AGAIN", "TEST_REPOSITORY"},
     "compile": STARTED_BY | CHANGE | COMPILE | {"SOURCE_TREE", "PACKAGING_TREE", "REPOSITORIES", "RUN_TESTS"},
-    "publish": STARTED_BY | CHANGE | {"BUILD_KEY"},
-    "lint": STARTED_BY | CHANGE | {"BUILD_KEY"},
-    "install": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY"},
-    "systest": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "ENVIRONMENT", "SCENARIOS"},
+    "gate": STARTED_BY | CHANGE,
+    "order": STARTED_BY | CHANGE,
+    "publish": STARTED_BY | CHANGE | {"BUILD_KEY", "TEST_REPOSITORY"},
+    "verify": STARTED_BY | CHANGE | {"BUILD_KEYS", "SYSTEM_TESTS"},
+    "lint": STARTED_BY | CHANGE | {"BUILD_KEY", "AGAIN"},
+    "install": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "AGAIN"},
+    "systest": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "ENVIRONMENT", "SCENARIOS", "AGAIN"},
     "repository-maintain": STARTED_BY,
     "mirror-sync": STARTED_BY | {"RELEASE", "EVERYTHING"},
     "republish": STARTED_BY | {"PACKAGE", "ZUUL_PIPELINE"},
@@ -33,10 +36,16 @@ ONCE = {"repository-maintain", "republish", "unpublished"}
 # made for each format
 SYNCS = {"mirror-sync-deb", "mirror-sync-rpm"}
 LABELS = {"build": "control", "compile": "build", "lint": "build", "publish": "repository"}
-LABELS |= {"install": "systest", "systest": "systest", "repository-maintain": "repository"}
-LABELS |= {"mirror-sync": "repository", "republish": "gate", "unpublished": "repository"}
+LABELS |= {"install": "systest", "systest": "systest", "gate": "gate", "order": "build", "verify": "repository"}
+LABELS |= {
+    "mirror-sync": "repository",
+    "repository-maintain": "repository",
+    "republish": "gate",
+    "unpublished": "repository",
+}
 MINUTES = {"build": "900", "compile": "600", "publish": "30", "lint": "60", "install": "60", "systest": "120"}
-MINUTES |= {"mirror-sync": "600", "repository-maintain": "60", "republish": "900", "unpublished": "120"}
+MINUTES |= {"gate": "1440", "order": "60", "verify": "60", "mirror-sync": "600"}
+MINUTES |= {"repository-maintain": "60", "republish": "900", "unpublished": "120"}
 
 
 def step(job):
@@ -152,7 +161,8 @@ def test_every_parameter_is_described_and_only_run_tests_is_set_by_default(jobs)
     for xml in jobs.values():
         for parameter in xml.findall(path):
             assert parameter.findtext("description")
-            booleans = {"RUN_TESTS": "true", "REPRODUCIBLE": "false", "KEEP_ROOT": "false", "EVERYTHING": "false"}
+            booleans = dict.fromkeys(("REPRODUCIBLE", "KEEP_ROOT", "AGAIN", "TEST_REPOSITORY", "EVERYTHING"), "false")
+            booleans |= {"RUN_TESTS": "true"}
             default = booleans.get(parameter.findtext("name"), "")
             assert parameter.findtext("defaultValue") == default
 

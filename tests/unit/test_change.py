@@ -31,7 +31,11 @@ ACCEPTED = {
     "BUILD_MINUTES": ["1", "90", "180"],
     "REPRODUCIBLE": ["true", "false"],
     "KEEP_ROOT": ["true", "false"],
+    "AGAIN": ["true", "false"],
     "BUILD_KEY": ["f" * 64],
+    "BUILD_KEYS": ["f" * 64, f"{'e' * 64} {'f' * 64}"],
+    "TEST_REPOSITORY": ["true", "false"],
+    "SYSTEM_TESTS": ["systest-bookworm-amd64/3", "systest-bookworm-amd64/3 systest-bookworm-amd64/4"],
     "PACKAGE": ["hello", "libstdc++6", "0ad"],
     "REPOSITORIES": [f"{GOOD}a/repository.json", f"{GOOD}a/repository.json {GOOD}b/repository.json"],
     "ENVIRONMENT": ["plain", "cluster-3"],
@@ -366,3 +370,49 @@ def test_the_steps_are_those_asked_for_and_what_they_need(given, steps):
 )
 def test_what_a_build_may_be_asked_for_is_bounded(name, value):
     assert refused(lambda: Parameters.read({name: value})).startswith(f"parameter {name}: ")
+
+
+QUEUE = (
+    "lib:main:refs/changes/01/1/1^app:main:refs/changes/02/2/1^lib:main:refs/changes/03/3/4^lib:old:refs/changes/05/5/1"
+)
+
+
+def queued(config: Config, **values: str) -> list[tuple[str, str, str, str]]:
+    about = ("ZUUL_PROJECT", "ZUUL_BRANCH", "ZUUL_CHANGE", "ZUUL_CHANGES")
+    parts = Parameters.read(values).queued(config)
+    return [tuple(part.get(name) for name in about) for part in parts]
+
+
+def test_a_queue_asks_for_a_build_of_each_package_and_branch_in_its_last_state(config):
+    own = {"ZUUL_PROJECT": "app", "ZUUL_BRANCH": "main", "ZUUL_CHANGE": "9", "ZUUL_REF": "refs/zuul/main/Z1"}
+    queue = f"{QUEUE}^app:main:refs/changes/09/9/1"
+    assert queued(config, **own, ZUUL_CHANGES=queue) == [
+        ("lib", "main", "3", "lib:main:refs/changes/01/1/1^lib:main:refs/changes/03/3/4"),
+        ("lib", "old", "5", "lib:old:refs/changes/05/5/1"),
+        ("app", "main", "9", "app:main:refs/changes/02/2/1^app:main:refs/changes/09/9/1"),
+    ]
+    # what Zuul has prepared is this change's
+    prepared = [part.get("ZUUL_REF") for part in Parameters.read({**own, "ZUUL_CHANGES": queue}).queued(config)]
+    assert prepared == ["", "", "refs/zuul/main/Z1"]
+
+
+def test_the_projects_of_a_pair_are_one_build_of_a_queue(config, tmp_path):
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "pair.yaml").write_text("source: app\npackaging: app-packaging\n")
+    queue = "app:main:refs/changes/01/1/1^lib:main:refs/changes/02/2/1^app-packaging:main:refs/changes/03/3/1"
+    own = {"ZUUL_PROJECT": "app-packaging", "ZUUL_BRANCH": "main", "ZUUL_CHANGE": "3"}
+    assert [part[0] for part in queued(config, **own, ZUUL_CHANGES=queue)] == ["lib", "app-packaging"]
+
+
+def test_local_changes_of_a_queue_are_their_refs(config):
+    own = {"ZUUL_PROJECT": "app", "ZUUL_BRANCH": "main", "ZUUL_REF": "refs/changes/b/change"}
+    queue = "lib:main:refs/changes/a/change^app:main:refs/changes/b/change"
+    parts = Parameters.read({**own, "ZUUL_CHANGES": queue, "ZUUL_URL": local_changes(config)}).queued(config)
+    assert [(part.get("ZUUL_PROJECT"), part.get("ZUUL_REF")) for part in parts] == [
+        ("lib", "refs/changes/a/change"),
+        ("app", "refs/changes/b/change"),
+    ]
+
+
+def test_a_change_without_a_queue_is_one_build(config):
+    assert queued(config, ZUUL_PROJECT="p", ZUUL_BRANCH="main") == [("p", "main", "", "")]

@@ -14,7 +14,7 @@ from trees import commit, git
 
 from pkgci import check, source
 from pkgci.change import Parameters
-from pkgci.check import LocalChange, options, prepare_change, targets_of
+from pkgci.check import LocalChange, gate_targets, options, prepare_change, queue, targets_of
 from pkgci.compile import _limits
 from pkgci.config import Config, Limits, PackageEntry
 from pkgci.errors import PackageError, PkgciError, RequestError
@@ -418,6 +418,7 @@ def test_what_a_maintainer_asks_for_becomes_parameters():
         "REPRODUCIBLE": "true",
         "KEEP_ROOT": "true",
     }
+    assert options(again=True)["AGAIN"] == "true"
     assert options() == {"KEEP_ROOT": "true", "REPRODUCIBLE": "false"}
 
 
@@ -445,3 +446,35 @@ def test_a_subject_that_is_hostile_is_shown_as_it_is_and_not_obeyed():
     shown = io.StringIO()
     check._say(Console(file=shown, force_terminal=True), "checking small (mend [/red] and \x1b[2J)")
     assert shown.getvalue().endswith("checking small (mend [/red] and \\x1b[2J)\n")
+
+
+# what a queue of several trees is
+
+
+def test_both_trees_of_a_pair_are_one_build_of_a_queue(tmp_path):
+    pair = {"source": "small", "packaging": "small-packaging"}
+    config = trees.config(
+        tmp_path, {"small": pair}, paths={name: str(tmp_path / name) for name in ("cache", "state", "data")}
+    )
+    commit(tmp_path / "small", {"small": "#!/bin/sh\n"})
+    commit(tmp_path / "small-packaging", trees.deb())
+    changes = [prepare_change(config, tmp_path / name, worktree=False) for name in ("small", "small-packaging")]
+    [part] = Parameters.read(queue(changes)).queued(config)
+    sources = source.fetch(config, part.change(config))
+    assert sources is not None
+    assert [sources.source.commit, sources.packaging.commit] == [change.tree.commit for change in changes]
+    assert gate_targets(config, changes, []) == ["bookworm-amd64", "debianrpm-amd64"]
+
+
+def test_a_queue_has_each_project_once(config, alone):
+    change = prepare_change(config, alone, worktree=False)
+    message = refused(RequestError, lambda: queue([change, change]))
+    assert message == "two trees are of the project small; name one"
+
+
+def test_a_queue_is_gated_for_the_targets_that_one_of_its_trees_serves(config, alone, tmp_path):
+    commit(tmp_path / "other", {"README": "nothing\n"})
+    changes = [prepare_change(config, path, worktree=False) for path in (tmp_path / "other", alone)]
+    assert gate_targets(config, changes, []) == ["bookworm-amd64"]
+    message = refused(RequestError, lambda: gate_targets(config, changes, ["debianrpm-amd64"]))
+    assert message == "nothing to build in other, small"

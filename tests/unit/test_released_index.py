@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from pkgci.released import closure
 from pkgci.released import index as module
 from pkgci.released.index import COMPRESSIONS, Index, Stanza
 
@@ -95,3 +96,20 @@ def test_a_failed_transaction_leaves_nothing(index):
     with pytest.raises(ValueError, match="no"):
         fail(index)
     assert index.generation == 0
+
+
+def test_source_packages_that_build_depend_on_a_name_are_found():
+    deb = [
+        b"Package: one\nBuild-Depends: debhelper (>= 13),\n libsmall-dev:native (>= 1) <!nocheck> | x\nVersion: 1\n",
+        b"Package: two\nBuild-Depends-Indep: libsmall-dev-tools, y\n",
+        b"Package: three\nBinary: libsmall-dev\n",
+        b"Package: four\nBuild-Depends-Arch: z, libsmall-dev\n",
+    ]
+    assert closure.build_depending("deb", deb, {"libsmall-dev"}) == {"one", "four"}
+    needs = b'<rpm:requires><rpm:entry name="pkgconfig(small)"/></rpm:requires>'
+    rpm = [
+        b"<name>one</name><arch>src</arch>" + needs,
+        b"<name>two</name><arch>x86_64</arch>" + needs,
+        b"<name>three</name><arch>src</arch><summary>pkgconfig(small)</summary>",
+    ]
+    assert closure.build_depending("rpm", rpm, {"pkgconfig(small)"}) == {"one"}

@@ -16,6 +16,7 @@ from pkgci.artifacts import (
     ChangeSummary,
     FileDifference,
     Finding,
+    Install,
     LintFinding,
     PackagedFile,
 )
@@ -111,6 +112,10 @@ def test_the_page_needs_nothing_and_allows_nothing_but_its_own_style(make, tmp_p
             reports.failed_install,
             "Failed hello for bookworm-amd64 install-bookworm-amd64/12: install test of hello: leftover",
         ),
+        (
+            reports.failed_gate,
+            "Failed 2 changes for bookworm-amd64 build-bookworm-amd64/12: compile-bookworm-amd64/12: hello: the build failed",
+        ),
         (reports.aborted, "Aborted hello for bookworm-amd64 stopped by SIGTERM It was stopped before its end"),
         (reports.refused, "Failed parameter ZUUL_PROJECT: '../../etc' is not allowed; it must match"),
     ],
@@ -121,6 +126,26 @@ def test_the_verdict_and_its_reason_come_first(make, said: str, tmp_path: Path):
     assert said in page.text
     heading = re.search(r"<h1>(.*?)</h1>", text, re.DOTALL)[1]
     assert said.startswith(Page(heading).text)
+
+
+def test_a_gate_says_what_became_of_each_build_and_why_one_failed(tmp_path: Path):
+    page, _ = read(reports.failed_gate(tmp_path))
+    for said in (
+        "1 of 2 packages built, 1 of them taken from the store",
+        f"greet 4712,1 tools/greet, main passed {reports.VERSION} from the store libgreet test repository",
+        "hello 4711,2 tools/hello, main failed",
+        "build-depend on what changes, and are not built anew: farewell (rocket/bookworm)",
+        "docs, branch main: nothing to build: no package has this project",
+        # of the job that the build started
+        "src/hello.c:62:3: error: expected ';' before 'return'",
+    ):
+        assert said in page.text
+    assert f"build-{TARGET}/index.html" in page.values("href")
+    lines = report.brief(report.read(tmp_path))
+    assert "builds: 1 of 2 packages built, 1 of them taken from the store" in lines
+    assert f"  greet: {reports.VERSION} from the store, against libgreet" in lines
+    assert "  hello: failed" in lines
+    assert any(">" in line and "expected ';'" in line for line in lines)
 
 
 def test_all_that_a_run_has_is_there(tmp_path: Path):
@@ -143,6 +168,15 @@ def test_all_that_a_run_has_is_there(tmp_path: Path):
         "ZUUL_CHANGES=tools/hello:main:refs/changes",
     ):
         assert said in page.text, said
+
+
+def test_a_test_that_was_not_repeated_is_said_to_be_that(tmp_path: Path):
+    artifacts = reports.passed(tmp_path)
+    path = artifacts / f"install-{TARGET}" / "install.json"
+    Install.read(path).model_copy(update={"passed_before": reports.BEGUN}).write(path)
+    said = "passed on 2026-11-23 07:22 UTC with the same packages, machine, tools and repositories; not repeated"
+    assert f"It {said}." in read(artifacts)[0].text
+    assert f"install test: 1 package passed; {said}" in report.brief(report.read(artifacts))
 
 
 def test_the_lines_for_apt_are_those_that_the_repository_holds(tmp_path: Path):

@@ -12,7 +12,7 @@ from pkgci import source
 from pkgci.artifacts import Result
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError
-from pkgci.review import comment, tell_failure
+from pkgci.review import account, comment, tell_failure
 
 OLD = "0" * 40
 
@@ -96,6 +96,13 @@ def test_that_nobody_can_be_told_is_logged_and_no_more(config, server, tmp_path,
     (tmp_path / "password").unlink()
     tell_failure(config, merge("a" * 40), ended(tmp_path))
     assert "cannot read the password in" in caplog.text
+
+
+def test_the_account_is_known_to_the_review_system(config, tmp_path):
+    assert account(config) == "Package CI"
+    (tmp_path / "password").write_text("wrong")
+    with pytest.raises(InfrastructureError, match="a/accounts/self: HTTP status 401"):
+        account(config)
 
 
 def test_a_review_system_that_does_not_answer_is_the_infrastructures_fault(config):

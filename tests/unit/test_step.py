@@ -311,6 +311,31 @@ def test_jobs_that_run_together_do_so_and_leave_their_directories_in_order(run, 
     assert (code, result.reason) == (0, "artifacts/run-build artifacts/run-control")
 
 
+def test_a_job_starts_once_those_that_it_comes_after_have_passed_and_knows_what_they_left(run):
+    after = {"last": ["first", "second"], "second": ["first"], "first": []}
+
+    def main(context: StepContext) -> str:
+        def job(key, done):
+            return "run-build", {"COMMAND": f"mkdir artifacts; echo '{key}: {' '.join(sorted(done))}' >artifacts/text"}
+
+        left = context.run_ordered(after, job)
+        return "; ".join((left[key] / "text").read_text() for key in after)
+
+    code, result = run(main)
+    assert (code, result.reason) == (0, "last: first second ; second: first ; first:")
+
+
+def test_what_comes_after_a_job_that_failed_is_not_started(run, engine):
+    def main(context: StepContext) -> str:
+        context.run_ordered(
+            {1: [], 2: [1]}, lambda key, _: (f"run-{'build' if key == 1 else 'control'}", {"COMMAND": "false"})
+        )
+        return "done"
+
+    assert run(main)[0] == 3
+    assert engine.builds("run-control") == []
+
+
 def test_an_aborted_build_takes_its_children_along(engine, program, tmp_path):
     argv = program(f"""
 context.child("run-build", {{"COMMAND": "touch '{tmp_path}/child'; exec sleep 1000"}})

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from pkgci.text import LINE_BYTES, PlainLog, lines, log_plainly
+from pkgci.text import LINE_BYTES, PlainLog, lines, listed, log_plainly
 
 
 def passed_on(*blocks: bytes) -> bytes:
@@ -65,3 +65,9 @@ def test_a_message_of_a_step_shows_names_and_words_that_are_hostile():
     log_plainly(stream)
     logging.getLogger("pkgci.test").info("cannot read %s:\n%s", "\x1b[2J\udcff", "tool\rsaid\x07")
     assert stream.getvalue() == "cannot read ?:\ntool\nsaid?\n"
+
+
+def test_of_a_long_list_the_first_are_named():
+    assert listed(["a", "b"]) == "a, b"
+    assert listed(map(str, range(5)), most=3) == "0, 1, 2, 2 more"
+    assert listed([]) == ""

@@ -27,6 +27,8 @@ from pkgci.store import Entry
 deb822 = Lazy("debian.deb822")
 
 CLIENT = "pkgci.sources"
+# the file that vouches for all of an index
+POINTER = "dists/{codename}/InRelease"
 STANZAS = "index.packages"
 COMPONENT = "main"
 BYTES = 4 << 20

@@ -62,13 +62,22 @@ class Data(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
+Capability = Annotated[str, StringConstraints(max_length=4096)]
+
+
 class Metadata(Data):
-    """What a package says of itself. `date` is in seconds since the epoch, 0 when the package names none."""
+    """What a package says of itself. `date` is in seconds since the epoch, 0 when the package names none.
+
+    `needs` are the names in `depends` that count for this target and these profiles, of alternatives all; `offers` are
+    the names of its binary packages, and what they are said to provide.
+    """
 
     name: SourceName
     version: Version
     date: int = Field(ge=0)
     depends: tuple[Annotated[str, StringConstraints(max_length=1 << 16)], ...] = Field(max_length=10_000)
+    needs: tuple[Capability, ...]
+    offers: tuple[Capability, ...]
 
 
 class Dependency(Data):

@@ -6,8 +6,9 @@ Sources: Debian Policy 5 (control files), dpkg-source(1) for `3.0 (quilt)`, repr
 import re
 import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pkgci.artifacts import Package
 from pkgci.command import run
@@ -16,12 +17,13 @@ from pkgci.formats import base, contents, lintian
 from pkgci.formats.base import Built, Dependencies, Dependency, Linted, Metadata, Place, Request
 from pkgci.lazy import Lazy
 from pkgci.sandbox import Files
-from pkgci.source import Tree, blobs, names
+from pkgci.source import Tree, blobs, identities, names
 from pkgci.upstream import apt_configuration, apt_sources, index_digest
 
 deb822 = Lazy("debian.deb822")
 
 PACKAGING = "debian/control"
+METADATA = ("debian/changelog", "debian/control")
 INDEX_BYTES = 16 << 20
 
 
@@ -36,23 +38,26 @@ def inspect(request: Request, packaging: Tree) -> Metadata:
     Raises:
         PackageError: changelog or control file are broken.
     """
+    arguments = "all" if request.target.independent else "any", ",".join(request.profiles)
 
     def make() -> Metadata:
         files = Files()
-        for blob in blobs(packaging, ["debian/changelog", "debian/control"]):
+        for blob in blobs(packaging, METADATA):
             files.add(f"/in/{blob.path}", blob.content)
         files.add_directory("/in")
         with tempfile.TemporaryDirectory() as output:
             base.sandboxed(
                 request,
                 "deb-inspect.sh",
+                *arguments,
                 files=files,
                 output=Path(output),
                 failure=lambda _, said: PackageError(f"{packaging.project}: cannot read its packaging: {said}"),
             )
             return base.parsed(Path(output, "metadata.json"), f"{packaging.project}: debian/")
 
-    return base.cached(request, "metadata", packaging.id, Metadata, make)
+    made_from = [identities(packaging, METADATA), arguments]
+    return base.cached(request, "metadata", made_from, Metadata, make)
 
 
 def version(request: Request, metadata: Metadata) -> str:
@@ -81,8 +86,7 @@ def resolve(request: Request, metadata: Metadata) -> Dependencies:
     upstream = apt_sources(request.target)
     tests = [f"{one.url}dists/{one.codename}/InRelease" for one in request.repositories]
     digest = index_digest([source.release_url for source in upstream], upstream=True)
-    if tests:
-        digest = f"{digest}-{index_digest(tests, upstream=False)}"
+    digests = [digest, index_digest(tests, upstream=False)]
 
     def make() -> Dependencies:
         files = Files()
@@ -93,6 +97,13 @@ def resolve(request: Request, metadata: Metadata) -> Dependencies:
             options = f"[signed-by=/etc/apt/keyrings/pkgci-{number}.asc check-date=no]"
             lines.append(f"deb {options} {one.url} {one.codename} {one.component}")
         files.add("/in/sources.list", "\n".join([*lines, ""]))
+        # before the upstream's, whatever the versions (apt_preferences(5))
+        pins = [
+            f"Package: {package.name}\nPin: version {package.version}\nPin-Priority: 1001\n"
+            for one in request.repositories
+            for package in one.packages
+        ]
+        files.add("/etc/apt/preferences.d/pkgci", "\n".join(pins))
         files.add("/in/debian/control", _control(request, metadata))
         files.add("/etc/apt/apt.conf.d/90pkgci", apt_configuration())
         lists = request.config.cache / "lists" / digest
@@ -109,13 +120,13 @@ def resolve(request: Request, metadata: Metadata) -> Dependencies:
             base.sandboxed(
                 request,
                 "deb-resolve.sh",
-                ",".join(request.profiles),
+                *(",".join(request.profiles), "update" if tests or not lists.is_dir() else "known"),
                 files=files,
                 output=output,
                 failure=failure,
                 network=True,
             )
-            _keep_lists(output / "lists", lists)
+            _keep_lists(output / "lists", lists, {urlsplit(url).netloc for url in tests})
             found = []
             for line in (output / "uris").read_text().splitlines():
                 uri, file, _, hashed = shlex.split(line)
@@ -125,7 +136,7 @@ def resolve(request: Request, metadata: Metadata) -> Dependencies:
                 remove=tuple(sorted(re.sub(":.*", "", name) for name in (output / "remove").read_text().split())),
             )
 
-    made_from = [digest, _control(request, metadata), request.profiles]
+    made_from = [digests, _control(request, metadata), request.profiles]
     return base.cached(request, "dependencies", made_from, Dependencies, make)
 
 
@@ -139,8 +150,11 @@ def _control(request: Request, metadata: Metadata) -> str:
     )
 
 
-def _keep_lists(made: Path, lists: Path) -> None:
-    """Keep the package lists that apt has just read, so that the next package is resolved without the network."""
+def _keep_lists(made: Path, lists: Path, without: Collection[str]) -> None:
+    """Keep the upstream's package lists that apt has just read: the next package is resolved without reading them again.
+
+    Those from the hosts `without` are of one run.
+    """
     if not made.is_dir():
         return
     lists.parent.mkdir(parents=True, exist_ok=True)
@@ -148,7 +162,9 @@ def _keep_lists(made: Path, lists: Path) -> None:
         new = Path(scratch, "lists")
         new.mkdir()
         for path in made.iterdir():
-            (new / path.name).write_bytes(path.read_bytes())
+            # apt names a list by its URL, with `_` for `/`
+            if path.name.partition("_")[0] not in without:
+                (new / path.name).write_bytes(path.read_bytes())
         try:
             new.rename(lists)
         except OSError:

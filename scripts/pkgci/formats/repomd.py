@@ -1,23 +1,30 @@
 """The index of an RPM repository: `repodata/` with checksum-named metadata, `repomd.xml` and its signature.
 
-createrepo_c reads the packages' headers here, in the process that publishes: no credential but the test key is within
-its reach, and what it read must agree with what the sandbox of the build said.
+No package is opened here: what its header says was read in the sandbox of its build; see fragments.py. Names, sizes and
+checksums are those of the store's verified files.
 
 Source: https://createrepo-c.readthedocs.io, and `dnf.conf(5)` for what a client needs.
 """
 
+import hashlib
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from pkgci import web
 from pkgci.config import Target
 from pkgci.errors import InfrastructureError, PackageError
+from pkgci.formats import fragments
 from pkgci.keys import SigningKey
 from pkgci.lazy import Lazy
-from pkgci.store import Entry
+from pkgci.store import Entry, describe
 
 createrepo_c = Lazy("createrepo_c")
 
 CLIENT = "pkgci.repo"
+INDEX_BYTES = 1 << 30
+# the file that vouches for all of an index
+POINTER = "repodata/repomd.xml"
 
 
 def pool(entry: Entry) -> list[str]:
@@ -39,7 +46,7 @@ def write_index(
         key: signs it.
 
     Raises:
-        PackageError: a file is no RPM package, or another one than the build lists.
+        PackageError: what the build says of its packages is not what it may be.
     """
     # gzip: what every dnf and every createrepo_c reads
     writer = createrepo_c.RepositoryWriter(root, num_packages=len(paths), compression=createrepo_c.GZ_COMPRESSION)
@@ -59,20 +66,23 @@ def write_index(
 
 
 def packages(entry: Entry, paths: Mapping[str, str]) -> "Iterator[createrepo_c.Package]":
-    """Yield what the headers of a build's packages say; `paths` and what is raised are as of `write_index`."""
-    expected = {package.file: package for package in entry.record.packages}
+    """Yield what the index says of a build's packages; `paths` and what is raised are as of `write_index`.
+
+    The entry's files are the store's own, or copies of them with a signature.
+    """
+    recorded = {file.name: file for file in entry.record.files}
+    found = fragments.read(entry.directory, entry.record.package, entry.record.packages)
     for name in sorted(pool(entry)):
-        path = str(entry.directory / name)
-        try:
-            package = createrepo_c.package_from_rpm(path, location_href=paths[name], changelog_limit=10)
-        except (OSError, createrepo_c.CreaterepoCError) as error:
-            raise PackageError(f"{name} is no RPM package that can be read: {error}") from error
-        listed = expected.get(name)
-        epoch = "" if package.epoch in (None, "", "0") else f"{package.epoch}:"
-        said = (package.name, f"{epoch}{package.version}-{package.release}", package.arch)
-        # the index does not tell an epoch of 0 from none, rpm does
-        if listed and said != (listed.name, listed.version.removeprefix("0:"), listed.architecture):
-            raise PackageError(f"{name} is {' '.join(said)}, not what its build lists")
+        package = found.get(name)
+        if package is None or package.pkgId != recorded[name].sha256:
+            raise PackageError(f"{name} is not the file that createrepo_c read in the sandbox of its build")
+        path = entry.directory / name
+        file = describe(path)
+        package.location_href, package.pkgId = paths[name], file.sha256
+        package.size_package, package.time_file = file.size, int(path.stat().st_mtime)
+        # a signature stands before the header, which stays as it is
+        package.rpm_header_start += file.size - recorded[name].size
+        package.rpm_header_end += file.size - recorded[name].size
         yield package
 
 
@@ -90,3 +100,36 @@ def client(url: str) -> str:
         # the signed index vouches for each package by its checksum
         f"repo_gpgcheck=1\ngpgcheck=0\ngpgkey={url}key.asc\n"
     )
+
+
+def offered(url: str) -> dict[str, set[str]]:
+    """Return, by source package, what the binary packages of a repository of ours provide; nothing where there is none yet.
+
+    Raises:
+        InfrastructureError: it cannot be read.
+    """
+    found: dict[str, set[str]] = {}
+
+    def note(package: "createrepo_c.Package") -> None:
+        source = (package.rpm_sourcerpm or "").rsplit("-", 2)[0]
+        names = [provide[0] for provide in package.provides]
+        paths = [path + name for _, path, name, *_ in package.files]
+        found.setdefault(source, set()).update([package.name, *names, *paths])
+
+    with tempfile.TemporaryDirectory() as scratch:
+        index = Path(scratch, "repomd.xml")
+        try:
+            index.write_bytes(web.read(f"{url}{POINTER}", upstream=False, largest=INDEX_BYTES))
+        except web.NotFoundError:
+            return {}
+        try:
+            primary = {one.type: one for one in createrepo_c.Repomd(str(index)).records}["primary"]
+            content = web.read(url + primary.location_href, upstream=False, largest=INDEX_BYTES)
+            if hashlib.sha256(content).hexdigest() != primary.checksum:
+                raise InfrastructureError(f"{url}{primary.location_href} is not what its repomd.xml says; try again")
+            path = Path(scratch, Path(primary.location_href).name)
+            path.write_bytes(content)
+            createrepo_c.xml_parse_primary(str(path), pkgcb=note, do_files=True)
+        except (KeyError, createrepo_c.CreaterepoCError) as error:
+            raise InfrastructureError(f"{url} is no repository that can be read: {error}") from error
+    return found

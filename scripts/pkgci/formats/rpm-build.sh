@@ -3,7 +3,8 @@
 # usage: rpm-build.sh SPEC NAME VERSION DIST EPOCH PROFILE,... VARY(yes|no)
 # in: /build/tree (what Source0 is made of), /build/packaging/rpm (spec, other sources, patches), /deps/*.rpm,
 #   /build/.rpmmacros with the conditions of the profiles, /pkgci-contents (rpm-contents.sh)
-# out: /out/*.rpm, SPEC's .rpmlintrc where it has one beside it, packages (NAME VERSION ARCH FILE a line), contents/
+# out: /out/*.rpm, SPEC's .rpmlintrc where it has one beside it, packages (NAME VERSION ARCH FILE a line), contents/,
+#   index.primary.xml, index.filelists.xml and index.other.xml (createrepo_c's), index.digests (PACKAGE DIGEST, a line a file)
 # Ends with 11 when the build dependencies do not install, 12 when there is no SRPM, 13 when the build fails.
 set -eu
 spec=${1##*/} name=$2 version=$3 dist=$4 SOURCE_DATE_EPOCH=$5 profiles=$6 vary=$7
@@ -111,9 +112,21 @@ filters=/build/packaging/rpm/${spec%.spec}.rpmlintrc
 [ ! -f "$filters" ] || cp "$filters" /out/
 find /build/rpm/SRPMS /build/rpm/RPMS -name '*.rpm' -exec cp {} /out/ \;
 cd /out
+# the index says how old they are: the same build gives the same bits
+touch -d "@$SOURCE_DATE_EPOCH" ./*.rpm
+mkdir /index
+createrepo_c --quiet --error-exit-val --no-database --simple-md-filenames --changelog-limit=10 \
+    --compress-type=gz --general-compress-type=gz -o /index . ||
+    { echo "error: createrepo_c cannot read what the build made: $(echo ./*.rpm)"; exit 13; }
+for name in primary filelists other; do
+    zcat "/index/repodata/$name.xml.gz" >"index.$name.xml"
+done
+: >index.digests
 for file in ./*.rpm; do
     case $file in *.src.rpm) continue ;; esac
     rpm -qp --nosignature --qf '%{NAME} %|EPOCH?{%{EPOCH}:}|%{VERSION}-%{RELEASE} %{ARCH} ' "$file"
     echo "${file#./}"
+    # of a package without files some rpm say (none)
+    rpm -qp --nosignature --qf "[${file#./} %{FILEDIGESTS}\n]" "$file" | sed '/(none)$/d' >>index.digests
 done >packages
 sh -eu /pkgci-contents /out || echo "what is in the packages cannot be read"

@@ -14,6 +14,7 @@ mkdir -m 700 /said
 as_builder rpmspec -q --srpm --undefine dist \
     --qf '%{NAME}\n%|EPOCH?{%{EPOCH}:}|%{VERSION}-%{RELEASE}\n%|CHANGELOGTIME?{%{CHANGELOGTIME}}:{0}|\n' "$spec" >/said/fields
 as_builder rpmspec -q --buildrequires "$spec" >/said/requires
+as_builder rpmspec -q --provides --undefine dist "$spec" >/said/provides
 as_builder sh -c 'kill -KILL -1' || true
 sort -u -o /said/requires /said/requires
 perl -MJSON::PP -e '
@@ -21,7 +22,16 @@ perl -MJSON::PP -e '
     sub lines { open(my $in, "<", $_[0]) or die; chomp(my @lines = <$in>); return @lines; }
     my ($name, $version, $date) = lines("/said/fields");
     my @requires = grep { !/^rpmlib\(/ } lines("/said/requires");
+    # the names alone; a rich dependency, (this or that), has several
+    my (%needs, %offers);
+    foreach (map { /^\(/ ? grep { !/^(and|or|if|else|unless|with|without|[<>=]+)$/ } split : /(\S+)/ } @requires) {
+        s/^\(+//;
+        s/\)$// while tr/)// > tr/(//;
+        $needs{$_} = 1;
+    }
+    $offers{$_} = 1 foreach map { /(\S+)/ } lines("/said/provides");
     open(my $out, ">", "/out/metadata.json") or die;
     print $out JSON::PP->new->canonical->encode({
-        name => $name, version => $version, date => int($date), depends => \@requires });
+        name => $name, version => $version, date => int($date), depends => \@requires,
+        needs => [sort keys %needs], offers => [sort keys %offers] });
 '

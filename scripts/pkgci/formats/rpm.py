@@ -12,10 +12,10 @@ from pathlib import Path, PurePosixPath
 from pkgci.artifacts import Package
 from pkgci.command import run
 from pkgci.errors import InfrastructureError, PackageError, PkgciError
-from pkgci.formats import base, contents, rpmlint
+from pkgci.formats import base, contents, fragments, rpmlint
 from pkgci.formats.base import Built, Dependencies, Dependency, Linted, Metadata, Place, Request
 from pkgci.sandbox import Files
-from pkgci.source import Tree, blobs, names
+from pkgci.source import Tree, blobs, identities, names
 from pkgci.upstream import index_digest, rpm_repositories
 
 PACKAGING = "rpm/*.spec"
@@ -67,7 +67,8 @@ def inspect(request: Request, packaging: Tree) -> Metadata:
             )
             return base.parsed(Path(output, "metadata.json"), f"{packaging.project}: {spec}")
 
-    return base.cached(request, "metadata", [packaging.id, spec, request.profiles], Metadata, make)
+    made_from = [identities(packaging, _packaging(packaging)), spec, request.profiles]
+    return base.cached(request, "metadata", made_from, Metadata, make)
 
 
 def _conditions(request: Request) -> str:
@@ -204,7 +205,11 @@ def build(request: Request, metadata: Metadata, version: str, dependencies: Depe
         keep=request.keep,
     )
     packages = _packages(output, metadata)
-    files_made = base.made_files(made, output, r"[^/]+\.(rpm|rpmlintrc)")
+    # what a repository would refuse is not kept
+    fragments.read(output, metadata.name, packages)
+    files_made = base.made_files(
+        made, output, r"[^/]+\.(rpm|rpmlintrc)|index\.(digests|(primary|filelists|other)\.xml)"
+    )
     return Built((*files_made, contents.write("rpm", output, packages)), packages)
 
 

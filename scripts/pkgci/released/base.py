@@ -77,8 +77,10 @@ class Packaged:
 
 class Form(Protocol):
     """The verbs of a format. `links` are symbolic links below the repository's root, which lead through `current`; `shared`
-    are the directories with metadata files of all generations. What `expires` has clients that refuse an old index."""
+    are the directories with metadata files of all generations; `sources` is the one that says what source packages need.
+    What `expires` has clients that refuse an old index."""
 
+    sources: str
     compressions: Sequence[str]
     shared: Sequence[str]
     links: Mapping[str, str]
@@ -88,7 +90,7 @@ class Form(Protocol):
         """Return the names of the metadata files."""
 
     def binary_lists(self, architecture: str) -> list[str]:
-        """Return the names of those that say what an architecture's binary packages need and offer."""
+        """Return the names of those that describe an architecture's binary packages, first what they need and offer."""
 
     def prepare(self, entry: Entry, place: Place) -> dict[str, Path]:
         """Return the files of a build that are linked into the pool, by name."""

@@ -10,7 +10,7 @@ taken as given.
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import unescape
@@ -30,6 +30,7 @@ State = Mapping[str, Sequence[bytes]]
 
 SECONDS = 600
 APT_DEPENDS = re.compile(r"^(?:Pre-Depends|Depends): (.+)$", re.MULTILINE)
+APT_BUILD_DEPENDS = re.compile(r"^Build-Depends(?:-Arch|-Indep)?: (.+(?:\n .+)*)$", re.MULTILINE)
 APT_PROVIDES = re.compile(r"^Provides: (.+)$", re.MULTILINE)
 RPM_PART = {part: re.compile(rf"<rpm:{part}>(.*?)</rpm:{part}>", re.DOTALL) for part in ("provides", "requires")}
 RPM_ENTRY = re.compile(r'<rpm:entry name="([^"]*)"([^>]*)>')
@@ -116,6 +117,45 @@ def check(asked: Case, target: Target, form: str, cache: Path) -> None:
                 raise PackageError(f"{packet.exact} cannot be installed once this is published: {why}")
 
 
+def offered(form: str, texts: Iterable[bytes]) -> set[str]:
+    """Return the names that binary packages offer, by what the index says of them."""
+    read = _apt_packet if form == "deb" else _rpm_packet
+    return {name for text in texts for name in read(text.decode()).offers}
+
+
+def build_depending(form: str, texts: Iterable[bytes], names: Collection[str]) -> set[str]:
+    """Return the source packages that build-depend on one of these names.
+
+    Args:
+        form: `deb` or `rpm`.
+        texts: what the index says of source packages; of an RPM repository also of others.
+        names: the names.
+    """
+    found = set()
+    mentioned = re.compile("|".join(sorted(map(re.escape, names))) or "(?!)")
+    for text in (text.decode() for text in texts):
+        if mentioned.search(text):
+            source, needs = (_apt_source if form == "deb" else _rpm_source)(text)
+            found |= {source} if needs & set(names) else set()
+    return found
+
+
+def _apt_source(text: str) -> tuple[str, set[str]]:
+    words = [word.strip() for field in APT_BUILD_DEPENDS.findall(text) for word in re.split(r"[,|]", field)]
+    name = re.search("^Package: (.+)$", text, re.MULTILINE)
+    return name[1] if name else "", {re.split(r"[ (:\[<]", word, maxsplit=1)[0] for word in words}
+
+
+def _rpm_source(text: str) -> tuple[str, set[str]]:
+    if "<arch>src</arch>" not in text:
+        return "", set()
+    return re.findall("<name>([^<]*)</name>", text)[0], _rpm_names(text, "requires")
+
+
+def _rpm_names(text: str, part: str) -> set[str]:
+    return {unescape(name) for found in RPM_PART[part].findall(text) for name, _ in RPM_ENTRY.findall(found)}
+
+
 def _apt_packet(text: str) -> Packet:
     fields = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line and not line.startswith(" "))
     depends = {
@@ -129,14 +169,11 @@ def _apt_packet(text: str) -> Packet:
 
 
 def _rpm_packet(text: str) -> Packet:
-    def names(part: str) -> set[str]:
-        return {unescape(name) for found in RPM_PART[part].findall(text) for name, _ in RPM_ENTRY.findall(found)}
-
     name = re.findall("<name>([^<]*)</name>", text)[0]
     ((epoch, version, release),) = re.findall('<version epoch="([^"]*)" ver="([^"]*)" rel="([^"]*)"/>', text)[:1]
     (architecture,) = re.findall("<arch>([^<]*)</arch>", text)[:1]
-    offers = names("provides") | set(map(unescape, RPM_FILE.findall(text))) | {name}
-    depends = frozenset() if architecture == "src" else frozenset(names("requires"))
+    offers = _rpm_names(text, "provides") | set(map(unescape, RPM_FILE.findall(text))) | {name}
+    depends = frozenset() if architecture == "src" else frozenset(_rpm_names(text, "requires"))
     return Packet(name, f"{name}-{epoch or 0}:{version}-{release}.{architecture}", depends, frozenset(offers))
 
 

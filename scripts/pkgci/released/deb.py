@@ -33,6 +33,7 @@ SOURCES = f"{apt.COMPONENT}/source/Sources"
 class Deb:
     """The verbs of `base.Form` for DEB."""
 
+    sources = SOURCES
     compressions = COMPRESSIONS
     shared = (BY_HASH,)
     links: Mapping[str, str] = {"dists": "current/dists"}

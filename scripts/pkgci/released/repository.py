@@ -322,11 +322,7 @@ class Repository:
         good = self.place / "closure" / hashlib.sha256("\n".join(keys).encode()).hexdigest()
         if good.exists():
             return
-        place = self._at(self.index.generation, datetime.now(UTC), 0)
-        new: dict[str, list[bytes]] = {}
-        for entry in added:
-            for stanza in self.form.stanzas(entry, self.directory(entry.record.package, entry.record.key), place):
-                new.setdefault(stanza.list, []).append(stanza.text)
+        new = self._texts(added)
         for name, target in self.targets.items():
             lists = self.form.binary_lists(target.architecture)
             before = {one: self.index.texts(one) for one in lists}
@@ -336,6 +332,29 @@ class Repository:
                 closure.check(asked, target, self.format, self.config.cache / "closure" / name)
         good.parent.mkdir(exist_ok=True)
         good.touch()
+
+    def dependants(self, added: Sequence[Entry], removed: Sequence[str]) -> list[str]:
+        """Return the source packages, sorted, that build-depend on what a publication changes, but those that it has itself."""
+        new, own = self._texts(added), {entry.record.package for entry in added}
+        former = {key for key, source in self.index.live() if source in own} | set(removed)
+        found: set[str] = set()
+        for target in self.targets.values():
+            offered: set[str] = set()
+            for name in self.form.binary_lists(target.architecture)[:1]:
+                kept = set(self.index.texts(name, former))
+                gone = [text for text in self.index.texts(name) if text not in kept]
+                offered |= closure.offered(self.format, [*new.get(name, []), *gone])
+            found |= closure.build_depending(self.format, self.index.texts(self.form.sources), offered)
+        return sorted(found - own)
+
+    def _texts(self, entries: Sequence[Entry]) -> dict[str, list[bytes]]:
+        """Return what the metadata files would say of builds, by the files' names."""
+        place = self._at(self.index.generation, datetime.now(UTC), 0)
+        texts: dict[str, list[bytes]] = {}
+        for entry in entries:
+            for stanza in self.form.stanzas(entry, self.directory(entry.record.package, entry.record.key), place):
+                texts.setdefault(stanza.list, []).append(stanza.text)
+        return texts
 
     def released(self, key: str) -> ReleasedBuild:
         """Return a build that is or was in the repository."""
@@ -770,7 +789,7 @@ def publish(
         return Published(repository, generation, changed.keys, bool(changed.added), tuple(left))
 
 
-def try_to_publish(config: Config, release: str, codename: str, publications: Sequence[Publication]) -> None:
+def try_to_publish(config: Config, release: str, codename: str, publications: Sequence[Publication]) -> list[str]:
     """Refuse what `publish` would refuse, and change nothing: so that it is found out before the merge.
 
     What the package managers answer here is not asked again by a publication of the same, as long as no other came
@@ -782,6 +801,9 @@ def try_to_publish(config: Config, release: str, codename: str, publications: Se
         codename: the targets' codename.
         publications: the builds; their origins are where they will be merged.
 
+    Returns:
+        The source packages that build-depend on what these builds change, and that nobody builds anew.
+
     Raises:
         PkgciError: as `publish`.
     """
@@ -789,4 +811,6 @@ def try_to_publish(config: Config, release: str, codename: str, publications: Se
     entries = [(checks.built(repository, Store(config), one, dry=True), one.origin) for one in publications]
     with repository.opened():
         changed = checks.changes(repository, entries)
-        repository.refuse_unmet([entry for entry, _ in changed.added], changed.removed)
+        added = [entry for entry, _ in changed.added]
+        repository.refuse_unmet(added, changed.removed)
+        return repository.dependants(added, changed.removed)

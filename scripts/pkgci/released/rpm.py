@@ -1,8 +1,8 @@
 """The metadata of a generation of an RPM repository: `repodata/` with checksum-named files, and signed packages.
 
 A package is signed on a copy, once: the signed file is kept as an object of its own, under the checksum of what the
-store has, and used again. rpmsign and createrepo_c open packages in this process' user, by the same library: what they
-read must agree with what the sandbox of the build said.
+store has, and used again. Only for that rpm opens a package here, when what the sandbox of its build read has been
+accepted: a signature must be of what rpm itself finds whole.
 
 Source: https://createrepo-c.readthedocs.io; rpmsign(8); dnf.conf(5), `mirrorlist`.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 from pkgci.command import run
 from pkgci.disk import fsync_all
 from pkgci.errors import InfrastructureError, PackageError
-from pkgci.formats import repomd
+from pkgci.formats import fragments, repomd
 from pkgci.lazy import Lazy
 from pkgci.released.base import Offered, Packaged, Place, Relation, Written
 from pkgci.released.index import Stanza
@@ -54,6 +54,7 @@ install -D -m 644 {scratch}/lines %{{buildroot}}{lines}
 class Rpm:
     """The verbs of `base.Form` for RPM."""
 
+    sources = "primary"
     # what every dnf and createrepo_c reads
     compressions = ("gz",)
     shared = ("repodata",)
@@ -90,7 +91,7 @@ class Rpm:
         return found
 
     def packaged(self, entry: Entry) -> list[Packaged]:
-        """Return what is in a build's binary packages, by their headers. Two packages may have the same file."""
+        """Return what is in a build's binary packages, as its sandbox read them. Two packages may have the same file."""
         return [
             Packaged(
                 name=package.name,
@@ -110,7 +111,7 @@ class Rpm:
                     for name, flags, epoch, version, release, _ in [*package.conflicts, *package.obsoletes]
                 ),
             )
-            for package in repomd.packages(entry, {name: name for name in repomd.pool(entry)})
+            for package in fragments.read(entry.directory, entry.record.package, entry.record.packages).values()
             if package.arch != "src"
         ]
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from pkgci.report.view import Excerpt, InstallView, LintView, SystestView, View
+from pkgci.report.view import Excerpt, GateView, InstallView, LintView, SystestView, View
 from pkgci.text import spelled_out
 
 WIDTH = 160
-PACKAGES, FINDINGS = 8, 3
+PACKAGES, FINDINGS, BUILDS = 8, 3, 12
 BEFORE, AFTER = 5, 2
 
 
@@ -20,22 +20,39 @@ def brief(view: View) -> list[str]:
     told = tuple(f"{step}-" for step, part in parts if part)
     for excerpt in view.excerpts[:1]:
         lines += [] if excerpt.job.startswith(told) else _excerpt(excerpt)
+    if view.gate:
+        lines += _gate(view.gate)
     if view.build:
         lines.append(f"version: {view.build.version}" + (f" ({view.built})" if view.built else ""))
         lines += _packages(view)
+        lines += [view.dependants] if view.dependants else []
     if view.lint:
-        lines += [f"lint: {view.lint.summary}", *_lint(view.lint)]
+        lines += [f"lint: {view.lint.summary}{_note(view.lint)}", *_lint(view.lint)]
     if view.install:
-        lines += [f"install test: {view.install.summary}", *_install(view.install)]
+        lines += [f"install test: {view.install.summary}{_note(view.install)}", *_install(view.install)]
     if view.systest:
-        lines += [f"system test: {view.systest.summary}", *_systest(view.systest)]
+        lines += [f"system test: {view.systest.summary}{_note(view.systest)}", *_systest(view.systest)]
     return [spelled_out(line) for line in lines]
+
+
+def _note(part: LintView | InstallView | SystestView) -> str:
+    return f"; {part.record.note}" if part.record.note else ""
 
 
 def _excerpt(excerpt: Excerpt) -> Iterator[str]:
     at = next((index for index, line in enumerate(excerpt.lines) if line.marked), len(excerpt.lines) - 1)
     for line in excerpt.lines[max(0, at - BEFORE) : at + AFTER + 1]:
         yield f"  {'>' if line.marked else ' '} {line.number:>5}  {line.text}"[:WIDTH]
+
+
+def _gate(gate: GateView) -> Iterator[str]:
+    if gate.record.builds:
+        yield f"builds: {gate.summary}"
+    for build, _ in gate.builds.items[:BUILDS]:
+        yield f"  {build.package}: {gate.line(build)}"
+    if len(gate.builds) > BUILDS:
+        yield f"  and {len(gate.builds) - BUILDS} more"
+    yield from gate.notes
 
 
 def _packages(view: View) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What a run of `build` says to people, from its artifacts alone: the one source of the page and of `check`'s summary.
+"""What a run of `build` or `gate` says to people, from its artifacts alone: the one source of the page and of summaries.
 
 Everything here is bounded: of a long list the first is shown, and how much more there is. What a text may do to a page
 or a terminal is not decided here.
@@ -17,10 +17,13 @@ from pkgci.artifacts import (
     Build,
     Child,
     Contents,
+    Dependant,
     Difference,
     FileDifference,
     Finding,
     Former,
+    Gate,
+    GateBuild,
     Install,
     InstallOutcome,
     Lint,
@@ -34,10 +37,11 @@ from pkgci.artifacts import (
     Run,
     ScenarioOutcome,
     Systest,
+    Verified,
 )
 from pkgci.errors import InfrastructureError
 from pkgci.formats import apt, repomd
-from pkgci.text import plain
+from pkgci.text import listed, plain
 from pkgci.web import LOOPBACK
 
 PAGE = "index.html"
@@ -112,10 +116,14 @@ class Excerpt:
 
 @dataclass(frozen=True)
 class Job:
-    """One job of the run. `start`, `waited` and `ran` are percents of the run's time, for a bar."""
+    """One job of the run. `start`, `waited` and `ran` are percents of the run's time, for a bar.
+
+    `about` is its project where that is another one than the run's.
+    """
 
     child: Child
     step: str
+    about: str
     state: str
     link: str | None
     reason: str
@@ -252,6 +260,42 @@ class SystestView:
 
 
 @dataclass(frozen=True)
+class GateView:
+    """A gate's builds, each with the link to its page if it has one."""
+
+    record: Gate
+    builds: Cut[tuple[GateBuild, str | None]]
+
+    @property
+    def tone(self) -> str:
+        """Whether all builds `passed`, one `failed`, or was `aborted`."""
+        results = {build.result for build in self.record.builds}
+        return "failed" if "FAILURE" in results else "passed" if results <= {"SUCCESS"} else "aborted"
+
+    @property
+    def summary(self) -> str:
+        """It in a few words."""
+        made = sum(build.result == "SUCCESS" for build in self.record.builds)
+        stored = sum(build.origin == "store" for build in self.record.builds)
+        said = f"{made} of {_count(len(self.record.builds), 'package')} built"
+        return said + (f", {stored} of them taken from the store" if stored else "")
+
+    def line(self, build: GateBuild) -> str:
+        """Return what came of a build in one line."""
+        states = {"": "not started", "SUCCESS": "built", "FAILURE": "failed", "ABORTED": "aborted"}
+        state = "from the store" if build.origin == "store" else states[build.result]
+        return f"{build.version} {state}".strip() + (f", against {', '.join(build.after)}" if build.after else "")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know besides."""
+        notes = [one for one in [_named(self.record.dependants)] if one]
+        notes += [f"{one.project}, branch {one.branch}: nothing to build: {one.reason}" for one in self.record.skipped]
+        notes += ["recorded: what was tested is published once it is merged"] if self.record.recorded else []
+        return tuple(notes)
+
+
+@dataclass(frozen=True)
 class Use:
     """How to use the test repository: the client's file, as it lies in the repository, and what a user types."""
 
@@ -282,6 +326,8 @@ class View:
     result: Result
     run: Run | None
     build: Build | None
+    gate: GateView | None
+    verified: Verified | None
     excerpts: tuple[Excerpt, ...]
     jobs: tuple[Job, ...]
     packages: Cut[PackageView]
@@ -307,7 +353,10 @@ class View:
     @property
     def subject(self) -> str:
         """What was built for what, as far as it is known."""
-        return f"{self.run.package or self.run.change.project} for {self.run.target}" if self.run else ""
+        if self.run is None:
+            return ""
+        what = _count(len(self.gate.record.changes), "change") if self.gate and self.gate.record.changes else ""
+        return f"{what or self.run.package or self.run.change.project} for {self.run.target}"
 
     @property
     def built(self) -> str:
@@ -332,7 +381,13 @@ class View:
             said += [f"{what}: {part.summary}"] if part else []
         if self.run and self.run.parameters.get("RUN_TESTS") == "false":
             said.append("tests were not asked for")
+        said += [self.dependants] if self.dependants else []
         return "; ".join(said)
+
+    @property
+    def dependants(self) -> str:
+        """Which packages build-depend on what changes, and are not built anew, in one line; nothing when none are known."""
+        return _named(self.verified.dependants) if self.verified else ""
 
     @property
     def ended(self) -> datetime:
@@ -375,31 +430,47 @@ def read(artifacts: Path) -> View:
             problems.append(f"{path.relative_to(artifacts)} cannot be read")
             return None
 
-    run = record(Run, artifacts / "run.json")
-    children = sorted(result.children, key=lambda child: child.started)
-    directories = [artifacts / child.directory for child in children]
-
     def left(model: type[AnyRecord], name: str) -> tuple[AnyRecord, Path] | tuple[None, None]:
         found = [(made, place) for place in directories if (made := record(model, place / name))]
         return found[-1] if found else (None, None)
 
+    run = record(Run, artifacts / "run.json")
+    gate = record(Gate, artifacts / "gate.json")
+    children = sorted(result.children, key=lambda child: child.started)
+    # packages of changes ahead have their own reports
+    directories = [artifacts / child.directory for child in children if not _about(run, child)]
     build, _ = left(Build, "build.json")
     repository, _ = left(Repository, "repository.json")
     contents, _ = left(Contents, "contents.json")
     former, _ = left(Former, "former.json")
+    directories = [artifacts / child.directory for child in children]
+    verified, _ = left(Verified, "verified.json")
     lint, _ = left(Lint, "lint.json")
     install, installed_in = left(Install, "install.json")
     systest, tested_in = left(Systest, "systest.json")
     jobs = []
     for child, directory in zip(children, directories, strict=True):
         own = record(Result, directory / "result.json")
-        parts = build.seconds if build and (directory / "build.json").is_file() else {}
-        jobs.append(_job(artifacts, result, run, child, own, parts))
+        made = record(Build, directory / "build.json")
+        jobs.append(_job(artifacts, result, run, child, own, made.seconds if made else {}))
+
+    def inside(job: Job) -> list[Job]:
+        own = record(Result, artifacts / job.child.directory / "result.json") if job.step == "build" else None
+        found = []
+        for child in own.children if own else ():
+            placed = child.model_copy(update={"directory": f"{job.child.directory}/{child.directory}"})
+            found.append(
+                _job(artifacts, result, run, placed, record(Result, artifacts / placed.directory / "result.json"), {})
+            )
+        return found
+
     return View(
         result=result,
         run=run,
         build=build,
-        excerpts=tuple(_excerpts(artifacts, result, jobs, install, systest)),
+        gate=_gate(artifacts, gate) if gate else None,
+        verified=verified,
+        excerpts=tuple(_excerpts(artifacts, result, jobs, inside, install, systest)),
         jobs=tuple(jobs),
         packages=_packages(build, contents, former),
         lint=_lint(lint) if lint else None,
@@ -409,6 +480,11 @@ def read(artifacts: Path) -> View:
         links=_links(artifacts),
         problems=tuple(problems),
     )
+
+
+def _named(dependants: Sequence[Dependant]) -> str:
+    named = listed(f"{one.package} ({one.repository})" for one in dependants)
+    return f"build-depend on what changes, and are not built anew: {named}" if named else ""
 
 
 def _count(number: int, one: str, several: str = "") -> str:
@@ -433,6 +509,7 @@ def _job(
     return Job(
         child=child,
         step=child.job.removesuffix(f"-{run.target}") if run else child.job,
+        about=_about(run, child),
         state=VERDICTS[child.result].lower(),
         link=_link(artifacts, artifacts / child.directory / "console.log"),
         reason=own.reason if own else "it left no result",
@@ -444,16 +521,36 @@ def _job(
     )
 
 
+def _about(run: Run | None, child: Child) -> str:
+    """Return the project of a job where that is another one than the run's."""
+    own = run.parameters.get("ZUUL_PROJECT", "") if run else ""
+    project = child.parameters.get("ZUUL_PROJECT", own)
+    return project if project != own else ""
+
+
+def _gate(artifacts: Path, record: Gate) -> GateView:
+    pages = [_link(artifacts, artifacts / one.directory / PAGE) if one.directory else None for one in record.builds]
+    return GateView(record, Cut.of(zip(record.builds, pages, strict=True), PACKAGES))
+
+
+def _failed(jobs: Sequence[Job]) -> list[Job]:
+    """Return those jobs that made a run fail, or that were stopped with it."""
+    failed = [job for job in jobs if job.child.result == "FAILURE"]
+    return failed or [job for job in jobs if job.child.result == "ABORTED"]
+
+
 def _excerpts(
-    artifacts: Path, result: Result, jobs: Sequence[Job], install: Install | None, systest: Systest | None
+    artifacts: Path,
+    result: Result,
+    jobs: Sequence[Job],
+    inside: Callable[[Job], Sequence[Job]],
+    install: Install | None,
+    systest: Systest | None,
 ) -> Iterator[Excerpt]:
-    """Yield what the logs of those jobs say that made the run fail, or that were stopped with it."""
-    failed = [job for job in jobs if job.child.result == "FAILURE"] or [
-        job for job in jobs if job.child.result == "ABORTED"
-    ]
+    """Yield what the logs of those jobs say that made the run fail; of a `build`, of those that it started."""
     if result.result == "SUCCESS":
         return
-    for job in failed:
+    for job in [inner for failed in _failed(jobs) for inner in _failed(inside(failed)) or [failed]]:
         directory = artifacts / job.child.directory
         before = BEFORE_FINDINGS if job.step in ("lint", "install", "systest") else BEFORE
         yield from _excerpt(artifacts, job, directory / "console.log", job.reason, before)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pkgci.artifacts import Repository, RepositoryPackage
 from pkgci.config import Config, MachineSection, Node, Target
+from pkgci.upstream import digest
 from pkgci.vm.proxy import Proxy, Rule
 from pkgci.vm.snapshot import Snapshot, ensure, upstream_rules
 
@@ -63,8 +64,22 @@ def script(target: Target) -> str:
 
 def proxy(config: Config, target: Target, records: Sequence[Repository]) -> Proxy:
     """Return what a guest may reach: the repositories, and the upstream where that has packages of their format."""
-    upstream = upstream_rules(target) if target.format == "deb" or target.base == "rpm" else ()
-    return Proxy((*(Rule(record.url) for record in records), *upstream), config.cache / "proxy")
+    rules = upstream_rules(target) if _has_upstream(target) else ()
+    return Proxy((*(Rule(record.url) for record in records), *rules), config.cache / "proxy")
+
+
+def upstream_digest(target: Target) -> str:
+    """Return one digest of the indexes of the upstream that a guest may reach, as they are now.
+
+    Raises:
+        InfrastructureError: one of them cannot be read.
+    """
+    return digest(target) if _has_upstream(target) else ""
+
+
+def _has_upstream(target: Target) -> bool:
+    """Return whether the upstream has packages of the target's format."""
+    return target.format == "deb" or target.base == "rpm"
 
 
 def settings(target: Target, records: Sequence[Repository], tested: Sequence[RepositoryPackage]) -> dict[str, bytes]:

@@ -8,6 +8,7 @@ made here, and everything switched off that would cost boot time.
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 import time
@@ -20,6 +21,7 @@ from filelock import FileLock
 from pkgci.artifacts import Record
 from pkgci.command import run
 from pkgci.config import Config, Limits, Target
+from pkgci.errors import InfrastructureError
 from pkgci.lazy import Lazy
 from pkgci.roots import distribution_key, distribution_root, failure
 from pkgci.sandbox import Files, execute, namespaces
@@ -98,9 +100,17 @@ def image(config: Config, target: Target, name: str) -> Image:
         log.info("%s: preparing the machine's disk (once; about a minute)", name)
         _make_disk(target, key, _plain(config, target, name), new)
 
-    place = _cached(config, key, make)
+    place = _cached(config, key, make, _has_record)
     record = ImageRecord.read(place / "image.json")
     return Image(place, key, record.host_key)
+
+
+def _has_record(place: Path) -> bool:
+    """Return whether an image has its record; a crash of the machine may have cut it short."""
+    try:
+        return bool(ImageRecord.read(place / "image.json"))
+    except InfrastructureError:
+        return False
 
 
 def _script(target: Target) -> str:
@@ -125,8 +135,10 @@ def _digest(made_from: object) -> str:
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:32]
 
 
-def _cached(config: Config, key: str, make: Callable[[Path], None]) -> Path:
-    """Return the directory of `key`, made by `make` in a scratch directory unless it is there and young enough.
+def _cached(
+    config: Config, key: str, make: Callable[[Path], None], whole: Callable[[Path], bool] = Path.exists
+) -> Path:
+    """Return the directory of `key`, made by `make` in a scratch directory unless it is there, `whole` and young enough.
 
     One process makes it and others wait; what a killed one left is removed by the next.
     """
@@ -134,7 +146,7 @@ def _cached(config: Config, key: str, make: Callable[[Path], None]) -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
 
     def young() -> bool:
-        return place.exists() and time.time() - place.stat().st_mtime < config.settings.root_days * 86400
+        return whole(place) and abs(time.time() - place.stat().st_mtime) < config.settings.root_days * 86400
 
     if young():
         return place
@@ -145,6 +157,10 @@ def _cached(config: Config, key: str, make: Callable[[Path], None]) -> Path:
                 shutil.rmtree(leftover, ignore_errors=True)
             new.mkdir()
             make(new)
+            for path in new.iterdir():
+                # on disk before it has its name
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
             if place.exists():
                 place.rename(old)
             new.rename(place)
