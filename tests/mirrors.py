@@ -16,6 +16,7 @@ from pkgci.artifacts import Sync, SyncedRepository
 from pkgci.config import ROOT, Config
 from pkgci.errors import InfrastructureError
 from pkgci.mirror import mirror_sync
+from pkgci.mirrors.records import State
 from pkgci.mirrors.transaction import sync
 from pkgci.released.repository import CURRENT, Repository
 
@@ -76,6 +77,10 @@ class Fleet:
         assert not done.fault
         assert set(self.shown(codename).values()) == {done.generation}
         assert self.faults(codename) == []
+        for name in self.settings:
+            known = State.read(self.config.data / "mirrors" / "rocket" / codename / f"{name}.json")
+            assert (known.generation, known.settled) == (done.generation, True)
+            assert [one.number for one in known.kept if one.replaced is None] == [done.generation]
         return done
 
     def failed(self, codename: str = "bookworm", *, whole: bool = False) -> str:

@@ -80,6 +80,9 @@ class Copy:
         stale = whole_after is not None and datetime.now(UTC) - (self.state.whole or NEVER) >= whole_after
         self.whole = stale or not seen.temporary or not self.state.known(since)
         if since == number and not self.whole:
+            if not self.state.settled:
+                # where a killed run had led it to
+                self._note(self.state.switched(number, 0, datetime.now(UTC)))
             return
         self.changes = difference(map(self.repository.generation, range(since + 1, number + 1)))
         builds = self.changes[0]
@@ -128,7 +131,7 @@ class Copy:
         """Remove what only generations had that no reader can still be at."""
         kept = sorted(self.state.kept, key=lambda one: one.number)
         before = datetime.now(UTC) - timedelta(days=self.mirror.keep_days)
-        former = [one for one in kept if one.replaced][: -self.mirror.keep_generations]
+        former = [one for one in kept if one.number != self.shows][: -self.mirror.keep_generations]
         gone = [one for one in former if one.replaced and one.replaced < before]
         if not gone:
             return
