@@ -28,8 +28,9 @@ def deb(
     source: str = "",
     files: Mapping[str, bytes] | None = None,
     fields: Mapping[str, str] | None = None,
+    scripts: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a binary package into `directory`; see deb(5). `files` are by their absolute paths."""
+    """Write a binary package into `directory`; see deb(5). `files` are by their absolute paths, `scripts` by their names."""
     about = {
         "Package": name,
         **({"Source": source} if source else {}),
@@ -45,7 +46,9 @@ def deb(
     content = files if files is not None else {f"/usr/share/{name}/text": version.encode()}
     members = {
         "debian-binary": b"2.0\n",
-        "control.tar.gz": _tar({"/control": control}),
+        "control.tar.gz": _tar(
+            {"/control": control, **{f"/{script}": text.encode() for script, text in (scripts or {}).items()}}
+        ),
         "data.tar.gz": _tar(content),
     }
     written = b"!<arch>\n"
@@ -85,7 +88,7 @@ def _tar(files: Mapping[str, bytes]) -> bytes:
                     directory.type, directory.mode = tarfile.DIRTYPE, 0o755
                     tar.addfile(directory)
             member = tarfile.TarInfo(f".{path}")
-            member.size, member.mode = len(content), 0o644
+            member.size, member.mode = len(content), 0o755 if content.startswith(b"#!") else 0o644
             tar.addfile(member, io.BytesIO(content))
     return gzip.compress(buffer.getvalue(), 6, mtime=0)
 

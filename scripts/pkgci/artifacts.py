@@ -175,7 +175,7 @@ class RelationDifference(Part):
 
 
 class Difference(Part):
-    """What a package changes against the former version of the same name in a repository.
+    """What a package changes against the former version of the same name in a repository, `released` or of a test.
 
     `scripts` are unified diffs by the script's name. `notice` says what could not be compared.
     """
@@ -185,6 +185,7 @@ class Difference(Part):
     version: str
     former_version: str
     repository: str
+    released: bool = False
     installed: int = Field(0, description="bytes more than before")
     files: tuple[FileDifference, ...] = ()
     relations: tuple[RelationDifference, ...] = ()
@@ -206,7 +207,10 @@ class RepositoryPackage(Package):
 
 
 class Repository(Record):
-    """`repository.json`: where a repository is and what is in it. It lies at the repository's root, `url` + that name."""
+    """`repository.json`: where a repository is and what is in it. It lies at the repository's root, `url` + that name.
+
+    A released one has so many packages that only its index says which.
+    """
 
     url: str
     format: Literal["deb", "rpm"]
@@ -216,6 +220,7 @@ class Repository(Record):
     packages: tuple[RepositoryPackage, ...]
     signing_key: str = Field(description="the public key, ASCII-armoured")
     expires: datetime | None = None
+    released: bool = False
 
 
 class ReleaseOutcome(Record):
@@ -275,23 +280,41 @@ class Finding(Part):
     """What an install test found wrong: with which package, in which phase, with which file if it is about one."""
 
     package: str
-    phase: Literal["install", "version", "files", "run", "service", "remove", "leftover", "state"]
+    phase: Literal["install", "upgrade", "version", "files", "run", "service", "remove", "leftover", "state"]
     message: str
     file: str | None = None
 
 
 class InstallOutcome(Part):
-    """One package of an install test."""
+    """One package of an install test: installed anew, or over the released version `former_version`.
+
+    `notice` says why that could not be tried.
+    """
 
     package: str
     version: str
+    former_version: str = ""
+    notice: str = ""
     passed: bool
     seconds: float
     findings: tuple[Finding, ...]
 
+    @property
+    def name(self) -> str:
+        """What was tried, for people."""
+        return f"{self.package}, upgrade from {self.former_version}" if self.former_version else self.package
+
+    @property
+    def log(self) -> str:
+        """Where its log lies below the artifacts."""
+        return f"logs/upgrade/{self.package}.log" if self.former_version else f"logs/{self.package}.log"
+
 
 class Install(Tested):
-    """`install.json`: each package under test, installed and removed on its own in a restored machine."""
+    """`install.json`: each package under test, installed and removed on its own in a restored machine.
+
+    Where a released repository has a former version, that is upgraded in another one: an outcome more.
+    """
 
     target: str
     snapshot: str
@@ -303,11 +326,12 @@ class Install(Tested):
 class LintFinding(Part):
     """What a lint tool says of a package: its tag, which file of the package it is about (if any), and its words.
 
-    With `source`, `package` is the source package's name.
+    With `source`, `package` is the source package's name. The released package has what is `known`, too.
     """
 
     package: str
     source: bool = False
+    known: bool = False
     severity: Literal["error", "warning", "info"]
     tag: str
     message: str
@@ -317,8 +341,9 @@ class LintFinding(Part):
 class Lint(Tested):
     """`lint.json`: what the format's lint tool says of the source and binary packages of a build.
 
-    `fails` is the least severity that fails the job; what the packages' own overrides silence is only counted. Findings
-    are in the order of their severity; of very many the last are `omitted`.
+    `fails` is the least severity that fails the job, unless the finding is known from the released package, of version
+    `released`; what the packages' own overrides silence is only counted. Findings are in the order of their severity, known
+    ones last; of very many the last are `omitted`.
     """
 
     target: str
@@ -327,6 +352,7 @@ class Lint(Tested):
     key: str
     tool: str = Field(description="name and version")
     fails: Literal["error", "warning", "info", "never"]
+    released: str = ""
     findings: tuple[LintFinding, ...]
     omitted: int = 0
     overridden: int = 0

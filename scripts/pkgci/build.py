@@ -77,7 +77,8 @@ def build(context: StepContext, target_name: str, parameters: Parameters) -> str
         done = f"{done}: {_published(left, jobs.own)}"
         testing = {**given, "REPOSITORIES": jobs.repositories(left, jobs.own, [jobs.own, *jobs.beside])}
     again = {"AGAIN": parameters.get("AGAIN")}
-    asked = [(step, (given if step == "lint" else testing) | again) for step in parameters.steps if step in TESTS]
+    linting = {**given, "REPOSITORIES": " ".join(released[order.builds[jobs.own].release])}
+    asked = [(step, (linting if step == "lint" else testing) | again) for step in parameters.steps if step in TESTS]
     tests = [(f"{step}-{target_name}", those) for step, those in asked]
     # a merged change is published for good; who asks for some steps only does not ask for this one
     if config.settings.released and parameters.run_tests and not parameters.get("ONLY"):

@@ -26,6 +26,7 @@ CACHES = (
     "dependencies",
     "images",
     "jobs",
+    "lint",
     "lists",
     "metadata",
     "packages",

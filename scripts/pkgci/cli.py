@@ -173,7 +173,8 @@ def lint(target: str) -> None:
     def body(context) -> str:
         parameters = Parameters.read(os.environ)
         change, key = parameters.change(context.config), parameters.required("BUILD_KEY")
-        made = job(context.config, target, change, key, ARTIFACTS, parameters.repeat)
+        repositories = parameters.repositories(context.config)
+        made = job(context.config, target, change, key, repositories, ARTIFACTS, parameters.repeat)
         return _noted(made, summary(made))
 
     _step("lint", body)
@@ -191,7 +192,11 @@ def install(target: str) -> None:
         parameters = Parameters.read(os.environ)
         repositories = parameters.repositories(context.config)
         made = job(context.config, target, repositories, parameters.get("BUILD_KEY"), ARTIFACTS, parameters.repeat)
-        return _noted(made, f"{len(made.packages)} packages installed and removed")
+        upgraded = sum(bool(one.former_version and not one.notice) for one in made.packages)
+        more = f", {upgraded} of them upgraded" if upgraded else ""
+        return _noted(
+            made, f"{sum(not one.former_version for one in made.packages)} packages installed and removed{more}"
+        )
 
     _step("install", body)
 

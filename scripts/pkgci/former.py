@@ -1,13 +1,14 @@
 """What a build changes against the former versions of its packages: those of the same name in the request's repositories.
 
-The former packages are read in a sandbox, once: what was in them is cached. Nothing decides by the result, so where a
-former version cannot be had, that is said and the build goes on.
+What is in released packages was written beside them when they were published; those of a test repository are read in a
+sandbox, once, and what was in them is cached. Nothing decides by the result, so where a former version cannot be had, that
+is said and the build goes on.
 """
 
 import difflib
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pkgci.artifacts import (
@@ -24,6 +25,7 @@ from pkgci.artifacts import (
 from pkgci.errors import InfrastructureError, PkgciError
 from pkgci.formats import FORMATS, base, contents
 from pkgci.formats.base import Dependencies, Dependency, Request
+from pkgci.released import remote
 from pkgci.sandbox import Files
 from pkgci.store import Entry
 
@@ -48,11 +50,12 @@ def write(request: Request, entry: Entry, artifacts: Path) -> None:
     now = Contents.read(entry.directory / contents.NAME)
     now.write(artifacts / contents.NAME)
     binary = [package for package in entry.record.packages if package.kind == "binary"]
-    found = [(package, *former) for package in binary if (former := _former(request, package))]
+    repositories = _repositories(request, [package.name for package in binary])
+    found = [(package, *former) for package in binary if (former := _former(request, repositories, package))]
     if not found:
         return
     try:
-        before = {one.file: one for one in _read(request, [(where, former) for _, where, former in found]).packages}
+        before = {one.file: one for one in _inside(request, [(where, former) for _, where, former in found])}
         problem = "it cannot be read"
     except PkgciError as error:
         log.info("former versions cannot be read: %s", error)
@@ -69,17 +72,31 @@ def write(request: Request, entry: Entry, artifacts: Path) -> None:
                 version=package.version,
                 former_version=former.version,
                 repository=where.url,
+                released=where.released,
                 **made,
             )
         )
     Former(packages=tuple(differences)).write(artifacts / NAME)
 
 
-def _former(request: Request, package: Package) -> tuple[Repository, RepositoryPackage] | None:
+def _repositories(request: Request, names: Sequence[str]) -> list[Repository]:
+    """Return the request's repositories, released ones with those of their packages that have one of the names."""
+    found = []
+    for where in request.repositories:
+        try:
+            found.append(remote.listed(where, request.target.architecture, names) if where.released else where)
+        except InfrastructureError as error:
+            log.info("former versions cannot be looked for: %s", error)
+    return found
+
+
+def _former(
+    request: Request, repositories: Sequence[Repository], package: Package
+) -> tuple[Repository, RepositoryPackage] | None:
     """Return the highest version of a package that the repositories have, unless it is the very same."""
     newer = FORMATS[request.target.format].newer
     best: tuple[Repository, RepositoryPackage] | None = None
-    for where in request.repositories:
+    for where in repositories:
         for one in where.packages:
             if (one.name, one.architecture) == (package.name, package.architecture) and (
                 best is None or newer(one.version, best[1].version)
@@ -91,6 +108,23 @@ def _former(request: Request, package: Package) -> tuple[Repository, RepositoryP
 def _file(request: Request, former: Package) -> str:
     """Return the name that a former package has here: one that no repository can choose."""
     return f"{former.sha256}.{request.target.format}"
+
+
+def _inside(request: Request, former: Sequence[tuple[Repository, RepositoryPackage]]) -> Iterator[PackageContents]:
+    """Yield what is in former packages, each under the name of `_file`.
+
+    Raises:
+        PkgciError: it cannot be had, or not be read.
+    """
+    for where, package in former:
+        if where.released:
+            name = package.file.rpartition("/")[2]
+            for one in remote.inside(where, package).packages:
+                if one.file == name:
+                    yield one.model_copy(update={"file": _file(request, package)})
+    tests = [(where, package) for where, package in former if not where.released]
+    if tests:
+        yield from _read(request, tests).packages
 
 
 def _read(request: Request, former: Iterable[tuple[Repository, RepositoryPackage]]) -> Contents:

@@ -1,5 +1,8 @@
 """The install test: each package of a build is installed, tried and removed on its own, in a machine restored for it.
 
+Where a released repository has a former version of it, that is installed in one more machine, and upgraded to this one,
+which is tried and removed there too.
+
 The machine runs the package's code as root, so nothing that it says is trusted: its output is bounded, and read as text
 with a form of its own. What decides here is the absence of findings, so a package that forges them only harms itself.
 """
@@ -8,6 +11,7 @@ import logging
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import get_args
@@ -16,6 +20,8 @@ from pkgci import passed, repository
 from pkgci.artifacts import Finding, Install, InstallOutcome, Repository, RepositoryPackage
 from pkgci.config import Config, Target
 from pkgci.errors import InfrastructureError, PackageError
+from pkgci.formats import FORMATS
+from pkgci.released import remote
 from pkgci.server import serve
 from pkgci.text import lines, printable
 from pkgci.vm import guest
@@ -25,9 +31,23 @@ from pkgci.vm.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
-INSTALL_SECONDS = 900
-TRY_SECONDS = 900
-REMOVE_SECONDS = 600
+
+@dataclass(frozen=True)
+class _Step:
+    """A step: the word for it in the guest, the phase of what it finds, its time limit, if it is told the exact package."""
+
+    word: str
+    phase: str
+    seconds: int
+    exact: bool = False
+
+
+STEPS = {
+    "install": _Step("install", "install", 900, exact=True),
+    "upgrade": _Step("replace", "upgrade", 900, exact=True),
+    "try": _Step("try", "run", 900),
+    "remove": _Step("remove", "remove", 600),
+}
 LOG_BYTES = 1 << 20
 FINDINGS_BYTES = 1 << 18
 FINDINGS = 50
@@ -102,8 +122,9 @@ def _kept(record: Install, artifacts: Path) -> Install:
     _write_junit(record, artifacts / "junit" / "install.xml")
     failed = [outcome for outcome in record.packages if not outcome.passed]
     if failed:
-        more = f" (and {len(failed) - 1} more packages)" if len(failed) > 1 else ""
-        raise PackageError(f"install test of {_line(failed[0].findings[0])}{more}")
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        what = "upgrade" if failed[0].former_version else "install test"
+        raise PackageError(f"{what} of {_line(failed[0].findings[0])}{more}")
     return record
 
 
@@ -115,36 +136,74 @@ def _run(
     tested: Sequence[RepositoryPackage],
     artifacts: Path,
 ) -> list[InstallOutcome]:
-    """Test each package in a machine of its own, and keep what the machine said."""
+    """Test each package in machines of its own, and keep what they said."""
+    former = _former(target, records, tested)
     proxy = guest.proxy(config, target, records)
     settings = guest.settings(target, records, tested)
     script = guest.script(target)
     outcomes = []
     for package in tested:
-        started = time.monotonic()
-        with snapshot.restored(config, proxy) as machine:
-            machine.put(settings)
-            findings, said = _test(machine, script, package, _tolerated(config, package))
-        (artifacts / "logs").mkdir(parents=True, exist_ok=True)
-        (artifacts / "logs" / f"{package.name}.log").write_text(lines(said))
-        outcome = InstallOutcome(
-            package=package.name,
-            version=package.version,
-            passed=not findings,
-            seconds=round(time.monotonic() - started, 1),
-            findings=tuple(findings),
-        )
-        log.info(
-            "%s %s: %s, %.1f s",
-            package.name,
-            package.version,
-            "passed" if outcome.passed else "FAILED",
-            outcome.seconds,
-        )
-        for finding in findings:
-            log.info("  %s", _line(finding))
-        outcomes.append(outcome)
+        for before in (None, *former.get(package.name, ())):
+            started = time.monotonic()
+            with snapshot.restored(config, proxy) as machine:
+                findings, notice = [], ""
+                if before:
+                    where, released = before
+                    machine.put(guest.settings(target, [where], []))
+                    notice = _install_former(machine, script, released)
+                if not notice:
+                    machine.put(settings)
+                    step = "upgrade" if before else "install"
+                    findings = _test(machine, script, step, package, _tolerated(config, package))
+                said = _log_of(machine)
+            outcome = InstallOutcome(
+                package=package.name,
+                version=package.version,
+                former_version=before[1].version if before else "",
+                notice=notice,
+                passed=not findings,
+                seconds=round(time.monotonic() - started, 1),
+                findings=tuple(findings),
+            )
+            path = artifacts / outcome.log
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(lines(said))
+            log.info(
+                "%s %s: %s, %.1f s",
+                outcome.name,
+                outcome.version,
+                notice or ("passed" if not findings else "FAILED"),
+                outcome.seconds,
+            )
+            for finding in findings:
+                log.info("  %s", _line(finding))
+            outcomes.append(outcome)
     return outcomes
+
+
+def _former(
+    target: Target, records: Sequence[Repository], tested: Sequence[RepositoryPackage]
+) -> dict[str, list[tuple[Repository, RepositoryPackage]]]:
+    """Return what released repositories have of the packages under test, where that is of a lower version."""
+    newer = FORMATS[target.format].newer
+    versions = {package.name: package.version for package in tested}
+    found: dict[str, list[tuple[Repository, RepositoryPackage]]] = {}
+    for where in (remote.listed(record, target.architecture, versions) for record in records if record.released):
+        for package in where.packages:
+            if newer(versions[package.name], package.version):
+                found.setdefault(package.name, []).append((where, package))
+            else:
+                log.info("%s: the released version %s is not below this one: no upgrade", package.name, package.version)
+    return found
+
+
+def _install_former(machine: Machine, script: str, package: RepositoryPackage) -> str:
+    """Install a released version; return why it could not be, or nothing."""
+    try:
+        found = _step(machine, script, "install", package)
+    except GuestError as error:
+        return f"not tried: the installation of the released version {package.version} ended by {error}"
+    return f"not tried: the released version {package.version} cannot be installed: {_line(found[0])}" if found else ""
 
 
 def _tolerated(config: Config, package: RepositoryPackage) -> tuple[str, ...]:
@@ -155,34 +214,45 @@ def _tolerated(config: Config, package: RepositoryPackage) -> tuple[str, ...]:
 
 
 def _test(
-    machine: Machine, script: str, package: RepositoryPackage, tolerated: Sequence[str]
-) -> tuple[list[Finding], bytes]:
-    """Install, try and remove one package; return what is wrong with it, and the log."""
+    machine: Machine, script: str, first: str, package: RepositoryPackage, tolerated: Sequence[str]
+) -> list[Finding]:
+    """Install (or upgrade, as `first` says), try and remove one package; return what is wrong with it."""
     findings: list[Finding] = []
-    for step, phase, seconds, arguments in (
-        ("install", "install", INSTALL_SECONDS, (package.name, package.version, package.architecture)),
-        ("try", "run", TRY_SECONDS, (package.name,)),
-        ("remove", "remove", REMOVE_SECONDS, (package.name,)),
-    ):
+    for step in (first, "try", "remove"):
         try:
-            done = machine.run(script, step, *arguments, timeout=seconds, limit=FINDINGS_BYTES)
+            found = _step(machine, script, step, package)
         except GuestError as error:
-            findings.append(Finding(package=package.name, phase=phase, message=str(error)))
+            findings.append(Finding(package=package.name, phase=STEPS[step].phase, message=str(error)))
             break
-        if step == "install" and done.status == 75:
-            last = _log_of(machine).decode(errors="replace").strip().splitlines() or ["no output"]
-            raise InfrastructureError(f"cannot read the repositories in the machine: {last[-1]}")
-        found = _parse(package.name, phase, done.text())
-        if done.status:
-            message = f"the test was ended in the machine, with status {done.status}"
-            found.append(Finding(package=package.name, phase=phase, message=message))
         findings += [item for item in found if not _is_tolerated(item, tolerated)]
-        if step == "install" and found:
+        if step == first and found:
             break
     if len(findings) > FINDINGS:
         more = f"and {len(findings) - FINDINGS} more findings"
         findings[FINDINGS:] = [Finding(package=package.name, phase=findings[-1].phase, message=more)]
-    return findings, _log_of(machine)
+    return findings
+
+
+def _step(machine: Machine, script: str, step: str, package: RepositoryPackage) -> list[Finding]:
+    """Run one step of the guest's script for a package; return what it found.
+
+    Raises:
+        GuestError: the machine went away, or it took too long.
+        InfrastructureError: the repositories cannot be read there.
+    """
+    described = STEPS[step]
+    arguments = (package.name, package.version, package.architecture) if described.exact else (package.name,)
+    done = machine.run(script, described.word, *arguments, timeout=described.seconds, limit=FINDINGS_BYTES)
+    if described.exact and done.status == 75:
+        last = _log_of(machine).decode(errors="replace").strip().splitlines() or ["no output"]
+        raise InfrastructureError(f"cannot read the repositories in the machine: {last[-1]}")
+    found = _parse(package.name, described.phase, done.text())
+    if step == "upgrade":
+        found = [one.model_copy(update={"phase": step}) if one.phase == "install" else one for one in found]
+    if done.status:
+        message = f"the test was ended in the machine, with status {done.status}"
+        found.append(Finding(package=package.name, phase=described.phase, message=message))
+    return found
 
 
 def _parse(package: str, phase: str, text: str) -> list[Finding]:
@@ -220,14 +290,17 @@ def _line(finding: Finding) -> str:
 
 
 def _write_junit(record: Install, path: Path) -> None:
-    """Write the result in the XML form that Jenkins' JUnit plugin reads: a test case a package."""
+    """Write the result in the XML form that Jenkins' JUnit plugin reads: a test case a package, and one an upgrade."""
     failed = sum(not outcome.passed for outcome in record.packages)
     suite = ET.Element(
         "testsuite", name=f"install-{record.target}", tests=str(len(record.packages)), failures=str(failed)
     )
+    suite.set("skipped", str(sum(bool(outcome.notice) for outcome in record.packages)))
     for outcome in record.packages:
-        case = ET.SubElement(suite, "testcase", classname=f"install.{record.target}", name=outcome.package)
+        case = ET.SubElement(suite, "testcase", classname=f"install.{record.target}", name=outcome.name)
         case.set("time", str(outcome.seconds))
+        if outcome.notice:
+            ET.SubElement(case, "skipped", message=outcome.notice)
         if not outcome.passed:
             failure = ET.SubElement(case, "failure", message=_line(outcome.findings[0]))
             failure.text = "\n".join(map(_line, outcome.findings))

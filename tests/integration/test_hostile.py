@@ -104,7 +104,7 @@ class Place:
         """Lint the last build."""
         configuration = Config(self.configuration.directory)
         change = trees.local(configuration, self.tree).change(configuration)
-        return lint(configuration, TARGET, change, made.key, self.directory / "artifacts")
+        return lint(configuration, TARGET, change, made.key, (), self.directory / "artifacts")
 
     def log(self) -> str:
         """Return the log of the last build."""

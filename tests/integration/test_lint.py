@@ -47,9 +47,11 @@ class Built:
     parameters: trees.Parameters
     key: str
     artifacts: Path
+    repositories: tuple[str, ...] = ()
 
     def lint(self, target: str) -> Lint:
-        return lint(self.config, target, self.parameters.change(self.config), self.key, self.artifacts)
+        change = self.parameters.change(self.config)
+        return lint(self.config, target, change, self.key, self.repositories, self.artifacts)
 
     @property
     def record(self) -> Lint:
@@ -102,7 +104,7 @@ def test_a_build_that_passed_is_not_linted_once_more_unless_the_release_asks_for
     again = replace(built, artifacts=tmp_path / "again")
     again.artifacts.mkdir()
     change = built.parameters.change(built.config)
-    second = lint(built.config, DEB, change, built.key, again.artifacts, repeat=False)
+    second = lint(built.config, DEB, change, built.key, (), again.artifacts, repeat=False)
     assert (second.findings, second.tool) == (first.findings, first.tool)
     assert second == again.record
     assert (first.note, second.note[:10]) == ("", "passed on ")
@@ -111,7 +113,7 @@ def test_a_build_that_passed_is_not_linted_once_more_unless_the_release_asks_for
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"lint": {"fails": "warning"}}))
     for _ in range(2):
         with pytest.raises(PackageError, match="the release fails on: warning"):
-            lint(Config(built.config.directory), DEB, change, built.key, tmp_path / "artifacts", repeat=False)
+            lint(Config(built.config.directory), DEB, change, built.key, (), tmp_path / "artifacts", repeat=False)
 
 
 @pytest.mark.parametrize("target", [DEB, RPM])
@@ -229,4 +231,4 @@ def test_a_build_that_is_not_in_the_store_or_is_of_another_target_is_a_wrong_req
         built.lint(RPM)
     change = built.parameters.change(built.config)
     with pytest.raises(RequestError, match=f"is not in the store; run compile-{DEB} again"):
-        lint(built.config, DEB, change, "0" * 64, built.artifacts)
+        lint(built.config, DEB, change, "0" * 64, (), built.artifacts)

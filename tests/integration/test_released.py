@@ -25,6 +25,7 @@ from pkgci.config import Config
 from pkgci.errors import InfrastructureError, PackageError, RequestError
 from pkgci.keys import SigningKey
 from pkgci.publish import publish as publish_job
+from pkgci.released import checks, remote
 from pkgci.released.audit import audit
 from pkgci.released.checks import OlderError
 from pkgci.released.records import Commit, Origin, Provenance, Publication
@@ -145,11 +146,15 @@ def test_an_operator_sees_the_history_takes_a_version_back_and_audits(config):
     code, said = pkgci(config, "repo", "unhold", "rocket/bookworm", "hello")
     assert (code, said) == (0, "hello was on hold since generation 3: it eats disks\n")
     assert pkgci(config, "repo", "unhold", "rocket/bookworm", "../hello")[0] == 2
-    assert pkgci(config, "repo", "audit", "rocket/bookworm", "--all") == (0, "0 faults\n")
+    assert pkgci(config, "repo", "audit", "rocket/bookworm", "--all", "--quick") == (0, "0 faults\n")
     next((root(config) / "pool/other").glob("*/provenance.json")).unlink()
-    code, said = pkgci(config, "repo", "audit", "rocket/bookworm")
+    code, said = pkgci(config, "repo", "audit", "rocket/bookworm", "--quick")
     assert code == 3
     assert "other_1_all.deb: without an origin: no provenance.json beside it that can be read\n" in said
+    release = config.directory / "releases/rocket.yaml"
+    release.write_text(release.read_text().replace("main", "stable"))
+    said = pkgci(config, "repo", "audit", "rocket/bookworm", "--quick")[1]
+    assert "hello_1_all.deb: from branch 'main', which release rocket does not claim\n" in said
     assert pkgci(config, "repo", "log", "rocket/none")[0] == 2
     assert pkgci(config, "repo", "log", "rocket")[0] == 2
 
@@ -157,10 +162,15 @@ def test_an_operator_sees_the_history_takes_a_version_back_and_audits(config):
 FILE = {"/usr/bin/tool": b"#!/bin/sh\n"}
 
 
-def test_files_that_conflict_with_another_package_of_the_release_are_refused(config):
+def test_files_that_conflict_with_another_package_of_the_release_are_refused_and_found(config, monkeypatch):
     put(config, built(config, "hello", "1", files=FILE))
     clash = built(config, "clash", "1", files=FILE)
     refused(config, PackageError, "clash 1 has the file /usr/bin/tool, which hello 1 of rocket/bookworm has too", clash)
+    with monkeypatch.context() as unchecked:
+        unchecked.setattr(checks, "_conflicts", lambda *_: None)
+        put(config, built(config, "wrong", "1", files=FILE))
+    (found,) = faults(config)[:1]
+    assert "wrong 1 has the file /usr/bin/tool, which hello 1 of rocket/bookworm has too" in found
     both = [built(config, name, "1", files={"/usr/bin/two": b""}) for name in ("a", "b")]
     refused(config, PackageError, "has the file /usr/bin/two", *both)
 
@@ -341,6 +351,23 @@ def test_a_merged_change_is_published_to_the_released_repository_of_its_branch(g
     other = built(config, "hello", "2")
     with pytest.raises(RequestError, match="hello 2 is not built from what main of tools/hello has or had"):
         publish_job(config, "bookworm-amd64", change, other.key, "run-1", tmp_path / "artifacts")
+
+
+def test_what_is_released_of_a_package_is_read_by_the_url_of_its_repository(config):
+    put(config, built(config, "hello", "1"), built(config, "other", "3"))
+    put_rpm(config, built_rpm(config, "hello", "2"), built_rpm(config, "other", "3"))
+    with server.serve(config):
+        for target, version in (("bookworm-amd64", "1"), ("debianrpm-amd64", "2-1")):
+            (url,) = repository.of_release(config, target, "rocket")
+            (record,) = repository.read(config, target, [url])
+            assert (record.released, record.packages) == (True, ())
+            (package,) = remote.listed(record, "amd64", {"hello", "none"}).packages
+            assert (package.name, package.version, package.source) == ("hello", version, "hello")
+            assert remote.record(record, package).key == package.key
+            assert package.file.startswith(f"pool/hello/{package.key[:16]}/hello")
+            if record.format == "deb":
+                assert remote.inside(record, package).packages[0].name == "hello"
+        assert repository.of_release(config, "bookworm-amd64", "") == []
 
 
 def fetched(url: str) -> bytes:
@@ -601,6 +628,8 @@ def test_a_dependency_that_was_broken_before_does_not_stop_others(config, monkey
         put(config, built(config, "app", "1", fields={"Depends": "no-such-package"}), built(config, "lib", "1"))
     assert put(config, built(config, "app", "2", fields={"Depends": "no-such-package, lib"})).number == 2
     assert put(config, built(config, "lib", "2")).number == 3
+    (found,) = audit(Repository(config, "rocket", "bookworm"), solve=True)
+    assert found.startswith("app=2 cannot be installed: app : Depends: no-such-package")
 
 
 def test_a_dependency_that_a_publication_newly_breaks_is_refused_by_dnf(config):
@@ -612,3 +641,4 @@ def test_a_dependency_that_a_publication_newly_breaks_is_refused_by_dnf(config):
     refused(config, PackageError, message, lib2, codename="debianrpm")
     app2 = built_rpm(config, "app", "2", more="Requires: lib >= 2, /bin/sh, other")
     assert put_rpm(config, lib2, app2).number == 2
+    assert list(audit(Repository(config, "rocket", "debianrpm"), solve=True)) == []

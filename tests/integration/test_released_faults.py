@@ -3,13 +3,15 @@
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from clients import Apt, dnf, run
 from injected import killed_at, with_own_disk
-from released import built, built_rpm, configure, faults, leftovers, put, put_rpm, root
+from released import built, built_rpm, configure, faults, leftovers, put, put_rpm, refused, root
 
 from pkgci import server
 from pkgci.config import Config
@@ -121,3 +123,31 @@ def test_a_read_only_file_system_is_said_in_one_line_and_readers_go_on(config):
         assert put(config, two).number == 2
 
     with_own_disk(config.data, "24m", work)
+
+
+class BreaksOff(BaseHTTPRequestHandler):
+    """A server that is lost in the middle of every answer."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "100000")
+        self.end_headers()
+        self.wfile.write(b"Origin: Debian\n")
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_a_lost_connection_is_said_in_one_line_and_changes_nothing(config):
+    put(config, built(config, "hello", "1"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), BreaksOff) as upstream:
+        threading.Thread(target=upstream.serve_forever, daemon=True).start()
+        target = config.directory / "targets/bookworm-amd64.yaml"
+        mirror = f"{{repositories: ['http://127.0.0.1:{upstream.server_port}/ bookworm main']}}"
+        target.write_text(target.read_text().replace("{machine: true}", mirror))
+        lost = Config(config.directory)
+        needy = built(lost, "needy", "1", fields={"Depends": "hello"})
+        refused(lost, InfrastructureError, "since upstream cannot be read: E: Failed to fetch http://127", needy)
+        upstream.shutdown()
+    target.write_text(target.read_text().replace(mirror, "{machine: true}"))
+    assert put(config, needy).number == 2

@@ -23,7 +23,7 @@ PARAMETERS = {
     "order": STARTED_BY | CHANGE,
     "publish": STARTED_BY | CHANGE | {"BUILD_KEY", "TEST_REPOSITORY"},
     "verify": STARTED_BY | CHANGE | {"BUILD_KEYS", "SYSTEM_TESTS"},
-    "lint": STARTED_BY | CHANGE | {"BUILD_KEY", "AGAIN"},
+    "lint": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "AGAIN"},
     "install": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "AGAIN"},
     "systest": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "ENVIRONMENT", "SCENARIOS", "AGAIN"},
     "repository-maintain": STARTED_BY,

@@ -236,6 +236,29 @@ def test_a_failed_install_test_shows_what_the_machine_said_and_a_failed_system_t
     ]
 
 
+def test_what_is_released_is_told_apart_from_what_is_new(tmp_path: Path):
+    run = RunOf(tmp_path).begin()
+    run.compiled()
+    run.compared(difference(released=True))
+    known = LintFinding(package="hello", severity="error", tag="old-error", message="since ever", known=True)
+    run.linted([LintFinding(package="hello", severity="warning", tag="new-warning", message=""), known])
+    run.installed()
+    path = tmp_path / f"install-{TARGET}" / "install.json"
+    tested = Install.read(path)
+    upgrade = tested.packages[0].model_copy(update={"former_version": "2.9-1", "notice": "not tried: it breaks"})
+    tested.model_copy(update={"packages": (*tested.packages, upgrade)}).write(path)
+    page, _ = read(run.end())
+    assert "Lint 1 warning; 1 known from the released package; 1 overridden" in page.text
+    assert page.text.index("new-warning") < page.text.index("they do not fail the job") < page.text.index("old-error")
+    assert "Against what is released" in page.text
+    assert "upgrade from the released 2.9-1 not tried: it breaks skipped" in page.text
+    said = "\n".join(report.brief(report.read(tmp_path)))
+    assert "old-error" not in said
+    assert "lint: 1 warning; 1 known from the released package" in said
+    assert "install test: 1 package passed\n" in f"{said}\n"
+    assert "; against the released " in said
+
+
 # what is hostile, huge, missing or broken
 
 

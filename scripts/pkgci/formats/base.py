@@ -300,7 +300,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def cached(
-    request: Request,
+    place: Place,
     kind: str,
     made_from: object,
     model: type[Model],
@@ -313,8 +313,8 @@ def cached(
     """
     # what a script beside this module does is part of what its answer is made from
     code = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.*"))]
-    key = hashlib.sha256(json.dumps([request.root.id, made_from, code]).encode()).hexdigest()
-    path = request.config.cache / kind / f"{key}.json"
+    key = hashlib.sha256(json.dumps([place.root.id, made_from, code]).encode()).hexdigest()
+    path = place.config.cache / kind / f"{key}.json"
     with suppress(FileNotFoundError, ValidationError):
         found = model.model_validate_json(path.read_bytes())
         if usable(found):

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from pkgci import web
+from pkgci.artifacts import Repository
 from pkgci.config import Target
 from pkgci.errors import InfrastructureError, PackageError
 from pkgci.formats import fragments
@@ -92,8 +93,23 @@ def write_client(root: Path, url: str, target: Target, key: SigningKey) -> None:
     (root / CLIENT).write_text(client(url))
 
 
+def location(record: Repository) -> str:
+    """Return the line that tells dnf where a repository is.
+
+    By the mirror list dnf stays with one generation of a released one: repomd.xml and its signature are two requests.
+    """
+    return f"mirrorlist={record.url}mirrorlist" if record.released else f"baseurl={record.url}"
+
+
+def released_client(url: str, key: str) -> str:
+    """Return the text of `CLIENT` for a released repository, with the URL of its key."""
+    name = "-".join(url.rstrip("/").split("/")[-2:])
+    lines = f"[pkgci-{name}]\nname={name}\nmirrorlist={url}mirrorlist\nenabled=1\n"
+    return f"{lines}repo_gpgcheck=1\ngpgcheck=1\ngpgkey={key}\n"
+
+
 def client(url: str) -> str:
-    """Return the text of `CLIENT`; see dnf.conf(5)."""
+    """Return the text of `CLIENT` for a test repository; see dnf.conf(5)."""
     name = "-".join(url.rstrip("/").split("/")[-2:])
     return (
         f"[pkgci-{name}]\nname=pkgci test repository {name}\nbaseurl={url}\nenabled=1\nmetadata_expire=0\n"

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from pkgci.artifacts import Package
 from pkgci.command import run
 from pkgci.errors import InfrastructureError, PackageError, PkgciError
-from pkgci.formats import base, contents, fragments, rpmlint
+from pkgci.formats import base, contents, fragments, repomd, rpmlint
 from pkgci.formats.base import Built, Dependencies, Dependency, Linted, Metadata, Place, Request
 from pkgci.sandbox import Files
 from pkgci.source import Tree, blobs, identities, names
@@ -138,10 +138,10 @@ def resolve(request: Request, metadata: Metadata) -> Dependencies:
         lines = []
         for number, one in enumerate(request.repositories):
             files.add(f"/etc/pki/pkgci-{number}.asc", one.signing_key)
-            lines += [f"[pkgci-{number}]", f"name=pkgci {number}", f"baseurl={one.url}", "enabled=1", "gpgcheck=0"]
+            lines += [f"[pkgci-{number}]", f"name=pkgci {number}", repomd.location(one), "enabled=1", "gpgcheck=0"]
             lines += ["repo_gpgcheck=1", f"gpgkey=file:///etc/pki/pkgci-{number}.asc", "skip_if_unavailable=0"]
-            # before the distribution's, whatever the versions
-            lines += ["priority=1", ""]
+            # the changes ahead before what is released, and both before the distribution's, whatever the versions
+            lines += [f"priority={1 + one.released}", ""]
         files.add("/in/pkgci.repo", "\n".join(lines))
         files.add("/in/requires", "\n".join([*metadata.depends, ""]))
         with tempfile.TemporaryDirectory() as directory:

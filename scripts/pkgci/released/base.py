@@ -132,5 +132,8 @@ class Form(Protocol):
             InfrastructureError: a signature, a checksum or a metadata file is not what it must be.
         """
 
+    def texts(self, generation: Path) -> dict[str, list[bytes]]:
+        """Return what a generation in its directory says of binary packages, by metadata file, a text for each."""
+
     def examine_package(self, path: Path, key: ReleaseKey) -> None:
         """Check a package file in the pool by the format's own tool. Raises InfrastructureError."""

@@ -169,12 +169,13 @@ def _conflicts(repository: "Repository", entries: Sequence[Entry], removed: Sequ
             if known and other not in contents:
                 contents[other] = form.packaged(repository.entry(other, known[0]))
             for one, two in product(packages, contents[other]):
-                _conflict(repository, one, two)
+                conflict(repository, one, two)
         for path in paths:
             owners.setdefault(path, set()).add(key)
 
 
-def _conflict(repository: "Repository", one: Packaged, two: Packaged) -> None:
+def conflict(repository: "Repository", one: Packaged, two: Packaged) -> None:
+    """Refuse two packages with a file in common that can be installed together. Raises PackageError."""
     if one.name == two.name or _apart(repository, one, two) or _apart(repository, two, one):
         return
     for path in sorted(one.files.keys() & two.files.keys()):

@@ -79,8 +79,7 @@ def case(
         after: what it will say.
     """
     read = _apt_packet if form == "deb" else _rpm_packet
-    main = [name for name in after if name == "primary" or name.endswith("/Packages")]
-    then, now = ({text for name in main for text in state[name]} for state in (before, after))
+    then, now = _main(before), _main(after)
     gone, coming = (sorted(map(read, map(bytes.decode, texts)), key=str) for texts in (then - now, now - then))
     former = {packet.name: packet for packet in gone}
     names = {name for packet in [*gone, *coming] for name in packet.offers}
@@ -115,6 +114,32 @@ def check(asked: Case, target: Target, form: str, cache: Path) -> None:
         for packet, former, why in failing:
             if former is None or not before.unmet(former):
                 raise PackageError(f"{packet.exact} cannot be installed once this is published: {why}")
+
+
+def unmet(form: str, state: State, target: Target, cache: Path) -> Iterator[str]:
+    """Yield a line for each package that cannot be installed, with what its package manager says.
+
+    Args:
+        form: `deb` or `rpm`.
+        state: what the index says, by metadata file, a text for each package.
+        target: says what is upstream.
+        cache: as of `check`.
+
+    Raises:
+        InfrastructureError: upstream cannot be read.
+    """
+    read, solver = (_apt_packet, _apt) if form == "deb" else (_rpm_packet, _dnf)
+    packets = sorted((read(text.decode()) for text in _main(state)), key=lambda packet: packet.exact)
+    with solver(0, (state,), target, cache) as now:
+        for packet in packets:
+            why = now.unmet(packet) if packet.depends else ""
+            if why:
+                yield f"{packet.exact} cannot be installed: {why}"
+
+
+def _main(state: State) -> set[bytes]:
+    """Return the texts that say what packages need and offer."""
+    return {text for name, texts in state.items() if name == "primary" or name.endswith("/Packages") for text in texts}
 
 
 def offered(form: str, texts: Iterable[bytes]) -> set[str]:
@@ -196,7 +221,13 @@ def _apt(which: int, states: Sequence[State], target: Target, cache: Path) -> It
         options |= {"Dir::Etc": cache / "etc", "APT::Architecture": target.architecture, "Debug::NoLocking": "true"}
         apt = ["apt-get", "-q", *(word for name, value in options.items() for word in ("-o", f"{name}={value}"))]
         environment |= {"LC_ALL": "C"}
-        run([*apt, "-o", "APT::Update::Error-Mode=any", "update"], env=environment, timeout=SECONDS, quiet=True)
+        update = [*apt, "-o", "APT::Update::Error-Mode=any", "update"]
+        done = run(update, env=environment, timeout=SECONDS, check=False, quiet=True)
+        if done.returncode:
+            why = _why(done.stdout + done.stderr, "Failed to fetch", "E: ")
+            raise InfrastructureError(
+                f"dependencies cannot be checked, since upstream cannot be read: {why}; retry later"
+            )
 
         class Apt:
             def unmet(self, packet: Packet) -> str:

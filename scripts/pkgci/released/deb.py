@@ -205,6 +205,14 @@ then:
                     raise InfrastructureError(f"{path}: its content is not what the Release file says")
                 yield from _offered(name, plain)
 
+    def texts(self, generation: Path) -> dict[str, list[bytes]]:
+        """Return the stanzas of each `Packages`."""
+        found = {}
+        for path in generation.glob(f"dists/*/{apt.COMPONENT}/binary-*/Packages.gz"):
+            stanzas = gzip.decompress(path.read_bytes()).split(b"\n\n")
+            found[_packages(path.parent.name.removeprefix("binary-"))] = [b"%b\n\n" % one for one in stanzas if one]
+        return found
+
     def examine_package(self, path: Path, key: ReleaseKey) -> None:
         """Check a package file; its checksum is in the signed index, so there is no more to it than that."""
 

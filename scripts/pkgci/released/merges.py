@@ -128,6 +128,7 @@ def publish_build(config: Config, target_name: str, change: Change, entry: Entry
         target=target_name,
         packages=packages,
         signing_key=repository.key.public,
+        released=True,
     )
 
 

@@ -590,6 +590,7 @@ class Repository:
             target=min(self.targets),
             packages=(),
             signing_key=self.key.public,
+            released=True,
         )
         public = {"key.asc": self.key.public, "repository.json": record.model_dump_json(indent=2, by_alias=True)}
         for name, content in {**self.form.clients(place), **public}.items():

@@ -10,6 +10,7 @@ Source: https://createrepo-c.readthedocs.io; rpmsign(8); dnf.conf(5), `mirrorlis
 import gzip
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ LISTS: Mapping[str, str] = {
 }
 OPERATORS = {"LT": "<<", "LE": "<=", "EQ": "=", "GE": ">=", "GT": ">>"}
 REPOMD = "repodata/repomd.xml"
+PACKAGE = re.compile(rb"<package .*?</package>\n?", re.DOTALL)
 KEYRING = """Name: {label}-keyring
 Version: {version}
 Release: 1
@@ -169,7 +171,7 @@ class Rpm:
     def clients(self, place: Place) -> dict[str, str]:
         """Return what users need, by the names of files at the repository's root."""
         return {
-            repomd.CLIENT: _lines(place, f"{place.url}key.asc"),
+            repomd.CLIENT: repomd.released_client(place.url, f"{place.url}key.asc"),
             "README": f"""{place.label} for {place.codename}: packages that are signed, in an index that is signed, by the key
 {place.key.fingerprint}
 
@@ -189,7 +191,7 @@ or only the lines:
         key, lines = f"/etc/pki/rpm-gpg/RPM-GPG-KEY-{place.label}", f"/etc/yum.repos.d/{place.label}.repo"
         scratch = path.parent
         (scratch / "key").write_text(place.key.public)
-        (scratch / "lines").write_text(_lines(place, f"file://{key}"))
+        (scratch / "lines").write_text(repomd.released_client(place.url, f"file://{key}"))
         (scratch / "keyring.spec").write_text(
             KEYRING.format(
                 label=place.label,
@@ -224,17 +226,16 @@ or only the lines:
         for package in packages:
             yield Offered(package.location_href, package.size_package, package.pkgId)
 
+    def texts(self, generation: Path) -> dict[str, list[bytes]]:
+        """Return the elements of each metadata file."""
+        return {
+            record.type: PACKAGE.findall(gzip.decompress((generation / record.location_href).read_bytes()))
+            for record in createrepo_c.Repomd(str(generation / REPOMD)).records
+        }
+
     def examine_package(self, path: Path, key: ReleaseKey) -> None:
         """Check a package's signature by rpm itself."""
         key.verify_rpm(path)
-
-
-def _lines(place: Place, key: str) -> str:
-    """Return what dnf needs, with the URL of the key; see dnf.conf(5)."""
-    name = "-".join(place.url.rstrip("/").split("/")[-2:])
-    # by the mirror list dnf stays with one generation: repomd.xml and its signature are two requests
-    lines = f"[pkgci-{name}]\nname={name}\nmirrorlist={place.url}mirrorlist\nenabled=1\n"
-    return f"{lines}repo_gpgcheck=1\ngpgcheck=1\ngpgkey={key}\n"
 
 
 def _signed(path: Path, digest: str, place: Place) -> Path:

@@ -59,7 +59,8 @@ def _packages(view: View) -> Iterator[str]:
     shown = view.packages.items[:PACKAGES]
     for one in shown:
         against = one.difference
-        changed = f"; against {against.difference.former_version}: {against.summary}" if against else ""
+        released = "the released " if against and against.difference.released else ""
+        changed = f"; against {released}{against.difference.former_version}: {against.summary}" if against else ""
         yield f"package: {one.package.file}{changed}"
     if len(view.packages) > len(shown):
         yield f"and {len(view.packages) - len(shown)} more packages"
@@ -72,9 +73,9 @@ def _lint(lint: LintView) -> Iterator[str]:
 
 
 def _install(install: InstallView) -> Iterator[str]:
-    found = [finding for tested in install.packages for finding in tested.findings]
-    for one in found[:FINDINGS]:
-        yield f"  {': '.join(filter(None, (one.package, one.phase, one.file, one.message)))}"[:WIDTH]
+    found = [(tested.outcome.name, finding) for tested in install.packages for finding in tested.findings]
+    for name, one in found[:FINDINGS]:
+        yield f"  {': '.join(filter(None, (name, one.phase, one.file, one.message)))}"[:WIDTH]
     if len(found) > FINDINGS:
         yield f"  and {len(found) - FINDINGS} more findings"
 

@@ -189,10 +189,11 @@ class DifferenceView:
 
 @dataclass(frozen=True)
 class LintView:
-    """What lint found, the worst first."""
+    """What lint found, the worst first; apart from it what is known from the released package."""
 
     record: Lint
     findings: Cut[LintFinding]
+    known: Cut[LintFinding]
     counts: tuple[tuple[str, int], ...]
 
     @property
@@ -206,8 +207,9 @@ class LintView:
     def summary(self) -> str:
         """It in a few words."""
         found = [_count(number, severity, severity if severity == "info" else "") for severity, number in self.counts]
+        known = f"; {len(self.known)} known from the released package" if self.known else ""
         silenced = f"; {self.record.overridden} overridden" if self.record.overridden else ""
-        return (", ".join(found) or "nothing found") + silenced
+        return (", ".join(found) or ("nothing new" if known else "nothing found")) + known + silenced
 
 
 @dataclass(frozen=True)
@@ -234,8 +236,16 @@ class InstallView:
     @property
     def summary(self) -> str:
         """It in a few words."""
-        failed = sum(not outcome.passed for outcome in self.record.packages)
-        total = _count(len(self.record.packages), "package")
+        upgrades = [outcome for outcome in self.record.packages if outcome.former_version and not outcome.notice]
+        said = [
+            self._of([outcome for outcome in self.record.packages if not outcome.former_version], "package"),
+            self._of(upgrades, "upgrade") if upgrades else "",
+        ]
+        return ", ".join(filter(None, said))
+
+    @staticmethod
+    def _of(outcomes: Sequence[InstallOutcome], what: str) -> str:
+        failed, total = sum(not outcome.passed for outcome in outcomes), _count(len(outcomes), what)
         return f"{failed} of {total} failed" if failed else f"{total} passed"
 
 
@@ -557,7 +567,7 @@ def _excerpts(
         if job.step == "install" and install:
             for outcome in [outcome for outcome in install.packages if not outcome.passed][:2]:
                 said = " ".join(finding.message for finding in outcome.findings)
-                yield from _excerpt(artifacts, job, directory / "logs" / f"{outcome.package}.log", said)
+                yield from _excerpt(artifacts, job, directory / outcome.log, said)
         if job.step == "systest" and systest:
             for test in [test for test in systest.outcomes if test.result == "failed" and test.log][:2]:
                 yield from _excerpt(artifacts, job, directory / str(test.log), test.message)
@@ -653,17 +663,22 @@ def _leaves(files: Sequence[PackagedFile]) -> list[PackagedFile]:
 
 def _lint(record: Lint) -> LintView:
     findings = sorted(record.findings, key=lambda one: (SEVERITIES.index(one.severity), one.package, one.tag))
-    counts = [(severity, sum(one.severity == severity for one in findings)) for severity in SEVERITIES]
-    shown = Cut.of(findings, FINDINGS)
-    shown = Cut(shown.items, shown.more + record.omitted)
-    return LintView(record, shown, tuple((name, number) for name, number in counts if number))
+    new = [one for one in findings if not one.known]
+    counts = [(severity, sum(one.severity == severity for one in new)) for severity in SEVERITIES]
+    shown = Cut.of(new, FINDINGS)
+    return LintView(
+        record,
+        Cut(shown.items, shown.more + record.omitted),
+        Cut.of((one for one in findings if one.known), FINDINGS),
+        tuple((name, number) for name, number in counts if number),
+    )
 
 
 def _install(artifacts: Path, record: Install, directory: Path) -> InstallView:
     tested = [
         Tested(
             outcome,
-            _link(artifacts, directory / "logs" / f"{outcome.package}.log"),
+            _link(artifacts, directory / outcome.log),
             Cut.of(outcome.findings, FINDINGS),
         )
         for outcome in sorted(record.packages, key=lambda outcome: outcome.passed)
@@ -685,7 +700,9 @@ def _use(record: Repository) -> Use:
         place, wanted = "/etc/apt/sources.list.d", [f"{one.name}={one.version}" for one in binary]
         install = ("sudo apt-get update", f"sudo apt-get install {' '.join(wanted)}")
     else:
-        name, text = repomd.CLIENT, repomd.client(record.url)
+        key = f"{record.url}key.asc"
+        text = repomd.released_client(record.url, key) if record.released else repomd.client(record.url)
+        name = repomd.CLIENT
         place, wanted = "/etc/yum.repos.d", [f"{one.name}-{one.version}" for one in binary]
         install = (f"sudo dnf install {' '.join(wanted)}",)
     commands = (f"sudo curl -fsSo {place}/{name} {record.url}{name}", *install)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pkgci.artifacts import Repository, RepositoryPackage
 from pkgci.config import Config, MachineSection, Node, Target
+from pkgci.formats import repomd
 from pkgci.upstream import digest
 from pkgci.vm.proxy import Proxy, Rule
 from pkgci.vm.snapshot import Snapshot, ensure, upstream_rules
@@ -130,9 +131,9 @@ def _rpm_settings(records: Sequence[Repository], tested: Sequence[RepositoryPack
     files = {}
     for number, record in enumerate(records):
         name, key = f"pkgci-{number}", f"/etc/pki/rpm-gpg/pkgci-{number}.asc"
-        priority = 1 if any(package in tested for package in record.packages) else 2
+        priority = 1 if any(package in tested for package in record.packages) else 2 + record.released
         files[key] = record.signing_key.encode()
-        lines = [f"[{name}]", f"name={name}", f"baseurl={record.url}", "enabled=1", f"priority={priority}"]
+        lines = [f"[{name}]", f"name={name}", repomd.location(record), "enabled=1", f"priority={priority}"]
         lines += ["gpgcheck=0", "repo_gpgcheck=1", f"gpgkey=file://{key}"]
         files[f"/etc/yum.repos.d/{name}.repo"] = "\n".join([*lines, ""]).encode()
     return files
