@@ -7,7 +7,7 @@ import textwrap
 import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -342,8 +342,12 @@ def test_the_records_name_each_package_and_the_first_failure_is_the_reason(deb_r
     assert {path.stem for path in (deb_run.artifacts / "logs").iterdir()} == set(tested)
 
 
+def limit_install(monkeypatch, seconds: int) -> None:
+    monkeypatch.setitem(job.STEPS, "install", replace(job.STEPS["install"], seconds=seconds))
+
+
 def test_an_installation_that_hangs_is_a_finding(config, debs, tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "INSTALL_SECONDS", 25)
+    limit_install(monkeypatch, 25)
     url = debs("hanging", (Deb("hanging", scripts=(("postinst", "echo waiting; sleep infinity"),)),))
     ran = run_job(config, DEB, url, tmp_path / "artifacts", build_key="")
     assert "did not end within 25 s" in ran.found("hanging")["install", None]
@@ -363,7 +367,7 @@ def test_scripts_that_attack_their_machine_are_findings_and_the_next_package_is_
     config, debs, tmp_path, caplog, monkeypatch
 ):
     caplog.set_level("INFO")
-    monkeypatch.setattr(job, "INSTALL_SECONDS", 60)
+    limit_install(monkeypatch, 60)
     ran = run_job(config, DEB, debs("attacks", ATTACKS), tmp_path / "artifacts")
     found = {package.name: ran.found(package.name) for package in ATTACKS}
     assert "the connection to the machine is lost" in found["killing"]["install", None]
