@@ -69,7 +69,7 @@ class Fleet:
 
     def sync(self, codename: str = "bookworm", *, whole: bool = False) -> SyncedRepository:
         """Sync a repository; return what was done."""
-        return sync(Repository(self.config, "rocket", codename), timedelta(0) if whole else None)
+        return sync(Repository(self.config, "rocket", codename), timedelta(0) if whole else None)[-1]
 
     def synced(self, codename: str = "bookworm", *, whole: bool = False) -> SyncedRepository:
         """Sync a repository, which succeeds: all mirrors show its generation, whole."""

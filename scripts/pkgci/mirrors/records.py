@@ -9,7 +9,8 @@ class Kept(Part):
     """A generation that a mirror has, or has a part of.
 
     `replaced` is when its readers were led to another one, or when it was sent, for one that they were never led to;
-    None while the mirror's pointer leads to it. `files` are its metadata files that it shares with others.
+    None while the mirror's pointer leads to it. `files` are its metadata files that it shares with others; none when they are
+    not known, which is so when nobody here remembers that it was sent.
     """
 
     number: int
@@ -22,7 +23,8 @@ class State(Record):
 
     `generation` is where its pointer leads to, 0 before the first; `prepared` is one that is there as a whole too, and
     that a killed run may have led it to. A mirror whose pointer leads anywhere else is not as we left it. `whole` is when all
-    that it has was last gone through; `settled`, that nothing has failed or was cut short since.
+    that it has to have was last gone through, None while that is still to be done; `settled`, that nothing has failed or was
+    cut short since the last run.
     """
 
     generation: int = 0
@@ -45,8 +47,14 @@ class State(Record):
 
     def switched(self, number: int, prepared: int, now: datetime) -> "State":
         """Return the state in which the pointer leads to a generation, and another one may be there as a whole too."""
+        # its readers may have been there until now
+        left = {self.generation, self.prepared, prepared}
         kept = tuple(
-            one.model_copy(update={"replaced": None if one.number == number else one.replaced or now})
+            one.model_copy(
+                update={
+                    "replaced": None if one.number == number else now if one.number in left else one.replaced or now
+                }
+            )
             for one in self.kept
         )
         known = {"generation": number, "prepared": prepared, "settled": not prepared}

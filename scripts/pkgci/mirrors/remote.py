@@ -1,24 +1,31 @@
 """A mirror as rsync and its readers reach it: what is there, sending, comparing, removing.
 
+What it says is bounded: in bytes, in time, and it goes to no disk of ours.
+
 Source: rsync(1), rsyncd.conf(5), rrsync(1), ssh_config(5).
 """
 
 import os
 import re
 import shutil
+import subprocess
+import threading
 import time
 import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from pkgci.command import run
+from pkgci.command import supervised
 from pkgci.config import Mirror
 from pkgci.errors import InfrastructureError
 from pkgci.lazy import Lazy
+from pkgci.mirrors.stop import Stop
 from pkgci.released.repository import CURRENT
 
 request = Lazy("urllib.request")
+errors = Lazy("urllib.error")
 
 CONNECT_SECONDS = 10
 # what a command may take, and more for what it is about, at so many bytes a second. rsync's own timeout does not end a
@@ -28,10 +35,17 @@ SLOWEST = 128 << 10
 # a mirror's web server may see its files a little later than rsync
 SEEN_SECONDS = 10.0
 POLL = 0.2
-LARGEST = 64 << 20
+# a web server's whole answer, also when it comes byte by byte
+FETCH_SECONDS = 20
+# of what a web server or rsync says
+LARGEST = 16 << 20
 # where rsync writes what has not its name yet, below the codename's directory
 TEMPORARY = ".new"
+# of the directory, of a run's, without what is removed from a mirror
+REMOVED = "removed"
 POINTER = re.compile(r"generations/([1-9][0-9]{0,8})")
+# of a listing: the kind, the name
+LISTED = re.compile(r"^(.)\S* +[0-9,.]+ \S+ \S+ (.*)$", re.MULTILINE)
 SENT = re.compile(rb"^Total bytes sent: ([0-9]+)$", re.MULTILINE)
 SSH_CONFIG = """
 BatchMode yes
@@ -55,10 +69,11 @@ UserKnownHostsFile "{known}"
 
 @dataclass(frozen=True)
 class Seen:
-    """What a mirror has: where its pointer leads to (None: there is none), its generations, and whether TEMPORARY is there."""
+    """What a mirror has: where its pointer leads to (None: there is none), its generations (None: not looked at), and whether
+    TEMPORARY is there."""
 
     pointer: str | None
-    generations: frozenset[int]
+    generations: frozenset[int] | None
     temporary: bool
 
     @property
@@ -75,15 +90,18 @@ class Remote:
         mirror: where it is.
         codename: the repository's codename.
         scratch: a directory that is made, for files of one run.
+        stop: what may end it.
 
     Raises:
         InfrastructureError: (from any member) the mirror does not answer, or refuses, or is not as it must be.
+        Aborted: (from any member) it was stopped.
     """
 
-    def __init__(self, name: str, mirror: Mirror, codename: str, scratch: Path) -> None:
-        self.name, self.codename, self.scratch = name, codename, scratch
+    def __init__(self, name: str, mirror: Mirror, codename: str, scratch: Path, stop: Stop) -> None:
+        self.name, self.codename, self.scratch, self.stop = name, codename, scratch, stop
         self.url = f"{mirror.url}{codename}/"
-        scratch.mkdir(parents=True)
+        # now: a pointer is taken away by it, also when our disk is full by then
+        (scratch / REMOVED / codename).mkdir(parents=True)
         self._options = ["--no-motd", f"--timeout={SECONDS}"]
         if mirror.rsync:
             self._place = mirror.rsync
@@ -108,19 +126,19 @@ class Remote:
         Raises:
             InfrastructureError: as every member; also when there is something else in the pointer's place.
         """
-        there = self.fresh("seen")
         inside = ("", CURRENT, f"{TEMPORARY}/", "generations/", "generations/*/")
         rules = [f"--include=/{self.codename}/{name}" for name in inside]
-        self._rsync("look at", ["-rl", *rules, "--exclude=*", self._place, f"{there}/"])
-        copy = there / self.codename
-        pointer = copy / CURRENT
-        if os.path.lexists(pointer) and not pointer.is_symlink():
+        words = ["-rl", "--list-only", "--no-human-readable", *rules, "--exclude=*", self._place]
+        said = self._rsync("look at", words).decode(errors="replace")
+        there = {name.removeprefix(f"{self.codename}/"): kind for kind, name in LISTED.findall(said)}
+        links = [name.partition(" -> ")[2] for name, kind in there.items() if name.startswith(f"{CURRENT} -> ")]
+        if CURRENT in there:
             raise InfrastructureError(
                 f"{self.codename}/{CURRENT} is no symbolic link there; remove what is in its place"
             )
-        numbers = {int(path.name) for path in copy.glob("generations/*") if path.name.isdecimal()}
+        generations = (POINTER.fullmatch(name) for name, kind in there.items() if kind == "d")
         return Seen(
-            os.readlink(pointer) if pointer.is_symlink() else None, frozenset(numbers), (copy / TEMPORARY).is_dir()
+            links[0] if links else None, frozenset(int(one[1]) for one in generations if one), TEMPORARY in there
         )
 
     def make_room(self) -> None:
@@ -149,7 +167,7 @@ class Remote:
 
     def remove(self, names: Sequence[str]) -> None:
         """Remove files, links and directories with what is in them, by their paths; what is not there is no error."""
-        tree = self.fresh("removed")
+        tree = self.scratch / REMOVED
         paths = [f"{self.codename}/{name}" for name in names]
         for path in paths:
             (tree / path).parent.mkdir(parents=True, exist_ok=True)
@@ -167,22 +185,28 @@ class Remote:
             InfrastructureError: it does not.
         """
         until = time.monotonic() + SEEN_SECONDS
-        while True:
-            try:
-                if self.served(path) == content:
-                    return
-                said = "not what was sent"
-            except InfrastructureError as error:
-                said = str(error)
+        while (found := self.served(path)) != content:
             if time.monotonic() > until:
+                said = "there is none" if found is None else "not what was sent"
                 raise InfrastructureError(
                     f"its readers do not see {path}: {said}; does {self.url} lead to what rsync writes?"
                 )
-            time.sleep(POLL)
+            self._pause()
 
-    def served(self, path: str) -> bytes:
-        """Return a file as the mirror's readers get it."""
-        return fetch(urllib.parse.urljoin(self.url, path))
+    def served(self, path: str) -> bytes | None:
+        """Return a file as the mirror's readers get it, None when there is none. Who does not answer is asked again."""
+        until = time.monotonic() + SEEN_SECONDS
+        while True:
+            try:
+                return fetch(urllib.parse.urljoin(self.url, path))
+            except InfrastructureError as error:
+                if time.monotonic() > until:
+                    raise InfrastructureError(f"its web server does not answer: {error}") from error
+            self._pause()
+
+    def _pause(self) -> None:
+        self.stop.check()
+        time.sleep(POLL)
 
     def fresh(self, name: str) -> Path:
         """Return an empty directory of this run."""
@@ -201,34 +225,75 @@ class Remote:
         # timeout ends its whole group, when time is up or this process is gone
         seconds = str(int(SECONDS + size / SLOWEST))
         ended = ["setpriv", "--pdeathsig", "TERM", "--", "timeout", "--kill-after=10", seconds]
-        argv = [*ended, "rsync", *self._options, *words]
+        argv = [*ended, "prlimit", f"--fsize={LARGEST}", "rsync", *self._options, *words]
         # a daemon that wants a password, and none is configured: nobody is asked for it
-        environment = {"LC_ALL": "C", "RSYNC_PASSWORD": ""}
-        done = run(argv, input=names, cwd=self.scratch, env=environment, check=False, quiet=True)
-        if done.returncode == 124:
+        environment = {**os.environ, "LC_ALL": "C", "RSYNC_PASSWORD": ""}
+        # in memory: our own disk may be full when a pointer has to be taken back
+        with open(os.memfd_create("said"), "w+b") as said, open(os.memfd_create("errors"), "w+b") as refused:
+            with (
+                subprocess.Popen(
+                    supervised(argv),
+                    stdin=subprocess.DEVNULL if names is None else subprocess.PIPE,
+                    stdout=said,
+                    stderr=refused,
+                    cwd=self.scratch,
+                    env=environment,
+                ) as process,
+                self.stop.running(process),
+            ):
+                process.communicate(names)
+            output, wrong = (_read(stream) for stream in (said, refused))
+        if process.returncode == 124:
             raise InfrastructureError(f"cannot {what} it: no end after {seconds} s")
-        if done.returncode:
+        if output is None or wrong is None:
+            raise InfrastructureError(f"cannot {what} it: it says more than {LARGEST >> 20} MiB")
+        if process.returncode:
             # the first line says what happened, the last one only that something did; ssh has lines of @
-            said = next(filter(None, (line.strip(b" @") for line in done.stderr.splitlines())), b"it said nothing")
-            raise InfrastructureError(f"cannot {what} it: {_clean(said)} (rsync status {done.returncode})")
-        return done.stdout
+            first = next(filter(None, (line.strip(b" @") for line in wrong.splitlines())), b"it said nothing")
+            raise InfrastructureError(f"cannot {what} it: {_clean(first)} (rsync status {process.returncode})")
+        return output
 
 
-def fetch(url: str) -> bytes:
-    """Return what a web server serves, LARGEST at most, past caches.
+def fetch(url: str) -> bytes | None:
+    """Return what a web server serves, past caches and proxies; None when it says that there is no such thing for us.
 
     Raises:
-        InfrastructureError: it does not.
+        InfrastructureError: it does not answer so, or with more than LARGEST bytes, or for more than FETCH_SECONDS.
     """
+    answers: list[bytes | InfrastructureError | None] = []
+    # its own time limits are those of each read: who says a byte now and then has all the time
+    asking = threading.Thread(target=lambda: answers.append(_ask(url)), daemon=True)
+    asking.start()
+    asking.join(FETCH_SECONDS)
+    if not answers:
+        raise InfrastructureError(f"{url}: no end after {FETCH_SECONDS} s")
+    if isinstance(answers[0], InfrastructureError):
+        raise answers[0]
+    return answers[0]
+
+
+def _ask(url: str) -> bytes | InfrastructureError | None:
     asked = request.Request(url, headers={"Cache-Control": "no-cache"})
+    opener = request.build_opener(request.ProxyHandler({}))
     try:
-        with request.urlopen(asked, timeout=CONNECT_SECONDS) as response:
-            return response.read(LARGEST)
+        with opener.open(asked, timeout=CONNECT_SECONDS) as response:
+            content = response.read(LARGEST + 1)
+        return content if len(content) <= LARGEST else InfrastructureError(f"{url}: more than {LARGEST >> 20} MiB")
+    except errors.HTTPError as error:
+        with error:
+            return None if 400 <= error.code < 500 else InfrastructureError(f"{url}: {_clean(str(error).encode())}")
     except (OSError, ValueError) as error:
-        raise InfrastructureError(f"{url}: {_clean(str(error).encode())}") from error
+        return InfrastructureError(f"{url}: {_clean(str(error).encode())}")
     except Exception as error:
         # http.client: what answers is no web server
-        raise InfrastructureError(f"{url}: {_clean(repr(error).encode())}") from error
+        return InfrastructureError(f"{url}: {_clean(repr(error).encode())}")
+
+
+def _read(stream: IO[bytes]) -> bytes | None:
+    """Return what was written to a stream; None when that was cut at LARGEST."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    return stream.read() if size < LARGEST else None
 
 
 def _clean(said: bytes) -> str:

@@ -6,6 +6,9 @@ that are whole each; the next run brings them together.
 
 Only what has changed since the generation that a mirror shows is looked at. A mirror that is not as the last run left it,
 or all of them when asked for, is gone through as a whole.
+
+Who finds a sync at work leaves it a wish and goes: that one begins again then, so that nobody waits and nothing is lost.
+A sync that is stopped begins no switch; one that it has begun comes to its end.
 """
 
 import logging
@@ -13,16 +16,17 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pkgci import artifacts
 from pkgci.config import Mirror
 from pkgci.errors import InfrastructureError, PkgciError
-from pkgci.locks import locked, waiting
+from pkgci.locks import locked, read_owner, write_owner
 from pkgci.mirrors.records import Kept, State
 from pkgci.mirrors.remote import Remote, Seen
+from pkgci.mirrors.stop import Stop
 from pkgci.mirrors.tree import lay_out, lay_out_pointer
 from pkgci.released.records import Generation, ReleasedBuild, difference
 from pkgci.released.repository import CURRENT, Repository
@@ -36,9 +40,11 @@ NEVER = datetime.fromtimestamp(0, UTC)
 class Copy:
     """A mirror in a transaction: what is on it, what was done to it, and what went wrong (`fault`)."""
 
-    def __init__(self, repository: Repository, name: str, mirror: Mirror, place: Path, started: float) -> None:
-        self.repository, self.name, self.mirror = repository, name, mirror
-        self.remote = Remote(name, mirror, repository.codename, place / "scratch" / name)
+    def __init__(
+        self, repository: Repository, name: str, mirror: Mirror, place: Path, started: float, stop: Stop
+    ) -> None:
+        self.repository, self.name, self.mirror, self.stop = repository, name, mirror, stop
+        self.remote = Remote(name, mirror, repository.codename, place / "scratch" / name, stop)
         self._path = place / f"{name}.json"
         self.state = _state(self._path)
         self.seen: Seen | None = None
@@ -54,21 +60,21 @@ class Copy:
 
     def prepare(self, generation: Generation, whole_after: timedelta | None) -> None:
         """Send what the mirror lacks of a generation, and verify it there; `whole_after` is as of `sync`."""
-        left = self.state.generation
         with self.phase("ask what its readers see"):
-            as_left = self._as_left()
-        if not as_left:
-            self._prepare(self._look(), generation, whole_after)
+            sees = self.remote.served(f"{CURRENT}/{RECORD}")
+        left = self.state.generation
+        if not (self.state.settled and self._is(sees, left)):
+            self._prepare(self._look(), sees, generation, whole_after)
             return
         try:
-            self._prepare(Seen(f"generations/{left}", frozenset(), temporary=True), generation, whole_after)
+            self._prepare(Seen(f"generations/{left}", None, temporary=True), sees, generation, whole_after)
         except InfrastructureError:
             seen = self._look()
             if seen.temporary and seen.number == left:
                 raise
-            self._prepare(seen, generation, whole_after)
+            self._prepare(seen, sees, generation, whole_after)
 
-    def _prepare(self, seen: Seen, generation: Generation, whole_after: timedelta | None) -> None:
+    def _prepare(self, seen: Seen, sees: bytes | None, generation: Generation, whole_after: timedelta | None) -> None:
         self.seen = seen
         self.shows = since = seen.number
         number = generation.number
@@ -77,18 +83,20 @@ class Copy:
                 f"it shows generation {since}, newer than {number}; if {self.repository.name} was begun anew, remove "
                 f"{self.repository.codename}/ there"
             )
-        stale = whole_after is not None and datetime.now(UTC) - (self.state.whole or NEVER) >= whole_after
-        self.whole = stale or not seen.temporary or not self.state.known(since)
+        known = self.state.known(since) and self._is(sees, since)
+        last = self.state.whole
+        stale = last is None or (whole_after is not None and datetime.now(UTC) - last >= whole_after)
+        self.whole = stale or not seen.temporary or not known
+        if known and not self.state.settled:
+            # where a killed run, or a pointer that could not be taken back, had led it to
+            self._note(self.state.switched(since, 0, datetime.now(UTC)))
         if since == number and not self.whole:
-            if not self.state.settled:
-                # where a killed run had led it to
-                self._note(self.state.switched(number, 0, datetime.now(UTC)))
             return
         self.changes = difference(map(self.repository.generation, range(since + 1, number + 1)))
         builds = self.changes[0]
         if self.whole:
             builds = difference(map(self.repository.generation, range(1, number + 1)))[0]
-            self._adopt(self._look(), number)
+            self._adopt(seen if seen.generations is not None else self._look(), since, number)
             with self.phase("make room"):
                 self.remote.make_room()
         tree = self.remote.fresh("tree")
@@ -102,30 +110,36 @@ class Copy:
         with self.phase("compare"):
             self.remote.compare(tree, size)
         with self.phase("look for it as a reader"):
-            self.remote.check_served(f"generations/{number}/{RECORD}", self._record(number))
+            self.remote.check_served(f"generations/{number}/{RECORD}", self._log(number).read_bytes())
         if self.whole:
             self._note(self.state.model_copy(update={"whole": datetime.now(UTC)}))
         self.new = since != number
         if not self.new:
             self._note(self.state.switched(number, 0, datetime.now(UTC)))
+            return
+        # before anything is switched: our own disk may be full by then
+        self._forth, self._back = (self.remote.fresh(name) for name in ("forth", "back"))
+        lay_out_pointer(self.repository.codename, f"generations/{number}", self._forth)
+        if seen.pointer is not None:
+            lay_out_pointer(self.repository.codename, seen.pointer, self._back)
 
     def switch(self, number: int) -> None:
         """Let the mirror's readers see the generation that was prepared."""
         self._note(self.state.model_copy(update={"prepared": number}))
         self.shows = None
         with self.phase("switch"):
-            self._point(f"generations/{number}", number)
-        self._note(self.state.switched(number, 0, datetime.now(UTC)))
+            self._point(self._forth, number)
+        self._note_if_possible(self.state.switched(number, 0, datetime.now(UTC)))
 
     def take_back(self, number: int) -> None:
         """Let the mirror's readers see again what they saw before they were led to a generation, or may have been."""
         assert self.seen is not None
-        self._note(self.state.switched(self.seen.number, number, datetime.now(UTC)))
+        self._note_if_possible(self.state.switched(self.seen.number, number, datetime.now(UTC)))
         if self.seen.pointer is None:
             self.remote.remove([CURRENT])
             self.shows = 0
         else:
-            self._point(self.seen.pointer, self.seen.number)
+            self._point(self._back, self.seen.number)
 
     def clean(self) -> None:
         """Remove what only generations had that no reader can still be at."""
@@ -137,7 +151,8 @@ class Copy:
             return
         stay = [one for one in kept if one not in gone]
         needed = {name for one in stay for name in one.files}
-        files = {name for one in gone for name in one.files} - needed
+        # what one of them needs may not be known
+        files = {name for one in gone for name in one.files} - needed if all(one.files for one in stay) else set()
         names = [f"generations/{one.number}" for one in gone] + sorted(files) + self._dead(gone, stay)
         with self.phase("clean"):
             self.remote.remove(names)
@@ -168,7 +183,8 @@ class Copy:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Note how long a part of the work takes."""
+        """Note how long a part of the work takes; it is not begun when the sync is stopped."""
+        self.stop.check()
         start = time.monotonic()
         try:
             yield
@@ -180,99 +196,133 @@ class Copy:
         with self.phase("look at it"):
             return self.remote.look()
 
-    def _as_left(self) -> bool:
-        """Return whether the mirror's readers see what the last run left, which ended well."""
-        if not self.state.settled:
-            return False
-        try:
-            return self.remote.served(f"{CURRENT}/{RECORD}") == self._record(self.state.generation)
-        except InfrastructureError:
-            return False
+    def _is(self, served: bytes | None, number: int) -> bool:
+        """Return whether what a mirror serves is the record of one of our generations."""
+        # who begins a repository anew has others of the same numbers
+        return served is not None and self._log(number).exists() and served == self._log(number).read_bytes()
 
-    def _point(self, leads: str, number: int) -> None:
-        tree = self.remote.fresh("pointer")
-        lay_out_pointer(self.repository.codename, leads, tree)
+    def _point(self, tree: Path, number: int) -> None:
         self.remote.point(tree)
         if number:
-            self.remote.check_served(f"{CURRENT}/{RECORD}", self._record(number))
+            self.remote.check_served(f"{CURRENT}/{RECORD}", self._log(number).read_bytes())
         self.shows = number
 
-    def _record(self, number: int) -> bytes:
-        return (self.repository.root / "log" / f"{number}.json").read_bytes()
+    def _log(self, number: int) -> Path:
+        return self.repository.root / "log" / f"{number}.json"
 
-    def _adopt(self, seen: Seen, number: int) -> None:
-        """Note the generations that are there and that nobody knows of here any more."""
+    def _adopt(self, seen: Seen, since: int, number: int) -> None:
+        """Note the generations that are there and that nobody knows of here any more, and that all is to be gone through."""
         known = {one.number for one in self.state.kept}
         now = datetime.now(UTC)
-        found = [Kept(number=one, replaced=now, files=()) for one in sorted(seen.generations - known) if one <= number]
-        self._note(self.state.model_copy(update={"kept": (*self.state.kept, *found)}))
+        found = [
+            Kept(
+                number=one,
+                replaced=None if one == since else now,
+                files=tuple(self.repository.form.shared_files(self.repository.root / "generations" / str(one))),
+            )
+            for one in sorted((seen.generations or frozenset()) - known)
+            if one <= number
+        ]
+        self._note(self.state.model_copy(update={"whole": None, "kept": (*self.state.kept, *found)}))
 
     def _note(self, state: State) -> None:
         state.write(self._path)
         self.state = state
 
+    def _note_if_possible(self, state: State) -> None:
+        """Note what holds in any case; when that fails the next run finds it out, as after one that was killed."""
+        self.state = state
+        try:
+            self._note(state)
+        except OSError as error:
+            log.warning("%s: cannot note where it was led to: %s", self.name, error)
 
-def sync(repository: Repository, whole_after: timedelta | None = None) -> artifacts.SyncedRepository:
-    """Bring all mirrors of a released repository to its current generation.
+
+def sync(
+    repository: Repository, whole_after: timedelta | None = None, stop: Stop | None = None
+) -> list[artifacts.SyncedRepository]:
+    """Bring all mirrors of a released repository to its current generation, or leave that to the sync that is at work.
 
     Args:
         repository: the repository.
         whole_after: a mirror that was last gone through as a whole so long ago is so again; None for none.
+        stop: what may stop it.
 
     Returns:
-        What was done, with `fault` when it did not succeed.
+        What was done, each with `fault` when it did not succeed: more than once when somebody wished for it meanwhile.
 
     Raises:
-        InfrastructureError: the lock is held for too long, or the file system fails.
+        OSError: our file system fails.
     """
-    config, release = repository.config, repository.release
-    released = config.settings.released
-    assert released is not None
-    place = config.data / "mirrors" / release / repository.codename
-    turn = place / "turn"
-    turn.mkdir(parents=True, exist_ok=True)
+    stop = stop or Stop()
+    place = repository.config.data / "mirrors" / repository.release / repository.codename
+    wishes = place / "wishes"
+    wishes.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    with ExitStack() as stack:
-        # who waits first takes along what is published until it begins
-        first = stack.enter_context(ExitStack())
-        if not first.enter_context(locked(turn, wait=False)):
-            if whole_after is None:
-                log.info("%s: left to the sync that waits already", repository.name)
-                return _said(repository, 0, [], start, notice="left to the sync that waits already")
-            first.enter_context(locked(turn))
-        what = f"the mirrors of {repository.name}"
-        stack.enter_context(waiting(place, what, seconds=released.wait_seconds, on_wait=log.info))
-        first.close()
-        shutil.rmtree(place / "scratch", ignore_errors=True)
-        generation = repository.current()
-        if generation is None:
-            return _said(repository, 0, [], start, notice="nothing is published yet")
-        mirrors = config.release(release).mirrors
-        copies = [Copy(repository, name, one, place, start) for name, one in mirrors.items() if not one.aside]
-        notice = "; ".join(f"{name} is aside: {one.aside}" for name, one in mirrors.items() if one.aside)
-        fault = _transact(copies, generation, whole_after)
-        shutil.rmtree(place / "scratch", ignore_errors=True)
-        return _said(repository, generation.number, copies, start, notice=notice, fault=fault)
+    # first: who is at work sees it before it ends, or has ended when we try
+    (wishes / (str(int(whole_after.total_seconds())) if whole_after is not None else "changes")).touch()
+    done: list[artifacts.SyncedRepository] = []
+    while any(wishes.iterdir()) and not stop.called:
+        with locked(place, wait=False) as held:
+            if not held:
+                break
+            write_owner(place)
+            # before the repository is looked at: what is published later comes with a wish of its own
+            names = [path.name for path in wishes.iterdir()]
+            for name in names:
+                (wishes / name).unlink()
+            ages = [timedelta(seconds=int(name)) for name in names if name.isdecimal()]
+            done.append(_sync(repository, min(ages, default=None), place, stop))
+            start = time.monotonic()
+    if not done:
+        notice = "stopped" if stop.called else f"left to the sync that is at work: {read_owner(place)}"
+        log.info("%s: %s", repository.name, notice)
+        done.append(_said(repository, 0, [], start, notice=notice))
+    return done
 
 
-def _transact(copies: Sequence[Copy], generation: Generation, whole_after: timedelta | None) -> str:
+def _sync(repository: Repository, whole_after: timedelta | None, place: Path, stop: Stop) -> artifacts.SyncedRepository:
+    start = time.monotonic()
+    shutil.rmtree(place / "scratch", ignore_errors=True)
+    generation = repository.current()
+    if generation is None:
+        return _said(repository, 0, [], start, notice="nothing is published yet")
+    mirrors = repository.config.release(repository.release).mirrors
+    copies = [Copy(repository, name, one, place, start, stop) for name, one in mirrors.items() if not one.aside]
+    notice = "; ".join(f"{name} is aside: {one.aside}" for name, one in mirrors.items() if one.aside)
+    fault = _transact(copies, generation, whole_after, stop)
+    shutil.rmtree(place / "scratch", ignore_errors=True)
+    return _said(repository, generation.number, copies, start, notice=notice, fault=fault)
+
+
+def _transact(copies: Sequence[Copy], generation: Generation, whole_after: timedelta | None, stop: Stop) -> str:
     """Do the steps; return why they did not succeed, or nothing."""
     _together(copies, lambda copy: copy.prepare(generation, whole_after))
     bad = [copy for copy in copies if copy.fault]
     if bad:
-        return f"no pointer was switched, since {_faults(bad)}; {_shown(copies)}"
+        said = f"no pointer was switched, since {_faults(bad)}; {_shown(copies)}"
+        # who waits for another mirror for days must not run full
+        return "; ".join(filter(None, [said, _clean([copy for copy in copies if not copy.fault])]))
     asked = [copy for copy in copies if copy.new]
-    try:
-        _together(asked, lambda copy: copy.switch(generation.number))
-    except BaseException:
-        _take_back(asked, generation.number)
-        raise
-    bad = [copy for copy in asked if copy.fault]
-    if bad:
-        why = _faults(bad)
-        return f"not switched: {why}; {_take_back(asked, generation.number)}; {_shown(copies)}"
+    with stop.shielded() as held:
+        if asked and not held:
+            return f"no pointer was switched, since the sync was stopped; {_shown(copies)}"
+        try:
+            _together(asked, lambda copy: copy.switch(generation.number))
+        except BaseException:
+            _take_back(asked, generation.number)
+            raise
+        bad = [copy for copy in asked if copy.fault]
+        if bad:
+            why = _faults(bad)
+            return f"not switched: {why}; {_take_back(asked, generation.number)}; {_shown(copies)}"
+    return _clean(copies)
+
+
+def _clean(copies: Sequence[Copy]) -> str:
+    """Remove what is old on mirrors; return where that failed."""
     _together(copies, Copy.clean)
-    return "".join(f"former generations stay on {copy.name}: {copy.fault}; " for copy in copies if copy.fault)[:-2]
+    return "; ".join(f"former generations stay on {copy.name}: {copy.fault}" for copy in copies if copy.fault)
 
 
 def _take_back(copies: Sequence[Copy], number: int) -> str:

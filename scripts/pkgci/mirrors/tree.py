@@ -9,12 +9,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pkgci.errors import InfrastructureError
+from pkgci.formats import apt, repomd
 from pkgci.released.records import Generation, ReleasedBuild
 from pkgci.released.repository import CURRENT, Repository
 
 MIRROR_LIST = "mirrorlist"
-# of the package with the repository's key and lines
-PACKAGES = (".deb", ".rpm")
+# what names the repository's URL; whatever else is at the root is there as it is
+NAMING = frozenset((apt.CLIENT, repomd.CLIENT, "README", "repository.json", MIRROR_LIST))
 
 
 def lay_out(
@@ -51,7 +52,7 @@ def lay_out(
             (place / name).symlink_to(leads)
         public = [path for path in root.iterdir() if path.is_file() and not path.is_symlink() and path.name[0] != "."]
         for path in [*public, own / MIRROR_LIST]:
-            if path.suffix in PACKAGES:
+            if path.name not in NAMING:
                 os.link(path, place / path.name)
             elif path.exists():
                 _readdress(path, place / path.relative_to(root), repository.url, url)
@@ -88,6 +89,6 @@ def _raise(error: OSError) -> None:
 def _readdress(path: Path, new: Path, url: str, mirror_url: str) -> None:
     """Copy a file with the mirror's URL in place of the repository's; its time stays."""
     new.unlink(missing_ok=True)
-    new.write_text(path.read_text().replace(url, mirror_url))
+    new.write_bytes(path.read_bytes().replace(url.encode(), mirror_url.encode()))
     stamp = path.stat().st_mtime_ns
     os.utime(new, ns=(stamp, stamp))

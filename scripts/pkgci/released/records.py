@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AwareDatetime, Field, StringConstraints
 
 from pkgci.artifacts import Part, Record
 from pkgci.store import Entry, File, Key
@@ -68,10 +68,10 @@ class Generation(Record):
     are made within a second. A renewal changes no package: it is signed again, and apt accepts it until `valid_until`.
     """
 
-    number: int
-    time: datetime
+    number: int = Field(ge=1)
+    time: AwareDatetime
     stamp: int
-    valid_until: datetime | None = None
+    valid_until: AwareDatetime | None = None
     kind: Literal["publish", "rollback", "renewal"]
     by: str
     reason: Words = ""
