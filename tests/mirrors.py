@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import yaml
@@ -96,6 +96,26 @@ class Fleet:
     def job(self, form: str = "deb", release: str = "") -> Sync:
         """Run the job's own function."""
         return mirror_sync(self.config, form, release, self.place / "artifacts")
+
+    def state(self, name: str) -> Path:
+        """Return the file with what is known of a mirror."""
+        return self.config.data / "mirrors/rocket/bookworm" / f"{name}.json"
+
+    def age(self, name: str) -> None:
+        """Let four days pass: what was left on a mirror was so then."""
+        known, long_ago = State.read(self.state(name)), datetime.now(UTC) - timedelta(days=4)
+        kept = [one.model_copy(update={"replaced": one.replaced and long_ago}) for one in known.kept]
+        known.model_copy(update={"kept": tuple(kept)}).write(self.state(name))
+
+    def generations(self, name: str) -> list[int]:
+        """Return the generations that a mirror has something of."""
+        return sorted(int(path.name) for path in (self.tree(name) / "bookworm/generations").iterdir())
+
+    def unnamed(self, name: str) -> set[str]:
+        """Return the index files on a mirror that none of its generations names; those that it lacks with them."""
+        tree, form = self.tree(name) / "bookworm", Repository(self.config, "rocket", "bookworm").form
+        named = {one for number in self.generations(name) for one in form.shared_files(tree / f"generations/{number}")}
+        return named ^ {path.relative_to(tree).as_posix() for path in (tree / "by-hash/SHA256").iterdir()}
 
     def idle(self) -> None:
         """Wait until no daemon serves anybody."""

@@ -4,10 +4,7 @@ import json
 import multiprocessing
 import os
 import re
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -22,8 +19,8 @@ from pkgci.artifacts import Sync
 from pkgci.engines.base import BuildRef
 from pkgci.engines.local import LocalEngine
 from pkgci.errors import InfrastructureError, RequestError
-from pkgci.locks import locked, write_owner
-from pkgci.mirrors.records import State
+from pkgci.locks import locked
+from pkgci.mirrors import remote
 from pkgci.released.records import Origin, Publication
 from pkgci.released.repository import Repository, publish, rollback
 from pkgci.where import where
@@ -39,7 +36,11 @@ def test_what_is_published_reaches_mirrors_by_an_rsync_daemon_and_by_ssh(mirrors
     mirrors.rsyncd("europe")
     mirrors.sshd("america")
     put(mirrors.config, built(mirrors.config, "hello", "1.0-1"), built(mirrors.config, "other", "3"))
+    # an operator's own
+    (Repository(mirrors.config, "rocket", "bookworm").root / "favicon.ico").write_bytes(b"\x00\xff\xfe")
     first = mirrors.synced()
+    index = mirrors.tree("europe") / "bookworm/current/dists/bookworm/InRelease"
+    times = [index.stat().st_mtime]
     assert {(one.name, one.before, one.after, one.whole) for one in first.mirrors} == {
         ("europe", 0, 1, True),
         ("america", 0, 1, True),
@@ -52,9 +53,15 @@ def test_what_is_published_reaches_mirrors_by_an_rsync_daemon_and_by_ssh(mirrors
             {"name": "hello", "architecture": "all", "before": "1.0-1", "after": "1.0-2"}
         ]
         assert one.bytes > 1000
+    times.append(index.stat().st_mtime)
     assert [one.bytes for one in mirrors.synced().mirrors] == [0, 0]
+    rollback(mirrors.config, "rocket", "bookworm", 1, "broken")
+    mirrors.synced()
+    times.append(index.stat().st_mtime)
+    assert times[0] + 1 <= times[1] <= times[2] - 1, "clients ask for what is newer, by whole seconds"
+    assert (mirrors.tree("america") / "bookworm/favicon.ico").read_bytes() == b"\x00\xff\xfe"
     index = next((mirrors.tree("europe") / "bookworm/current/dists/bookworm/main/binary-amd64").glob("*.gz"))
-    assert index.stat().st_nlink == 2, "an index file is a hard link to what all generations share"
+    assert index.stat().st_nlink == 3, "an index file is a hard link to what all generations share"
 
 
 def test_rpm_repositories_lead_to_the_mirror_by_its_own_mirror_list(mirrors: Fleet, tmp_path):
@@ -137,36 +144,42 @@ def test_a_broken_deb_sync_holds_back_neither_rpm_nor_another_release(mirrors: F
     assert mirrors.shown() == {"europe": 1}
 
 
-def test_syncs_of_one_set_wait_and_what_arrives_meanwhile_is_shared(mirrors: Fleet):
+def test_who_finds_a_sync_at_work_leaves_it_to_that_one_however_long_it_takes(mirrors: Fleet, monkeypatch):
     mirrors.rsyncd("europe")
     put(mirrors.config, built(mirrors.config, "hello", "1"))
-    place = mirrors.config.data / "mirrors/rocket/bookworm"
-    place.mkdir(parents=True)
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        with locked(place):
-            write_owner(place)
-            first = pool.submit(mirrors.sync)
-            while not (place / "turn").exists() or not _held(place / "turn"):
-                time.sleep(0.01)
-            assert mirrors.sync().notice == "left to the sync that waits already"
-            put(mirrors.config, built(mirrors.config, "hello", "2"))
-        assert first.result().generation == 2
-    settings = mirrors.config.directory / "config.yaml"
-    settings.write_text(settings.read_text().replace("gnupg_home", "wait_seconds: 0\n  gnupg_home"))
-    mirrors.configured()
-    with (
-        locked(place),
-        pytest.raises(InfrastructureError, match="the mirrors of rocket/bookworm is still held by process"),
-    ):
-        mirrors.sync()
+    compare, left = remote.Remote.compare, []
+
+    def slow(self: remote.Remote, tree: Path, size: int) -> None:
+        monkeypatch.setattr(remote.Remote, "compare", compare)
+        put(mirrors.config, built(mirrors.config, "hello", "2"))
+        left.append(mirrors.job("deb", "rocket").repositories)
+        # as the timer, and as a person who wants all gone through
+        left.append(mirrors.job("deb").repositories)
+        left.append((mirrors.sync(whole=True),))
+        compare(self, tree, size)
+
+    monkeypatch.setattr(remote.Remote, "compare", slow)
+    done = mirrors.job("deb", "rocket")
+    assert [(one.generation, one.fault) for one in done.repositories] == [(1, ""), (2, "")]
+    assert [one.whole for one in done.repositories[1].mirrors] == [True]
+    notices = [one.notice for (one,) in left]
+    assert len(notices) == 3
+    assert all(re.match(f"left to the sync that is at work: process {os.getpid()} on ", one) for one in notices)
+    mirrors.synced()
 
 
-def _held(directory: Path) -> bool:
-    with locked(directory, wait=False) as free:
-        return not free
+def test_a_wish_that_a_killed_sync_had_is_the_next_ones(mirrors: Fleet):
+    mirrors.rsyncd("europe")
+    put(mirrors.config, built(mirrors.config, "hello", "1"))
+    mirrors.synced()
+    place = mirrors.state("europe").parent
+    with locked(place):
+        assert mirrors.sync(whole=True).notice.startswith("left to")
+    assert [one.whole for one in mirrors.synced().mirrors] == [True]
 
 
-def test_former_generations_stay_three_days_and_go_with_what_only_they_have(mirrors: Fleet):
+def test_former_generations_stay_three_days_and_go_with_what_only_they_have(mirrors: Fleet, monkeypatch):
+    monkeypatch.setattr(remote, "SEEN_SECONDS", 0.3)
     mirrors.rsyncd("europe", keep_generations=1)
     tree = mirrors.tree("europe") / "bookworm"
     one, two = built(mirrors.config, "hello", "1"), built(mirrors.config, "hello", "2")
@@ -186,28 +199,22 @@ def test_former_generations_stay_three_days_and_go_with_what_only_they_have(mirr
     mirrors.synced()
     put(mirrors.config, built(mirrors.config, "third", "2"))
     mirrors.synced()
-    assert sorted(path.name for path in (tree / "generations").iterdir()) == ["1", "2", "3", "4", "5", "6"]
+    assert mirrors.generations("europe") == [1, 2, 3, 4, 5, 6]
     assert sorted(path.name for path in tree.glob("pool/*/*/*.deb")) == [
         *("hello_1_all.deb", "hello_2_all.deb"),
         *("other_1_all.deb", "other_2_all.deb", "other_3_all.deb", "third_1_all.deb", "third_2_all.deb"),
     ]
-    path = mirrors.config.data / "mirrors/rocket/bookworm/europe.json"
-    known = State.read(path)
-    long_ago = datetime.now(UTC) - timedelta(days=4)
-    kept = [one.model_copy(update={"replaced": one.replaced and long_ago}) for one in known.kept]
-    known.model_copy(update={"kept": tuple(kept)}).write(path)
+    mirrors.age("europe")
     # while it cannot be reached nothing is forgotten
     europe.end()
     assert mirrors.sync().fault.startswith("former generations stay on europe: cannot remove from it: ")
     europe.start()
     mirrors.synced()
-    assert sorted(path.name for path in (tree / "generations").iterdir()) == ["5", "6"]
+    assert mirrors.generations("europe") == [5, 6]
     assert sorted(path.name for path in tree.glob("pool/*/*/*.deb")) == [
         *("hello_1_all.deb", "other_3_all.deb", "third_1_all.deb", "third_2_all.deb"),
     ]
-    repository = Repository(mirrors.config, "rocket", "bookworm")
-    named = {name for number in (5, 6) for name in repository.form.shared_files(tree / f"generations/{number}")}
-    assert {path.relative_to(tree).as_posix() for path in (tree / "by-hash/SHA256").iterdir()} == named
+    assert mirrors.unnamed("europe") == set()
 
 
 # in soak 200
@@ -313,15 +320,13 @@ def test_an_operator_sees_where_each_mirror_is(mirrors: Fleet):
     assert re.search(
         rf"^rocket/bookworm europe: generation 1, [0-9]+ s old, 1 behind, for [0-9]+ s, {free}", said, re.M
     )
-    assert "rocket/bookworm asia: unknown: aside: not there yet\n" in said
+    assert re.search("^rocket/bookworm asia: unknown: .*/nowhere/ has no .*; aside: not there yet$", said, re.M)
     mirrors.add("asia", aside="")
     del mirrors.settings["asia"]
     mirrors.configured()
     mirrors.synced()
-    put_rpm(mirrors.config, built_rpm(mirrors.config, "hello", "1"))
-    mirrors.synced("debianrpm")
     code, said = pkgci(mirrors.config, "mirror", "status")
-    assert (code, said.count("up to date")) == (0, 4)
+    assert (code, said.count("up to date"), said.count("nothing is published yet\n")) == (0, 2, 2)
 
 
 def test_a_publication_of_a_merged_change_starts_the_sync_and_does_not_fail_with_it(mirrors: Fleet, tmp_path):

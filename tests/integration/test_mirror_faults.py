@@ -1,10 +1,15 @@
 """Mirrors when a sync is killed, the network cut, a mirror broken: each is whole for a reader, and the next run succeeds."""
 
+import errno
 import os
 import re
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -16,8 +21,11 @@ from injected import killed_at, with_own_disk
 from mirrors import Fleet, fleet
 from released import built, put
 from servers import Line
+from trees import free_port
 
+from pkgci.artifacts import Sync
 from pkgci.mirrors import remote, transaction
+from pkgci.mirrors.records import State
 
 
 @pytest.fixture
@@ -251,6 +259,7 @@ CHANGES = {
     "the pointer leads nowhere": lead_nowhere,
     "everything is removed": shutil.rmtree,
     "what rsync writes to is removed": lambda tree: (tree / ".new").rmdir(),
+    "what its readers are led to is removed": lambda tree: shutil.rmtree(tree / "generations/2"),
 }
 
 
@@ -261,6 +270,206 @@ def test_a_mirror_that_was_changed_by_hand_is_gone_through_as_a_whole(two: Fleet
     next(versions(two))
     done = two.synced()
     assert {one.name: one.whole for one in done.mirrors} == {"europe": False, "america": True}
+
+
+def test_what_readers_are_led_to_is_looked_for_also_when_nothing_is_new(two: Fleet, monkeypatch):
+    two.synced()
+    shutil.rmtree(two.tree("america") / "bookworm/generations/2")
+    done = two.synced()
+    assert {one.name: one.whole for one in done.mirrors} == {"europe": False, "america": True}
+    # it has to be gone through until that came to its end
+    shutil.rmtree(two.tree("america") / "bookworm/generations/2")
+    with monkeypatch.context() as patch:
+        patch.setattr(transaction, "lay_out", lambda *_: (_ for _ in ()).throw(OSError("no")))
+        assert "america: no" in two.sync().fault
+    two.synced()
+    monkeypatch.setattr(remote, "SEEN_SECONDS", 0.3)
+    two.add("america", url=f"http://127.0.0.1:{free_port()}/")
+    assert "america: its web server does not answer: " in two.failed()
+
+
+def test_a_repository_that_was_begun_anew_reaches_mirrors_that_show_the_same_number(two: Fleet):
+    two.synced()
+    for place in ("repositories", "released"):
+        shutil.rmtree(two.config.data / place)
+    for name in ("another", "third"):
+        put(two.config, built(two.config, name, "1"))
+    two.synced()
+    log = two.config.data / "repositories/rocket/bookworm/log/2.json"
+    for name in two.settings:
+        assert (two.tree(name) / "bookworm/current/generation.json").read_bytes() == log.read_bytes()
+
+
+def test_what_readers_have_left_only_now_stays_though_it_was_sent_long_ago(two: Fleet):
+    for name in two.settings:
+        two.add(name, keep_generations=1)
+    child = os.fork()
+    if not child:
+        point = transaction.Copy._point
+
+        def point_of_europe(self: transaction.Copy, *words) -> None:
+            if self.name == "america":
+                threading.Event().wait()
+            point(self, *words)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        transaction.Copy._point = point_of_europe
+        two.sync()
+        os._exit(1)
+    os.waitpid(child, 0)
+    assert two.shown() == {"europe": 2, "america": 1}
+    publish, away = versions(two), two.rsyncds["america"]
+    next(publish)
+    away.end()
+    two.failed()
+    for name in two.settings:
+        two.age(name)
+    away.start()
+    next(publish)
+    two.synced()
+    # 3 was never shown
+    assert two.generations("europe") == [2, 3, 4]
+    two.age("europe")
+    two.synced()
+    next(publish)
+    two.synced()
+    assert two.generations("europe") == [4, 5]
+
+
+def test_who_waits_for_another_mirror_does_not_run_full(two: Fleet):
+    two.rsyncds["america"].end()
+    two.add("europe", keep_generations=1)
+    publish = versions(two)
+    for _ in range(2):
+        two.failed()
+        next(publish)
+    two.age("europe")
+    two.failed()
+    assert two.generations("europe") == [1, 4]
+    assert two.unnamed("europe") == set()
+
+
+def test_what_is_known_of_a_mirror_is_lost_and_nothing_is_left_over(two: Fleet):
+    two.add("europe", keep_generations=1)
+    two.synced()
+    two.state("europe").unlink()
+    publish = versions(two)
+    next(publish)
+    two.synced()
+    two.age("europe")
+    next(publish)
+    two.synced()
+    assert two.generations("europe") == [3, 4]
+    assert two.unnamed("europe") == set()
+
+
+def test_our_own_disk_is_full_once_pointers_move(two: Fleet, monkeypatch):
+    point, write, lay_out = transaction.Copy._point, State.write, transaction.lay_out_pointer
+    full = threading.Event()
+
+    def no_space(*_) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def point_and_fill(self: transaction.Copy, *words) -> None:
+        full.set()
+        point(self, *words)
+
+    monkeypatch.setattr(transaction.Copy, "_point", point_and_fill)
+    monkeypatch.setattr(State, "write", lambda *words: no_space() if full.is_set() else write(*words))
+    monkeypatch.setattr(transaction, "lay_out_pointer", lambda *words: no_space() if full.is_set() else lay_out(*words))
+    with monkeypatch.context() as patch:
+        check = remote.Remote.check_served
+
+        def unseen(self: remote.Remote, path: str, content: bytes) -> None:
+            if (self.name, path) == ("america", "current/generation.json") and b'"number": 2,' in content:
+                raise remote.InfrastructureError("not seen")
+            check(self, path, content)
+
+        patch.setattr(remote.Remote, "check_served", unseen)
+        assert "not switched: america: not seen; taken back: america, europe; " in two.failed()
+    assert two.shown() == {"europe": 1, "america": 1}
+    full.clear()
+    # that a good switch cannot be noted is no reason to undo it
+    done = two.sync()
+    assert (done.fault, two.shown()) == ("", {"europe": 2, "america": 2})
+    full.clear()
+    monkeypatch.undo()
+    two.synced()
+
+
+def stopped(two: Fleet, ready: Callable[[], bool]) -> Sync:
+    """Start the job, end it by SIGTERM once it is ready, and return what it left."""
+    workspace = two.place / "workspace"
+    workspace.mkdir()
+    environment = {**os.environ, "PKGCI_CONFIG": str(two.config.directory), "RELEASE": "rocket"}
+    words = [sys.executable, "-c", "from pkgci.cli import main; main()", "mirror-sync", "deb"]
+    with subprocess.Popen(words, cwd=workspace, env=environment, stdout=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 30
+        while not ready():
+            assert process.poll() is None, process.stdout.read().decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.terminate()
+        said = process.stdout.read().decode()
+    assert process.returncode == 143, said
+    assert two.faults() == []
+    done = Sync.read(workspace / "artifacts/sync.json")
+    assert {one.name: one.after for one in done.repositories[0].mirrors} == two.shown()
+    return done
+
+
+def test_a_sync_that_is_stopped_while_it_sends_ends_at_once_and_switches_nothing(two: Fleet, line: Line):
+    next(versions(two))
+    line.restart(("silent", 0, 100))
+    (done,) = stopped(two, lambda: bool(line.lengths and line.lengths[0])).repositories
+    assert "no pointer was switched, since america: stopped" in done.fault
+    assert done.seconds < 8
+    assert set(two.shown().values()) == {2}
+    line.restart()
+    two.idle()
+    two.synced()
+
+
+def test_a_sync_that_is_stopped_between_two_switches_brings_them_to_their_end(two: Fleet, line: Line):
+    next(versions(two))
+    line.delay = 0.1
+    line.restart()
+    (done,) = stopped(two, lambda: two.shown() == {"europe": 3, "america": 2}).repositories
+    assert (done.fault, two.shown()) == ("", {"europe": 3, "america": 3})
+
+
+def test_the_line_by_ssh_is_cut_at_every_step(two: Fleet):
+    sshd = two.sshd("asia")
+    line = Line(sshd.port)
+    two.add("asia", ssh=sshd.account(port=line.port))
+    two.synced()
+    publish = versions(two)
+    next(publish)
+    line.restart()
+    two.synced()
+    for connection, length in enumerate(list(line.lengths)):
+        next(publish)
+        line.restart(("cut", connection, length // 2))
+        done = two.sync()
+        assert two.faults() == []
+        assert "asia" in done.fault or set(two.shown().values()) == {done.generation}
+        line.restart()
+        two.synced()
+    line.end()
+
+
+def test_the_line_to_a_web_server_is_cut_at_every_step(two: Fleet):
+    line = Line(two.port)
+    two.add("america", url=f"http://127.0.0.1:{line.port}/america/")
+    two.synced()
+    publish = versions(two)
+    assert len(line.lengths) >= 3
+    for connection, length in enumerate(list(line.lengths)):
+        next(publish)
+        line.restart(("cut", connection, length // 2))
+        # it is asked again
+        two.synced()
+    line.end()
 
 
 def test_what_was_damaged_in_the_pool_by_hand_is_mended_when_all_is_gone_through(two: Fleet):
