@@ -57,7 +57,7 @@ def mirror_sync(config: Config, form: str, release: str, artifacts: Path, *, eve
         except PkgciError as error:
             if release:
                 raise
-            failed(name, "", str(error))
+            failed(name, "", f"release {name}: {error}")
 
     def one(repository: Repository, stop: Stop) -> None:
         try:
