@@ -1,21 +1,23 @@
 """`pkgci where`: where a change is on its way, from the queue to the mirrors, and why it waits there.
 
 It asks the engine for the builds that are about the change, the gate records for what was tested with it, the released
-repositories for the generation that has what was built, and the mirrors for what their readers see.
+repositories for the generation that has what was built, and the mirrors for what their readers see. A build after the merge
+knows no change's number: Gerrit, or Git by the tree of the gate record, says as which commit it was merged.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pkgci import gaterecord
+from pkgci import gaterecord, review
 from pkgci.artifacts import Repository as Published
 from pkgci.artifacts import Result, Sync
 from pkgci.config import Config
 from pkgci.engines.base import BuildInfo, BuildRef, Engine
-from pkgci.errors import RequestError
+from pkgci.errors import PkgciError, RequestError
+from pkgci.merged import Branch
 from pkgci.mirrors.standing import Standing, standings
 from pkgci.released.repository import Repository, repositories
 
@@ -25,6 +27,8 @@ BUILDS = 200
 GENERATIONS = 1000
 # files of gate records
 RECORDS = 2000
+# of syncs
+SYNCS = 50
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,35 @@ class Made:
     target: str
     source: str
     name: str
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The commit that the change is merged as, and the branch that has it."""
+
+    branch: Branch
+    commit: str
+
+    def by(self, parameters: Mapping[str, str]) -> bool:
+        """Return whether a build after a merge is about it."""
+        branch = parameters.get("ZUUL_REFNAME", "").removeprefix("refs/heads/")
+        if (parameters.get("ZUUL_PROJECT"), branch) != (self.branch.project, self.branch.name):
+            return False
+        old, new = parameters.get("ZUUL_OLDREV"), parameters.get("ZUUL_NEWREV", "")
+        # one push may bring several changes
+        return self.within(new) and not self.within(old) if old else new == self.commit
+
+    def within(self, commit: str) -> bool:
+        """Return whether a commit of the project has it in its history."""
+        return self.branch.later(commit, self.commit)
+
+
+@dataclass(frozen=True)
+class Stay:
+    """The first generation that has builds of the change, or later ones, and the one that took them back; 0 for none."""
+
+    since: int = 0
+    until: int = 0
 
 
 def where(config: Config, engine: Engine, change: str) -> Iterator[str]:
@@ -46,50 +79,83 @@ def where(config: Config, engine: Engine, change: str) -> Iterator[str]:
             the commit that it was merged by.
 
     Raises:
-        RequestError: `change` is no such name, or no build is about it.
+        RequestError: `change` is no such name, or nothing is known about it.
         InfrastructureError: the engine or a repository cannot be read.
     """
     if not re.fullmatch(CHANGE, change):
         raise RequestError(f"{change[:100]!r} names no change; write NUMBER, NUMBER,PATCHSET, or digits of a commit")
-    builds = sorted(_builds(engine, change), key=lambda one: one[1].queued)
-    if not builds:
-        raise RequestError(f"no build that the engine keeps is about {change}; `pkgci jobs list` shows all jobs")
+    records = _gated(config, change)
+    merged = None
+    try:
+        merged = _merged(config, change, records)
+    except PkgciError as error:
+        yield f"whether it is merged is not known: {error}"
+    builds = sorted(_builds(engine, change, merged), key=lambda one: one[1].queued)
+    if not builds and not records and not merged:
+        raise RequestError(f"no build or gate record that is kept is about {change}; `pkgci jobs list` shows all jobs")
     made: dict[str, Made] = {}
     for ref, info in builds:
         reason, built = _left(engine, ref)
         made |= built
         waits = f"for an executor of the label of {ref.job}" if info.state == "queued" else reason
         yield f"{info.queued:%Y-%m-%d %H:%M:%S}  {ref}: {info.state}{': ' if waits else ''}{waits}"
-    for record in _gated(config, change):
+    for record in records:
         places = [place for place, one in enumerate(record.changes) if _named(one, change)]
         builds_of_it = [one for one in record.builds if {*places} & {*one.changes}]
         made |= {one.key: Made(one.target, one.package, one.package) for one in builds_of_it if one.key not in made}
         names = ", ".join(one.name for one in record.changes)
         yield f"{record.time:%Y-%m-%d %H:%M:%S}  gate record of {names}: {len(builds_of_it)} builds of it are tested"
+    if merged:
+        yield f"merged into {merged.branch.name} of {merged.branch.project} as {merged.commit[:12]}"
     if not made:
         yield "nothing of it is published, for tests or for users"
         return
-    generations: dict[str, int] = {}
+    yield from _published(config, engine, made, merged)
+
+
+def _published(config: Config, engine: Engine, made: Mapping[str, Made], merged: Merged | None) -> Iterator[str]:
+    """Yield where its builds are, for users."""
+    stays: dict[str, list[Stay]] = {}
     for repository in repositories(config) if config.settings.released else ():
-        for key, one in made.items():
-            if one.target in repository.targets:
-                number = _generation(repository, key)
-                generations[repository.name] = max(number, generations.get(repository.name, 0))
-                yield f"repository {repository.name}: {_released(repository, one, number)}"
-    faults = _faults(engine)
+        for place in dict.fromkeys(
+            (one.target, one.source) for one in made.values() if one.target in repository.targets
+        ):
+            keys = {key: one.name for key, one in made.items() if (one.target, one.source) == place}
+            name, stay = _stay(repository, *place, keys, merged)
+            stays.setdefault(repository.name, []).append(stay)
+            yield f"repository {repository.name}: {name} {_said(stay)}{_held(repository, place[1])}"
+    faults = _faults(engine, stays)
     for standing in standings(config):
-        number = generations.get(standing.repository, 0)
-        if number:
-            there = _there(standing, number, faults.get(standing.repository, ""))
+        known = [stay for stay in stays.get(standing.repository, ()) if stay.since]
+        if known:
+            there = _there(standing, known, faults.get(standing.repository, ""))
             yield f"mirror {standing.mirror} of {standing.repository}: {there}"
 
 
-def _builds(engine: Engine, change: str) -> Iterator[tuple[BuildRef, BuildInfo]]:
+def _merged(config: Config, change: str, records: Sequence[gaterecord.GateRecord]) -> Merged | None:
+    """Return what a change is merged as, None when it is not, or nobody can say."""
+    number = re.fullmatch(r"([0-9]{1,10})(,[0-9]+)?", change)
+    found = review.merged(config, number[1]) if config.settings.review and number else None
+    if found:
+        project, branch, commit = found
+        return Merged(Branch(config, project, branch), commit)
+    for record in reversed(records) if config.settings.gerrit else ():
+        for one in record.changes:
+            branch = Branch(config, one.project, one.branch) if _named(one, change) else None
+            commit = branch.commit_of(one.tree, one.count) if branch else None
+            if branch and commit:
+                return Merged(branch, commit)
+    return None
+
+
+def _builds(engine: Engine, change: str, merged: Merged | None) -> Iterator[tuple[BuildRef, BuildInfo]]:
     """Yield the builds that are about a change, without those that others had started and that have ended."""
     for job in engine.jobs():
         for ref in engine.builds(job)[-BUILDS:]:
             info = engine.record(ref)
-            if _about(info.parameters, change) and (info.alive or not info.parameters.get("PARENT")):
+            if info.parameters.get("PARENT") and not info.alive:
+                continue
+            if _about(info.parameters, change) or (merged and merged.by(info.parameters)):
                 yield ref, info
 
 
@@ -128,38 +194,77 @@ def _named(gated: gaterecord.GatedChange, change: str) -> bool:
     return change in (gated.number, gated.name) or (len(change) >= 7 and gated.tree.startswith(change))
 
 
-def _generation(repository: Repository, key: str) -> int:
-    """Return the newest generation that a build came into the repository with; 0 for none."""
+def _stay(
+    repository: Repository, target: str, source: str, keys: Mapping[str, str], merged: Merged | None
+) -> tuple[str, Stay]:
+    """Return what a person calls the builds of a package, and since when a repository has one of them, or a later one."""
+    having, name, live, at = set(keys), next(iter(keys.values())), "", 0
+    since = until = 0
     current = repository.current()
     newest = current.number if current else 0
-    for number in range(newest, max(0, newest - GENERATIONS), -1):
-        if any(build.key == key for build in repository.generation(number).added):
-            return number
-    return 0
+    for number in range(max(1, newest - GENERATIONS + 1), newest + 1):
+        record = repository.generation(number)
+        added, removed = (
+            next((one.key for one in builds if (one.target, one.source) == (target, source)), "")
+            for builds in (record.added, record.removed)
+        )
+        if not added and not removed:
+            continue
+        if added and since and record.kind == "publish":
+            # a branch only grows: what is published later has it too
+            having.add(added)
+        live, at = added, number
+        if live in having:
+            name, since, until = keys.get(live, name), number if until else since or number, 0
+        elif since and not until:
+            until = number
+    if merged and live and (not since or until):
+        # what a gate has tested is not always what is published
+        origin = repository.origin(live, source)
+        commits = [one.commit for one in origin.commits if one.project == merged.branch.project] if origin else []
+        if any(map(merged.within, commits)):
+            since, until = at, 0
+    return name, Stay(since, until)
 
 
-def _released(repository: Repository, made: Made, generation: int) -> str:
-    hold = repository.holds().get(made.source)
-    held = f"; on hold since generation {hold.generation}: {hold.reason}" if hold else ""
-    return f"{made.name} since generation {generation}{held}" if generation else f"{made.name} is not released{held}"
+def _said(stay: Stay) -> str:
+    if stay.until:
+        return f"was there since generation {stay.since}; generation {stay.until} took it back"
+    return f"since generation {stay.since}" if stay.since else "is not released"
 
 
-def _faults(engine: Engine) -> dict[str, str]:
-    """Return why the last sync of each repository failed, by its name."""
+def _held(repository: Repository, source: str) -> str:
+    hold = repository.holds().get(source)
+    return f"; on hold since generation {hold.generation}: {hold.reason}" if hold else ""
+
+
+def _faults(engine: Engine, repositories: Collection[str]) -> dict[str, str]:
+    """Return why the last sync of each of these repositories failed, by its name."""
     found: dict[str, str] = {}
-    for job in (job for job in engine.jobs() if job.startswith("mirror-sync-")):
-        ended = [ref for ref in engine.builds(job)[-BUILDS:] if engine.state(ref) not in ("queued", "running")]
+    syncs = [(ref.number, ref) for job in engine.jobs() if job.startswith("mirror-sync-") for ref in engine.builds(job)]
+    for _, ref in sorted(syncs, reverse=True)[:SYNCS]:
+        if found.keys() >= set(repositories):
+            break
+        if engine.state(ref) in ("queued", "running"):
+            continue
         with TemporaryDirectory() as scratch:
-            if ended:
-                engine.artifacts(ended[-1], Path(scratch))
+            engine.artifacts(ref, Path(scratch))
             record = Path(scratch, "artifacts", "sync.json")
-            if record.exists():
-                found |= {f"{one.release}/{one.codename}": one.fault for one in Sync.read(record).repositories}
+            done = Sync.read(record).repositories if record.exists() else ()
+            # of several in one the last counts; what was left to another sync says nothing
+            said = {f"{one.release}/{one.codename}": one.fault for one in done if one.mirrors or one.fault}
+        found = {**said, **found}
     return found
 
 
-def _there(one: Standing, number: int, fault: str) -> str:
-    if one.generation is not None and one.generation >= number:
-        return f"there, at generation {one.generation}"
-    at = "unknown" if one.generation is None else f"at generation {one.generation}"
-    return f"not there, {at}: {one.fault or fault or 'the next sync brings it'}"
+def _there(one: Standing, stays: Sequence[Stay], fault: str) -> str:
+    why = f"aside: {one.aside}" if one.aside else one.fault or fault or "the next sync brings it"
+    if one.generation is None:
+        return f"unknown: {why}"
+    generation = one.generation
+    at = f"at generation {generation}"
+    lasting = [stay for stay in stays if not stay.until]
+    if not lasting:
+        still = any(stay.since <= generation < stay.until for stay in stays)
+        return f"there still, {at}: {why}" if still else f"not there any more, {at}"
+    return f"there, {at}" if all(stay.since <= generation for stay in lasting) else f"not there, {at}: {why}"
