@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from pkgci.artifacts import Sync
 from pkgci.engines.base import BuildRef
 from pkgci.engines.local import LocalEngine
 from pkgci.errors import InfrastructureError, RequestError
+from pkgci.gaterecord import GatedBuild, GatedChange, GateRecord
 from pkgci.locks import locked
 from pkgci.mirrors import remote
 from pkgci.released.records import Origin, Publication
@@ -332,17 +334,19 @@ def test_an_operator_sees_where_each_mirror_is(mirrors: Fleet):
 def test_a_publication_of_a_merged_change_starts_the_sync_and_does_not_fail_with_it(mirrors: Fleet, tmp_path):
     rsyncd = mirrors.rsyncd("europe")
     gerrit, work = tmp_path / "gerrit/tools/hello", tmp_path / "work"
-    commit = trees.commit(work, trees.deb("hello"))
+    trees.commit(work, trees.deb("hello"))
     trees.git(work, "clone", "-q", "--bare", work, gerrit)
     settings = mirrors.config.directory / "config.yaml"
     known = yaml.safe_load(settings.read_text())
     known["paths"]["state"] = str(tmp_path / "state")
     settings.write_text(yaml.safe_dump({**known, "gerrit": f"file://{tmp_path}/gerrit/"}))
     mirrors.configured()
-    tree = trees.git(work, "rev-parse", "HEAD^{tree}")
     engine = LocalEngine(mirrors.config)
-    given = {"ZUUL_PROJECT": "tools/hello", "ZUUL_REFNAME": "main", "ZUUL_NEWREV": commit, "ZUUL_CHANGE": "4711"}
     for number, outcome in ((1, "SUCCESS"), (2, "FAILURE")):
+        commit = trees.commit(work, {"text": str(number)})
+        trees.git(work, "push", "-q", gerrit, "HEAD:main")
+        tree = trees.git(work, "rev-parse", "HEAD^{tree}")
+        given = {"ZUUL_PROJECT": "tools/hello", "ZUUL_REFNAME": "main", "ZUUL_NEWREV": commit}
         key = built(mirrors.config, "hello", str(number), tree=tree).key
         published = engine.start("publish-bookworm-amd64", {**given, "BUILD_KEY": key})
         assert engine.wait(published) == "SUCCESS"
@@ -351,12 +355,22 @@ def test_a_publication_of_a_merged_change_starts_the_sync_and_does_not_fail_with
         assert engine.record(sync).parameters["RELEASE"] == "rocket"
         assert mirrors.shown() == {"europe": 1}
         rsyncd.end()
+    gated = GatedChange(project="tools/hello", branch="main", number="4711", patchset="1", tree=tree, count=3)
+    about = {"package": "hello", "branch": "main", "target": "bookworm-amd64", "key": key}
+    build = GatedBuild(**about, source_tree=tree, packaging_tree=tree, changes=(0,))
+    record = GateRecord(run="run", pipeline="gate", time=datetime.now(UTC), changes=(gated,), builds=(build,))
+    record.write(mirrors.config.data / f"gate/{tree}.json")
     told = list(where(mirrors.config, engine, "4711"))
-    assert re.search(r"publish-bookworm-amd64/2: SUCCESS: 1 packages at http", told[1])
-    assert told[2:4] == [f"repository rocket/bookworm: hello {one} since generation {one}" for one in (1, 2)]
+    assert re.search(r"publish-bookworm-amd64/2: SUCCESS: 1 packages at http", told[0])
+    assert told[1].endswith("gate record of 4711,1: 1 builds of it are tested")
+    assert told[2:4] == [
+        f"merged into main of tools/hello as {commit[:12]}",
+        "repository rocket/bookworm: hello 2 since generation 2",
+    ]
     assert told[4].startswith("mirror europe of rocket/bookworm: not there, at generation 1: no pointer was switched")
-    assert list(where(mirrors.config, engine, commit[:8])) == told
-    with pytest.raises(RequestError, match="no build that the engine keeps is about 4712,3"):
+    by_commit = list(where(mirrors.config, engine, commit[:8]))
+    assert by_commit == [told[0], *told[3:]]
+    with pytest.raises(RequestError, match="no build or gate record that is kept is about 4712,3"):
         list(where(mirrors.config, engine, "4712,3"))
     rsyncd.start()
     # as the timer starts it
