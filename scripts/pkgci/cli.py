@@ -136,7 +136,7 @@ def publish(target: str) -> None:
             key, test = parameters.required("BUILD_KEY"), parameters.get("TEST_REPOSITORY") == "true"
             made = job(context.config, target, change, key, parameters.run_name(key), ARTIFACTS, test)
             said = f"{len(made.packages)} packages at {made.url}"
-        sync_mirrors(context, target, ARTIFACTS)
+        sync_mirrors(context, ARTIFACTS)
         return said
 
     _step("publish", body)
@@ -222,12 +222,12 @@ def systest(target: str) -> None:
 def mirror_sync(form: str) -> None:
     """Job: bring the mirrors of released repositories to their current generations. RELEASE names one release only."""
     from pkgci.artifacts import ARTIFACTS
-    from pkgci.change import Parameters
+    from pkgci.change import MIRRORS, RULES, Parameters
     from pkgci.mirror import mirror_sync as job
     from pkgci.mirror import summary
 
     def body(context) -> str:
-        parameters = Parameters.read(os.environ)
+        parameters = Parameters.read(os.environ, RULES | MIRRORS)
         everything = parameters.get("EVERYTHING") == "true"
         return summary(job(context.config, form, parameters.get("RELEASE"), ARTIFACTS, everything=everything))
 
@@ -239,8 +239,16 @@ def repository_maintain() -> None:
     """Job: sign released repositories anew where that is due, remove former generations, warn before the key expires."""
     from pkgci.artifacts import ARTIFACTS
     from pkgci.maintain import maintain as job
+    from pkgci.maintain import sync_mirrors
 
-    _step("repository-maintain", lambda context: job(context.config, datetime.now(UTC), ARTIFACTS))
+    def body(context) -> str:
+        try:
+            return job(context.config, datetime.now(UTC), ARTIFACTS)
+        finally:
+            # what needs a person in one repository does not keep another's mirrors waiting
+            sync_mirrors(context, ARTIFACTS)
+
+    _step("repository-maintain", body)
 
 
 @main.command()

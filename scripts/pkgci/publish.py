@@ -15,8 +15,8 @@ from pkgci import repository, source
 from pkgci.artifacts import ReleaseOutcome, Repository
 from pkgci.change import Change
 from pkgci.config import Config
-from pkgci.errors import PkgciError
 from pkgci.merged import Branch
+from pkgci.mirrors.jobs import start_syncs
 from pkgci.released import merges
 from pkgci.step import StepContext
 from pkgci.store import Store
@@ -58,23 +58,17 @@ def publish(
     return published
 
 
-def sync_mirrors(context: StepContext, target_name: str, artifacts: Path) -> None:
-    """Start the sync of the mirrors of what a merged change was published to; how it ends is its own result.
+def sync_mirrors(context: StepContext, artifacts: Path) -> None:
+    """Start the sync of the mirrors of what a merged change was published to.
 
     Args:
         context: starts the job.
-        target_name: the target.
         artifacts: the directory with `released.json`; without it there is nothing to sync.
     """
     record = artifacts / merges.OUTCOME
     outcome = ReleaseOutcome.read(record) if record.exists() else None
-    release = outcome.repository.partition("/")[0] if outcome and outcome.result != "absent" else ""
-    if not release or not context.config.release(release).mirrors:
-        return
-    try:
-        context.launch(f"mirror-sync-{context.config.target(target_name).format}", {"RELEASE": release})
-    except PkgciError as error:
-        log.warning("the mirrors are left to the next sync: %s", error)
+    if outcome and outcome.result != "absent":
+        start_syncs(context, [outcome.repository])
 
 
 def _merged(config: Config, change: Change) -> bool:

@@ -7,6 +7,7 @@ import click
 
 from pkgci.config import Config
 from pkgci.errors import Exit, RequestError
+from pkgci.mirrors.jobs import sync_job
 from pkgci.released.audit import audit
 from pkgci.released.records import ReleasedBuild, difference
 from pkgci.released.repository import Repository, rollback
@@ -97,6 +98,9 @@ def _rollback(repository: str, generation: int, packages: tuple[str, ...], reaso
     click.echo(f"generation {made.number} of {opened.name}")
     for line in _changed(made.removed, made.added):
         click.echo(f"  {line}; on hold")
+    job = sync_job(opened.config, opened.name)
+    if job:
+        click.echo(f"its mirrors still have what it takes away; now: pkgci jobs run {job[0]} RELEASE={job[1]}")
 
 
 @repo.command("unhold")

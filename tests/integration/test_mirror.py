@@ -326,6 +326,8 @@ def test_an_operator_sees_where_each_mirror_is(mirrors: Fleet):
     mirrors.add("asia", aside="")
     del mirrors.settings["asia"]
     mirrors.configured()
+    _, said = pkgci(mirrors.config, "repo", "rollback", "rocket/bookworm", "1", "--reason", "broken")
+    assert said.endswith("what it takes away; now: pkgci jobs run mirror-sync-deb RELEASE=rocket\n")
     mirrors.synced()
     code, said = pkgci(mirrors.config, "mirror", "status")
     assert (code, said.count("up to date"), said.count("nothing is published yet\n")) == (0, 2, 2)

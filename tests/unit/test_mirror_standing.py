@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pkgci import mirror
-from pkgci.artifacts import Sync
+from pkgci import maintain, mirror
+from pkgci.artifacts import Maintained, Maintenance, ReleaseOutcome, Sync
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError, RequestError
 from pkgci.mirrors import standing
+from pkgci.mirrors.jobs import sync_job
 from pkgci.mirrors.standing import mirrored, standings
+from pkgci.publish import sync_mirrors
 from pkgci.released.records import Generation
 from pkgci.released.repository import Repository
+from pkgci.step import StepContext
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 URL = "http://127.0.0.1:1/{}/"
@@ -155,3 +158,39 @@ def test_a_bug_in_one_repository_is_its_fault_and_the_others_are_recorded(
         mirror.mirror_sync(config, "deb", "", tmp_path)
     assert [one.fault for one in Sync.read(tmp_path / "sync.json").repositories] == ["ValueError: a bug", ""]
     assert "Traceback" in caplog.text
+
+
+class Context(StepContext):
+    """Of a step that starts jobs."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.launched: list[tuple[str, dict]] = []
+
+    def launch(self, job: str, parameters: dict) -> None:
+        self.launched.append((job, parameters))
+
+
+def test_what_is_published_and_what_is_signed_anew_goes_to_the_mirrors(config: Config, tmp_path):
+    context = Context(describe(config, "alone"))
+    wanted = [("mirror-sync-deb", {"RELEASE": "rocket"})]
+    sync_mirrors(context, tmp_path)
+    maintain.sync_mirrors(context, tmp_path)
+    for repository, result in (("", "absent"), ("alone/bookworm", "published")):
+        ReleaseOutcome(repository=repository, result=result, reason="").write(tmp_path / "released.json")
+        sync_mirrors(context, tmp_path)
+    about = {"generation": 1, "valid_until": None, "cleaned": ()}
+    names = {"rocket/bookworm": "", "alone/bookworm": "it is due"}
+    for renewed in ("", "it is due"):
+        done = [
+            Maintained(repository=name, renewed=why, **about)
+            for name, why in {**names, "rocket/bookworm": renewed}.items()
+        ]
+        Maintenance(repositories=tuple(done), key_expires=None, problems=()).write(tmp_path / "maintenance.json")
+        maintain.sync_mirrors(context, tmp_path)
+        assert context.launched == (wanted if renewed else [])
+    ReleaseOutcome(repository="rocket/bookworm", result="published", reason="").write(tmp_path / "released.json")
+    sync_mirrors(context, tmp_path)
+    assert context.launched == wanted * 2
+    assert sync_job(config, "rocket/debianrpm") is None

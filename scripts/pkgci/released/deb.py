@@ -143,10 +143,10 @@ class Deb:
             "README": f"""{place.label} for {place.codename}: packages in an index that is signed by the key
 {place.key.fingerprint}
 
-Install the key and the lines for apt, once:
+Install the key and the lines for apt, once (they lead to the repository itself, also from one of its mirrors):
   curl -fsSO {place.url}{self.keyring(place)}
   sudo apt-get install ./{self.keyring(place)}
-or only the lines, with the key in them:
+or only the lines, with the key in them (they lead here):
   sudo curl -fsSo /etc/apt/sources.list.d/{place.label}.sources {place.url}{apt.CLIENT}
 then:
   sudo apt-get update

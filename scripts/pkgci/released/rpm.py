@@ -175,9 +175,9 @@ class Rpm:
             "README": f"""{place.label} for {place.codename}: packages that are signed, in an index that is signed, by the key
 {place.key.fingerprint}
 
-Install the key and the lines for dnf, once:
+Install the key and the lines for dnf, once (they lead to the repository itself, also from one of its mirrors):
   sudo dnf install {place.url}{self.keyring(place)}
-or only the lines:
+or only the lines (they lead here):
   sudo curl -fsSo /etc/yum.repos.d/{place.label}.repo {place.url}{repomd.CLIENT}
 """,
         }
