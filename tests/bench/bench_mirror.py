@@ -2,7 +2,7 @@
 
 The mirrors are rsync daemons on loopback; peers go to both at once too. One package in many is new, or nothing is. Ours is
 measured as the call that the job makes, with what it does more: every file verified, looked for over HTTP, the pointers
-switched together.
+switched together; and as the whole job, which begins with the start of Python, as rsync begins with its own.
 """
 
 import json
@@ -34,8 +34,8 @@ from pkgci.mirrors.transaction import sync
 from pkgci.released.records import Commit, Origin, Publication
 from pkgci.released.repository import Repository, try_to_publish
 
-# each package has some ten files in the pool
-SIZES = tuple(int(size) for size in os.environ.get("PKGCI_BENCH_MIRRORED", "100 10000").split())
+# each package has some seven files: about 1,000 and 100,000
+SIZES = tuple(int(size) for size in os.environ.get("PKGCI_BENCH_MIRRORED", "150 15000").split())
 IN_PLACE, SNAPSHOT = "rsync -a --delete in place", "rsync -a --link-dest to a snapshot"
 
 
@@ -60,27 +60,33 @@ def rows(runs: int) -> Iterator[Row]:
                 what = f"sync none of {size}"
                 yield Row(what, peer, took["nothing ours"], took[f"nothing {peer}"], 1 / 10 if large else inf)
             if size == SIZES[-1]:
-                yield from jobs(bench, max(3, runs), took[f"new {IN_PLACE}"])
+                yield from jobs(bench, max(3, runs), took[f"new {IN_PLACE}"], took[f"nothing {IN_PLACE}"])
     if len(SIZES) > 1:
         yield Row(f"sync one of {SIZES[-1]}", f"ours of {SIZES[0]}", new[SIZES[-1]], new[SIZES[0]], ratio=2)
 
 
-def jobs(bench: "Mirrored", runs: int, rsync: list[float]) -> Iterator[Row]:
-    """Measure whole jobs: one that has nothing to do, and the way from a merge to both mirrors."""
+def jobs(bench: "Mirrored", runs: int, rsync: list[float], rsync_of_nothing: list[float]) -> Iterator[Row]:
+    """Measure whole jobs: of one new package, of nothing, and the way from a merge to both mirrors."""
     engine = LocalEngine(bench.config)
     environment = {**os.environ, "PKGCI_CONFIG": str(bench.config.directory), "WORKSPACE": str(bench.scratch)}
     words = [Path(sys.executable).with_name("pkgci"), "mirror-sync", "deb"]
 
-    def nothing() -> None:
+    def job() -> None:
         given = {**environment, "RELEASE": "many"}
         subprocess.run(words, check=True, cwd=bench.scratch, env=given, stdout=subprocess.DEVNULL)
 
     def start() -> None:
         subprocess.run([sys.executable, "-c", "import pkgci.cli"], check=True, env=environment)
 
-    nothing()
-    fixed = [timed(nothing) for _ in range(runs)]
+    job()
+    fixed = [timed(job) for _ in range(runs)]
     yield Row("sync job, nothing to do", "python with our command line", fixed, [timed(start) for _ in fixed], inf, 0.3)
+    yield Row("sync job, nothing to do", IN_PLACE, fixed, rsync_of_nothing, inf)
+    new = []
+    for number in range(runs):
+        bench.publish_next(runs + number)
+        new.append(timed(job))
+    yield Row("sync job, one new package", IN_PLACE, new, rsync, inf)
     place = bench.scratch / "reprepro"
     place.mkdir()
     reprepro_prepare(bench, place)
@@ -139,7 +145,7 @@ class Mirrored(Bench):
 
     def sync(self) -> None:
         """Sync as the job does."""
-        done = sync(self.repository)
+        (done,) = sync(self.repository)
         assert not done.fault, done.fault
 
     def in_place(self) -> None:

@@ -186,7 +186,7 @@ def test_another_host_key_than_the_configured_one_is_refused(mirrors: Fleet):
 
 @contextmanager
 def inside(place: Path, gnupg: tuple[str, str]) -> Iterator[Fleet]:
-    """Two mirrors at generation 1 in a process with a disk of its own at `mirrors/america`."""
+    """Two mirrors at generation 1 in a process with a disk of its own for one of them, or for both."""
     with fleet(place, gnupg) as made:
         made.rsyncd("europe")
         made.rsyncd("america")
@@ -195,14 +195,20 @@ def inside(place: Path, gnupg: tuple[str, str]) -> Iterator[Fleet]:
         yield made
 
 
-def test_a_full_disk_of_one_mirror_leaves_both_where_they_are(tmp_path, gnupg):
+WHICH = {"of one mirror": "mirrors/america", "of both": "mirrors"}
+
+
+@pytest.mark.parametrize("which", WHICH)
+def test_a_full_disk_leaves_both_where_they_are(tmp_path, gnupg, which: str):
+    disk = tmp_path / WHICH[which]
+
     def work() -> None:
         with inside(tmp_path, gnupg) as two:
             publish, outcomes = versions(two), set()
-            for blocks in (0, 1, 2, 4, 8, 16, 64):
+            for blocks in (0, 1, 4, 16, 64) if which == "of both" else (0, 1, 2, 4, 8, 16, 64):
                 next(publish)
-                free = os.statvfs(two.tree("america")).f_bavail * 4096
-                (two.tree("america") / "ballast").write_bytes(b"x" * max(0, free - blocks * 4096))
+                free = os.statvfs(disk).f_bavail * 4096
+                (disk / "ballast").write_bytes(b"x" * max(0, free - blocks * 4096))
                 before = two.shown()
                 done = two.sync()
                 assert two.faults() == []
@@ -210,42 +216,53 @@ def test_a_full_disk_of_one_mirror_leaves_both_where_they_are(tmp_path, gnupg):
                 if done.fault:
                     assert "No space left" in done.fault
                     assert two.shown() == before
-                (two.tree("america") / "ballast").unlink()
+                (disk / "ballast").unlink()
                 two.synced()
             assert outcomes == {False, True}
 
-    with_own_disk(tmp_path / "mirrors/america", "2m", work)
+    with_own_disk(disk, "4m", work)
 
 
-def test_a_read_only_file_system_of_one_mirror_leaves_both_where_they_are(tmp_path, gnupg):
+@pytest.mark.parametrize("which", WHICH)
+def test_a_read_only_file_system_leaves_both_where_they_are(tmp_path, gnupg, which: str):
+    disk = tmp_path / WHICH[which]
+
     def work() -> None:
         with inside(tmp_path, gnupg) as two:
             next(versions(two))
-            run("mount", "-o", "remount,ro", two.tree("america"))
-            assert "america: cannot send to it: " in (fault := two.failed())
+            run("mount", "-o", "remount,ro", disk)
+            fault = two.failed()
+            assert "america: cannot send to it: " in fault
+            assert ("europe: cannot send to it: " in fault) == (which == "of both")
             assert "Read-only file system" in fault
             assert set(two.shown().values()) == {1}
-            run("mount", "-o", "remount,rw", two.tree("america"))
+            run("mount", "-o", "remount,rw", disk)
             two.synced()
 
-    with_own_disk(tmp_path / "mirrors/america", "2m", work)
+    with_own_disk(disk, "4m", work)
 
 
-def test_permission_denied_on_one_mirror_leaves_both_where_they_are_and_deletes_nothing(two: Fleet):
-    before, rsyncd = two.files(), two.rsyncds["america"]
-    rsyncd.end()
-    rsyncd.start({"uid": "nobody", "gid": "nogroup"} if os.getuid() == 0 else {"read only": "yes"})
-    assert "america: cannot send to it: " in two.failed()
+@pytest.mark.parametrize("refusing", [["america"], ["america", "europe"]])
+def test_permission_denied_leaves_both_where_they_are_and_deletes_nothing(two: Fleet, refusing: list[str]):
+    before = two.files()
+    for name in refusing:
+        two.rsyncds[name].end()
+        two.rsyncds[name].start({"uid": "nobody", "gid": "nogroup"} if os.getuid() == 0 else {"read only": "yes"})
+    fault = two.failed()
+    assert [name for name in two.settings if f"{name}: cannot send to it: " in fault] == sorted(refusing, reverse=True)
     assert two.files()["america"] == before["america"]
     # not even to be read: nothing is known of its pointer, which is not taken for none
-    two.tree("america").chmod(0o700 if os.getuid() == 0 else 0)
+    for name in refusing:
+        two.tree(name).chmod(0o700 if os.getuid() == 0 else 0)
     done = two.sync()
-    two.tree("america").chmod(0o755)
-    assert "america: cannot look at it: " in done.fault
-    assert "america unknown" in done.fault
+    for name in refusing:
+        two.tree(name).chmod(0o755)
+        assert f"{name}: cannot look at it: " in done.fault
+        assert f"{name} unknown" in done.fault
     assert two.files()["america"] == before["america"]
-    rsyncd.end()
-    rsyncd.start()
+    for name in refusing:
+        two.rsyncds[name].end()
+        two.rsyncds[name].start()
     two.synced()
 
 
