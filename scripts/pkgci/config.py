@@ -151,7 +151,7 @@ class Released(Section):
 
     gnupg_home: AbsolutePath = Field(description="GNUPGHOME of the agent that holds the key")
     key: Annotated[str, StringConstraints(pattern=r"^[0-9A-F]{40}$")] = Field(description="its fingerprint")
-    wait_seconds: int = Field(600, ge=0, description="how long a publication, or a sync, waits for another one's lock")
+    wait_seconds: int = Field(600, ge=0, description="how long a publication waits for another one's lock")
     sibling_seconds: int = Field(
         60, ge=0, description="how long one waits for the other changes of its gate run to be merged"
     )

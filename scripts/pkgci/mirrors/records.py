@@ -24,7 +24,7 @@ class State(Record):
     `generation` is where its pointer leads to, 0 before the first; `prepared` is one that is there as a whole too, and
     that a killed run may have led it to. A mirror whose pointer leads anywhere else is not as we left it. `whole` is when all
     that it has to have was last gone through, None while that is still to be done; `settled`, that nothing has failed or was
-    cut short since the last run.
+    cut short since.
     """
 
     generation: int = 0
