@@ -78,7 +78,7 @@ SOAK = "PKGCI_KILLS" in os.environ
 
 
 def test_a_sync_is_killed_at_its_fault_points(two: Fleet):
-    points, seen = killed_everywhere(two, two.sync, 1 if SOAK else 7)
+    points, seen = killed_everywhere(two, two.sync, 1 if SOAK else 9)
     assert points > 200
     assert seen >= {(1, 1), (2, 2)}
 
@@ -90,7 +90,7 @@ def test_taking_back_is_killed_at_its_fault_points(two: Fleet, monkeypatch):
 
     parent = os.getpid()
     monkeypatch.setattr(remote.Remote, "check_served", fail)
-    points, seen = killed_everywhere(two, two.sync, 1 if SOAK else 11)
+    points, seen = killed_everywhere(two, two.sync, 1 if SOAK else 13)
     assert points > 200
     assert seen >= {(1, 1)}
 
@@ -470,8 +470,8 @@ def test_the_line_by_ssh_is_cut_at_every_step(two: Fleet):
         done = two.sync()
         assert two.faults() == []
         assert "asia" in done.fault or set(two.shown().values()) == {done.generation}
-        line.restart()
-        two.synced()
+    line.restart()
+    two.synced()
     line.end()
 
 
