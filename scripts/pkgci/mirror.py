@@ -106,7 +106,7 @@ def mirror() -> None:
 
 @mirror.command("status")
 def _status() -> None:
-    """Show where each mirror is, as its readers see it. Exit code 3 when one that is not put aside has a fault."""
+    """Show where each mirror is, as its readers see it. Exit code 3 when one is behind or has a fault, and is not aside."""
     late = False
     for one in standings(Config()):
         late |= one.late

@@ -154,6 +154,7 @@ def test_who_finds_a_sync_at_work_leaves_it_to_that_one_however_long_it_takes(mi
     def slow(self: remote.Remote, tree: Path, size: int) -> None:
         monkeypatch.setattr(remote.Remote, "compare", compare)
         put(mirrors.config, built(mirrors.config, "hello", "2"))
+        mirrors.add("america", rsync="rsync://127.0.0.1:1/released/", aside="not there yet")
         left.append(mirrors.job("deb", "rocket").repositories)
         # as the timer, and as a person who wants all gone through
         left.append(mirrors.job("deb").repositories)
@@ -164,10 +165,11 @@ def test_who_finds_a_sync_at_work_leaves_it_to_that_one_however_long_it_takes(mi
     done = mirrors.job("deb", "rocket")
     assert [(one.generation, one.fault) for one in done.repositories] == [(1, ""), (2, "")]
     assert [one.whole for one in done.repositories[1].mirrors] == [True]
+    assert done.repositories[1].notice == "america is aside: not there yet"
     notices = [one.notice for (one,) in left]
     assert len(notices) == 3
     assert all(re.match(f"left to the sync that is at work: process {os.getpid()} on ", one) for one in notices)
-    mirrors.synced()
+    assert mirrors.shown()["europe"] == 2
 
 
 def test_a_wish_that_a_killed_sync_had_is_the_next_ones(mirrors: Fleet):

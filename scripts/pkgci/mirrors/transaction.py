@@ -21,7 +21,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pkgci import artifacts
-from pkgci.config import Mirror
+from pkgci.config import Config, Mirror
 from pkgci.errors import InfrastructureError, PkgciError
 from pkgci.locks import locked, read_owner, write_owner
 from pkgci.mirrors.records import Kept, State
@@ -271,6 +271,10 @@ def sync(
             names = [path.name for path in wishes.iterdir()]
             for name in names:
                 (wishes / name).unlink()
+            if done:
+                # with whose wish the configuration may have changed
+                config = Config(repository.config.directory)
+                repository = Repository(config, repository.release, repository.codename)
             ages = [timedelta(seconds=int(name)) for name in names if name.isdecimal()]
             done.append(_sync(repository, min(ages, default=None), place, stop))
             start = time.monotonic()
