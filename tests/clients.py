@@ -2,8 +2,11 @@
 
 import os
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from pkgci.config import Config
 
 
 def run(*argv: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None, check: bool = True):
@@ -58,3 +61,40 @@ def dnf(directory: Path, repo: str, *words: str, check: bool = True):
         # dnf leaves the agent running that it started to read the repository's key
         for home in directory.glob("**/pubring"):
             run("gpgconf", "--homedir", home, "--kill", "gpg-agent")
+
+
+def download_by_apt(place: Path, sources: str, least: int) -> None:
+    """Update and download hello, whose version is 1.LEAST or a later one."""
+    apt = Apt(place, sources)
+    apt("update", "-o", "APT::Update::Error-Mode=any")
+    apt("download", "hello")
+    got = max(place.glob("hello_*.deb"), key=lambda path: path.stat().st_mtime)
+    assert int(got.name.split("_")[1][2:]) >= least, f"{got.name} is older than 1.{least}"
+    got.unlink()
+
+
+def download_by_dnf(place: Path, repo: str, least: int) -> None:
+    """Refresh and download hello, whose version is 1.LEAST or a later one."""
+    dnf(place, repo, "--refresh", "makecache")
+    dnf(place, repo, "install", "--downloadonly", f"--downloaddir={place}", "hello")
+    (got,) = place.glob("hello-*.rpm")
+    assert int(got.name.split("-")[1][2:]) >= least, f"{got.name} is older than 1.{least}"
+    got.unlink()
+
+
+def read_until(end, look: Callable[[], None], failures, rounds) -> None:
+    """Call `look` until the event `end`; what it raises goes to the queue `failures`, `rounds` counts."""
+    while not end.is_set():
+        try:
+            look()
+            with rounds.get_lock():
+                rounds.value += 1
+        except AssertionError as error:
+            failures.put(str(error)[-2000:])
+
+
+def pkgci(config: Config, *words: str) -> tuple[int, str]:
+    """Run the command; return its exit code and what it says."""
+    command = [sys.executable, "-c", "from pkgci.cli import main; main()", *words]
+    done = run(*command, env={"PKGCI_CONFIG": str(config.directory)}, check=False)
+    return done.returncode, done.stdout + done.stderr

@@ -12,10 +12,11 @@ USER, PASSWORD = "pkgci", "secret"
 
 
 class Gerrit:
-    """Changes by the commits of their patch sets, and the comments on them."""
+    """Changes by the commits of their patch sets, the comments on them, and by number what is merged."""
 
     def __init__(self) -> None:
         self.changes: dict[str, int] = {}
+        self.merged: dict[str, dict] = {}
         self.comments: list[tuple[int, dict]] = []
         self.url = ""
 
@@ -26,6 +27,8 @@ class Gerrit:
             return {"_account_id": 1, "name": "Package CI"}
         if words is None and parts.path == "/a/changes/":
             (query,) = parse_qs(parts.query)["q"]
+            if query.startswith("change:"):
+                return [self.merged[number]] if (number := query.removeprefix("change:")) in self.merged else []
             commit = query.split()[0].removeprefix("commit:")
             return [{"_number": self.changes[commit]}] if commit in self.changes else []
         number, _, rest = parts.path.removeprefix("/a/changes/").partition("/")

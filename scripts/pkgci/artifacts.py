@@ -485,6 +485,59 @@ class Gate(Record):
     recorded: bool = False
 
 
+class PackageChange(Part):
+    """A package that came to a mirror (`before` is empty), went from it (`after` is empty), or changed its version."""
+
+    name: str
+    architecture: str
+    before: str
+    after: str
+
+
+class Phase(Part):
+    """A part of what was done: seconds after the beginning of all, and how many it took."""
+
+    name: str
+    start: float
+    seconds: float
+
+
+class SyncedMirror(Part):
+    """What a sync did to a mirror. `before` and `after` are the generations that it shows; None when that is not known.
+
+    `whole` says that all of it was gone through, `bytes` were sent.
+    """
+
+    name: str
+    before: int | None
+    after: int | None
+    whole: bool
+    seconds: float
+    phases: tuple[Phase, ...]
+    bytes: int
+    packages: tuple[PackageChange, ...]
+    fault: str
+
+
+class SyncedRepository(Part):
+    """What a sync did to the mirrors of a released repository; `fault` says why they are not at `generation`."""
+
+    release: str
+    codename: str
+    generation: int
+    started: datetime
+    seconds: float
+    notice: str
+    fault: str
+    mirrors: tuple[SyncedMirror, ...]
+
+
+class Sync(Record):
+    """`sync.json`: the packages that reached the mirrors."""
+
+    repositories: tuple[SyncedRepository, ...]
+
+
 class Maintained(Part):
     """A released repository: the generation that readers see, and what was done.
 

@@ -67,6 +67,8 @@ RULES = {
     "PARENT": JOB,
     "CORRELATION": r"[A-Za-z0-9][A-Za-z0-9-]{0,63}",
 }
+# of the mirrors' jobs only: in the environment of any other, words as common as these are somebody else's
+MIRRORS = {"RELEASE": NAME, "EVERYTHING": r"true|false"}
 
 
 @dataclass(frozen=True)
@@ -115,15 +117,19 @@ class Parameters:
     values: Mapping[str, str]
 
     @classmethod
-    def read(cls, environment: Mapping[str, str]) -> "Parameters":
+    def read(cls, environment: Mapping[str, str], rules: Mapping[str, str] = RULES) -> "Parameters":
         """Read and validate all known parameters; empty ones count as not given.
+
+        Args:
+            environment: has them by their names.
+            rules: the parameters of the job, each with a regular expression for the whole value.
 
         Raises:
             RequestError: a value breaks its rule.
         """
         values = {}
         moved = bool(environment.get("ZUUL_NEWREV", "").strip())
-        for name, rule in RULES.items():
+        for name, rule in rules.items():
             value = environment.get(name, "").strip()
             # Zuul 2 says of a branch that has moved the same again by these names, not by the rule
             if not value or (moved and name in ("ZUUL_REF", "ZUUL_COMMIT")):

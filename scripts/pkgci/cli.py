@@ -24,7 +24,7 @@ class Group(click.Group):
     """Maps expected errors to one line and their exit code. The groups among its commands are imported when asked for."""
 
     # each is in the module of its name
-    groups = ("jobs", "repo")
+    groups = ("jobs", "mirror", "repo")
 
     def list_commands(self, context: click.Context) -> list[str]:
         """Return the names of the subcommands."""
@@ -136,16 +136,20 @@ def publish(target: str) -> None:
     from pkgci.artifacts import ARTIFACTS
     from pkgci.change import Parameters
     from pkgci.publish import publish as job
+    from pkgci.publish import sync_mirrors
     from pkgci.released.merges import publish_tested
 
     def body(context) -> str:
         parameters = Parameters.read(os.environ)
         change = parameters.change(context.config)
         if parameters.merged and not parameters.get("BUILD_KEY"):
-            return publish_tested(context.config, target, change, ARTIFACTS).reason
-        key, test = parameters.required("BUILD_KEY"), parameters.get("TEST_REPOSITORY") == "true"
-        made = job(context.config, target, change, key, parameters.run_name(key), ARTIFACTS, test)
-        return f"{len(made.packages)} packages at {made.url}"
+            said = publish_tested(context.config, target, change, ARTIFACTS).reason
+        else:
+            key, test = parameters.required("BUILD_KEY"), parameters.get("TEST_REPOSITORY") == "true"
+            made = job(context.config, target, change, key, parameters.run_name(key), ARTIFACTS, test)
+            said = f"{len(made.packages)} packages at {made.url}"
+        sync_mirrors(context, ARTIFACTS)
+        return said
 
     _step("publish", body)
 
@@ -225,13 +229,38 @@ def systest(target: str) -> None:
     _step("systest", body)
 
 
+@main.command("mirror-sync")
+@click.argument("form", metavar="FORMAT", type=click.Choice(["deb", "rpm"]))
+def mirror_sync(form: str) -> None:
+    """Job: bring the mirrors of released repositories to their current generations. RELEASE names one release only."""
+    from pkgci.artifacts import ARTIFACTS
+    from pkgci.change import MIRRORS, RULES, Parameters
+    from pkgci.mirror import mirror_sync as job
+    from pkgci.mirror import summary
+
+    def body(context) -> str:
+        parameters = Parameters.read(os.environ, RULES | MIRRORS)
+        everything = parameters.get("EVERYTHING") == "true"
+        return summary(job(context.config, form, parameters.get("RELEASE"), ARTIFACTS, everything=everything))
+
+    _step("mirror-sync", body)
+
+
 @main.command("repository-maintain")
 def repository_maintain() -> None:
     """Job: sign released repositories anew where that is due, remove former generations, warn before the key expires."""
     from pkgci.artifacts import ARTIFACTS
     from pkgci.maintain import maintain as job
+    from pkgci.maintain import sync_mirrors
 
-    _step("repository-maintain", lambda context: job(context.config, datetime.now(UTC), ARTIFACTS))
+    def body(context) -> str:
+        try:
+            return job(context.config, datetime.now(UTC), ARTIFACTS)
+        finally:
+            # what needs a person in one repository does not keep another's mirrors waiting
+            sync_mirrors(context, ARTIFACTS)
+
+    _step("repository-maintain", body)
 
 
 @main.command()
@@ -415,6 +444,22 @@ def build_host() -> None:
     from pkgci.buildhost import serve as answer
 
     answer(Config(), sys.stdin.fileno(), sys.stdout.fileno())
+
+
+@main.command()
+@click.argument("change")
+def where(change: str) -> None:
+    """Say where CHANGE is on its way: builds, released repositories, mirrors; and why it waits.
+
+    CHANGE is NUMBER, NUMBER,PATCHSET, or the first digits of a source tree's id (as a local change is named) or of the
+    commit that it was merged by.
+    """
+    from pkgci import engines
+    from pkgci.where import where as ask
+
+    config = Config()
+    for line in ask(config, engines.current(config), change):
+        click.echo(line)
 
 
 @main.command()

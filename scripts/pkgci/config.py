@@ -11,7 +11,7 @@ import os
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
@@ -24,6 +24,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from pkgci.disk import replacing
@@ -134,7 +135,7 @@ class Executors(Section):
     gate: int = Field(4, ge=1)
     control: int = Field(8, ge=1)
     build: int = Field(2, ge=1)
-    repository: int = Field(2, ge=1)
+    repository: int = Field(4, ge=1)
     systest: int = Field(2, ge=1)
 
     def of(self, label: str) -> int | None:
@@ -142,14 +143,18 @@ class Executors(Section):
         return getattr(self, label) if label in type(self).model_fields else None
 
 
-class BuildHost(Section):
-    """A machine on which `compile` runs what is not trusted, by ssh; see `pkgci build-host`."""
+class Account(Section):
+    """Where to log in by ssh."""
 
     host: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9.:-]*$", max_length=253)]
     port: int = Field(22, ge=1, le=65535)
     user: Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_-]*$")]
     host_key: HostKey
     identity: AbsolutePath = Field(description="the file of the private key, ed25519, that `user` lets in")
+
+
+class BuildHost(Account):
+    """A machine on which `compile` runs what is not trusted, by ssh; see `pkgci build-host`."""
 
 
 class Released(Section):
@@ -295,6 +300,50 @@ class LintSection(Section):
     fails: Literal["error", "warning", "info", "never"] = "error"
 
 
+class Mirror(Section):
+    """Where a release's repositories are copied to: a module of an rsync daemon (`rsync`), or rsync over ssh (`ssh`, `path`).
+
+    Below the place that is named, and below `url`, lies a directory for each codename.
+    """
+
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[A-Za-z0-9._~:/%+-]+/$")] = Field(
+        description="where its readers find it"
+    )
+    rsync: (
+        Annotated[
+            str,
+            StringConstraints(
+                pattern=r"^rsync://([A-Za-z0-9_][A-Za-z0-9._-]*@)?[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]{1,5})?"
+                r"(/[A-Za-z0-9_][A-Za-z0-9._+-]*)+/$"
+            ),
+        ]
+        | None
+    ) = None
+    password: AbsolutePath | None = Field(None, description="a file with the daemon's password for us")
+    ssh: Account | None = None
+    path: Annotated[str, StringConstraints(pattern=r"^/([A-Za-z0-9_][A-Za-z0-9._+-]*/)*$")] | None = None
+    keep_days: int = Field(3, ge=3, description="a former generation is kept so long after it was replaced there")
+    keep_generations: int = Field(10, ge=1, description="so many former ones are kept in any case")
+    aside: str = Field("", max_length=200, description="why it is left out for now; it catches up afterwards")
+
+    @property
+    def place(self) -> str:
+        """Where it is: two mirrors at one place would write over each other."""
+        if self.ssh is None:
+            return str(self.rsync)
+        return f"{self.ssh.user}@{self.ssh.host}:{self.ssh.port} {self.ssh.identity} {self.path}"
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.rsync is None) == (self.ssh is None):
+            raise ValueError("it needs either `rsync`, or `ssh` and `path`")
+        if (self.ssh is None) != (self.path is None):
+            raise ValueError("`path` says where `ssh` leads to: give both or none")
+        if self.password and not self.rsync:
+            raise ValueError("`password` is for `rsync`; by ssh `identity` lets us in")
+        return self
+
+
 class Release(Section):
     """`releases/NAME.yaml`: a product release."""
 
@@ -307,6 +356,7 @@ class Release(Section):
     lint: LintSection = LintSection()
     environment: Name = Field("default", description="what its system tests run on")
     environments: dict[Name, Name] = Field({}, description="the same by target, where it is another one")
+    mirrors: dict[Name, Mirror] = Field({}, description="what is released is copied there")
 
 
 class Node(Section):

@@ -34,6 +34,7 @@ TOOLS = {
     "qemu-img": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
     "rpm": "rpm",
+    "rsync": "rsync",
     "socat": "socat",
     "ssh": "openssh-client",
     "zstd": "zstd",

@@ -11,10 +11,14 @@ from pathlib import Path
 from pkgci.artifacts import Maintenance
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError, PkgciError
+from pkgci.mirrors.jobs import start_syncs
 from pkgci.released.key import ReleaseKey
 from pkgci.released.repository import repositories
+from pkgci.step import StepContext
 
 log = logging.getLogger(__name__)
+
+RECORD = "maintenance.json"
 
 
 def maintain(config: Config, now: datetime, artifacts: Path) -> str:
@@ -51,11 +55,21 @@ def maintain(config: Config, now: datetime, artifacts: Path) -> str:
             log.info("%s: generation %s%s; %s removed", found.repository, found.generation, why, len(found.cleaned))
     for problem in problems:
         log.info("%s", problem)
-    Maintenance(repositories=tuple(done), key_expires=expires, problems=tuple(problems)).write(
-        artifacts / "maintenance.json"
-    )
+    Maintenance(repositories=tuple(done), key_expires=expires, problems=tuple(problems)).write(artifacts / RECORD)
     if problems:
         more = f" (and {len(problems) - 1} more)" if problems[1:] else ""
         raise InfrastructureError(f"{problems[0]}{more}")
     renewed, cleaned = sum(bool(one.renewed) for one in done), sum(len(one.cleaned) for one in done)
     return f"{len(done)} repositories, {renewed} signed anew, {cleaned} former generations removed"
+
+
+def sync_mirrors(context: StepContext, artifacts: Path) -> None:
+    """Start the syncs of the mirrors of repositories that were signed anew: what those show gets too old, too.
+
+    Args:
+        context: starts the jobs.
+        artifacts: the directory with `maintenance.json`; without it nothing was done.
+    """
+    record = artifacts / RECORD
+    done = Maintenance.read(record).repositories if record.exists() else ()
+    start_syncs(context, [one.repository for one in done if one.renewed])

@@ -12,11 +12,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pkgci import repository, source
-from pkgci.artifacts import Repository
+from pkgci.artifacts import ReleaseOutcome, Repository
 from pkgci.change import Change
 from pkgci.config import Config
 from pkgci.merged import Branch
+from pkgci.mirrors.jobs import start_syncs
 from pkgci.released import merges
+from pkgci.step import StepContext
 from pkgci.store import Store
 
 log = logging.getLogger(__name__)
@@ -54,6 +56,19 @@ def publish(
     published.write(artifacts / repository.RECORD)
     log.info("%s packages at %s", len(published.packages), published.url)
     return published
+
+
+def sync_mirrors(context: StepContext, artifacts: Path) -> None:
+    """Start the sync of the mirrors of what a merged change was published to.
+
+    Args:
+        context: starts the job.
+        artifacts: the directory with `released.json`; without it there is nothing to sync.
+    """
+    record = artifacts / merges.OUTCOME
+    outcome = ReleaseOutcome.read(record) if record.exists() else None
+    if outcome and outcome.result != "absent":
+        start_syncs(context, [outcome.repository])
 
 
 def _merged(config: Config, change: Change) -> bool:

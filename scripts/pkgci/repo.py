@@ -7,8 +7,9 @@ import click
 
 from pkgci.config import Config
 from pkgci.errors import Exit, RequestError
+from pkgci.mirrors.jobs import sync_job
 from pkgci.released.audit import audit
-from pkgci.released.records import Generation, ReleasedBuild
+from pkgci.released.records import ReleasedBuild, difference
 from pkgci.released.repository import Repository, rollback
 
 
@@ -49,17 +50,8 @@ def differences(repository: Repository, one: int, other: int) -> Iterator[str]:
 
 
 def _builds(repository: Repository, number: int) -> dict[str, ReleasedBuild]:
-    builds: dict[str, ReleasedBuild] = {}
-    for one in _generations(repository, number):
-        for build in one.removed:
-            builds.pop(build.key, None)
-        builds.update((build.key, build) for build in one.added)
-    return builds
-
-
-def _generations(repository: Repository, number: int) -> Iterator[Generation]:
     repository.generation(number)
-    yield from map(repository.generation, range(1, number + 1))
+    return difference(map(repository.generation, range(1, number + 1)))[0]
 
 
 def _changed(removed: Sequence[ReleasedBuild], added: Sequence[ReleasedBuild]) -> Iterator[str]:
@@ -106,6 +98,9 @@ def _rollback(repository: str, generation: int, packages: tuple[str, ...], reaso
     click.echo(f"generation {made.number} of {opened.name}")
     for line in _changed(made.removed, made.added):
         click.echo(f"  {line}; on hold")
+    job = sync_job(opened.config, opened.name)
+    if job:
+        click.echo(f"its mirrors still have what it takes away; now: pkgci jobs run {job[0]} RELEASE={job[1]}")
 
 
 @repo.command("unhold")

@@ -7,13 +7,14 @@ Source: https://gerrit-review.googlesource.com/Documentation/rest-api-changes.ht
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
 from pkgci import source, web
 from pkgci.artifacts import Result
-from pkgci.change import Parameters
+from pkgci.change import BRANCH, OBJECT, PROJECT, Parameters
 from pkgci.config import Config, Review
 from pkgci.errors import InfrastructureError, PkgciError
 from pkgci.lazy import Lazy
@@ -97,6 +98,32 @@ def comment(config: Config, project: str, commits: list[str], message: str) -> l
                     _ask(session, settings, "post", f"a/changes/{int(number)}/revisions/current/review", words)
                     told.append(number)
     return told
+
+
+def merged(config: Config, number: str) -> tuple[str, str, str] | None:
+    """Return the project, the branch and the commit that a change is merged as; None when it is not merged.
+
+    Args:
+        config: says where the review system is.
+        number: the change's.
+
+    Raises:
+        InfrastructureError: the review system refuses it, does not answer, or says something else.
+    """
+    settings = config.settings.review
+    assert settings is not None
+    with _session(settings) as session:
+        for change in _ask(session, settings, "get", f"a/changes/?q={quote(f'change:{number}')}&o=CURRENT_REVISION"):
+            words = [str(change.get(name, "")) for name in ("project", "branch", "current_revision")]
+            if change.get("status") != "MERGED":
+                continue
+            if not all(map(re.fullmatch, (PROJECT, BRANCH, OBJECT), words)):
+                raise InfrastructureError(
+                    f"{settings.url}: it says of change {number} what is no project, branch, commit"
+                )
+            project, branch, commit = words
+            return project, branch, commit
+    return None
 
 
 def account(config: Config) -> str:

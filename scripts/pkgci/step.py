@@ -114,6 +114,24 @@ class StepContext:
         log.info("started %s", ref)
         return ref
 
+    def launch(self, job: str, parameters: Mapping[str, str]) -> BuildRef:
+        """Start a build that goes on by itself, whatever becomes of this step: nobody waits for it.
+
+        Args:
+            job: as of `child`.
+            parameters: as of `child`.
+
+        Returns:
+            The build.
+
+        Raises:
+            RequestError: as `child`.
+            InfrastructureError: as `child`.
+        """
+        ref = self.engine.start(job, {**parameters, "CORRELATION": uuid.uuid4().hex})
+        log.info("started %s, which goes on by itself", ref)
+        return ref
+
     def finish(self, ref: BuildRef, timeout: float | None = None) -> Outcome | None:
         """Wait for a child, take what it left to `directory(ref)`, its log as `console.log`, and note how it ended.
 

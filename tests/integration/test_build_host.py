@@ -12,7 +12,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import pytest
 import trees
 import yaml
 from processes import wait_until_gone, with_marker
+from servers import Sshd
 
 from pkgci import buildhost
 from pkgci.artifacts import Build
@@ -34,54 +34,17 @@ from pkgci.sandbox import Files, Outcome, execute
 
 DEB, RPM = "bookworm-amd64", "debianrpm-amd64"
 PKGCI = Path(sys.executable).with_name("pkgci")
-SSHD = shutil.which("sshd", path="/usr/local/sbin:/usr/sbin:/sbin")
-SSHD_CONFIG = """
-ListenAddress 127.0.0.1
-Port {port}
-HostKey {directory}/host
-AuthorizedKeysFile {directory}/authorized_keys
-PidFile none
-UsePAM no
-PasswordAuthentication no
-KbdInteractiveAuthentication no
-# the test's directory is below one that all may write to
-StrictModes no
-"""
 
 
-class BuildHost:
+class BuildHost(Sshd):
     """This machine as a build host, by an sshd of its own; its keys, cache and configuration are in `directory`."""
 
     def __init__(self, directory: Path, cache: Path) -> None:
-        assert SSHD, "these tests need openssh-server"
-        self.directory, self.cache = directory, cache
-        for name in ("host", "identity", "other"):
-            make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / name]
-            subprocess.run(make, check=True)
-        self.answers(self.command())
-        if os.getuid() == 0:
-            # where it puts the half of itself that has no rights
-            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-        self.port = trees.free_port()
-        configuration = directory / "sshd_config"
-        configuration.write_text(SSHD_CONFIG.format(port=self.port, directory=directory))
-        self.server = subprocess.Popen([SSHD, "-D", "-E", directory / "log", "-f", configuration])
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port)).close()
-                return
-            except ConnectionRefusedError:
-                assert time.monotonic() < deadline, (directory / "log").read_text()
-                time.sleep(0.05)
+        self.cache = cache
+        super().__init__(directory, self.command())
 
     def command(self, *, pkgci: str = f"{PKGCI} build-host") -> str:
         return f"env XDG_CACHE_HOME={self.cache} {pkgci}"
-
-    def answers(self, command: str) -> None:
-        """Let a command answer from now on."""
-        key = (self.directory / "identity.pub").read_text()
-        (self.directory / "authorized_keys").write_text(f'command="{command}",restrict {key}')
 
     def answers_by(self, program: str) -> None:
         """Let a Python program answer from now on, which has `say(bytes)`, `greet()`, and `host()`, the real one."""
@@ -94,30 +57,14 @@ class BuildHost:
         )
         self.answers(self.command(pkgci=f"{sys.executable} {path}"))
 
-    def settings(self, **other: object) -> dict:
-        """Return its entry in `build_hosts`."""
-        entry = {"host": "127.0.0.1", "port": self.port, "user": getpass.getuser()}
-        entry |= {"host_key": (self.directory / "host.pub").read_text().strip()}
-        return {**entry, "identity": str(self.directory / "identity"), **other}
-
     def config(self, place: Path, **other: object) -> Config:
         """Return a configuration by which all targets are built on this host."""
         place.mkdir(exist_ok=True)
-        configuration = trees.config(place, build_hosts={"here": self.settings(**other)})
+        configuration = trees.config(place, build_hosts={"here": self.account(**other)})
         for name in (DEB, RPM):
             with (configuration.directory / "targets" / f"{name}.yaml").open("a") as target:
                 target.write("\nbuild_host: here\n")
         return configuration
-
-    def sessions(self) -> list[int]:
-        """Return the processes of sshd that hold a connection."""
-        listed = subprocess.run(["ps", "-eo", "pid,ppid,comm"], check=True, capture_output=True, text=True).stdout
-        ours, found = {self.server.pid}, []
-        for pid, parent, name in (line.split()[:3] for line in listed.splitlines()[1:]):
-            if int(parent) in ours and name == "sshd":
-                ours.add(int(pid))
-                found.append(int(pid))
-        return found
 
 
 @pytest.fixture(scope="module")
@@ -134,10 +81,7 @@ def host(tmp_path: Path, cache: Path) -> Iterator[BuildHost]:
     try:
         yield made
     finally:
-        for pid in [*made.sessions(), made.server.pid]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        made.server.wait()
+        made.end()
 
 
 @pytest.fixture(scope="session")

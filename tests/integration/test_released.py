@@ -5,23 +5,19 @@ import multiprocessing
 import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
 import packages
 import pytest
 import trees
-from clients import Apt, dnf, run
+from clients import Apt, dnf, download_by_apt, download_by_dnf, pkgci, read_until, run
 from debian.deb822 import Release
 from released import ORIGIN, built, built_rpm, configure, faults, leftovers, put, put_rpm, refused, root, state
+from servers import nginx
 
 from pkgci import repository, server
 from pkgci.artifacts import PackageContents
@@ -130,13 +126,6 @@ def test_a_file_that_differs_from_its_record_is_refused(config):
     path.chmod(0o644)
     path.write_bytes(content)
     refused(config, InfrastructureError, "is damaged in the store; build it again", hello)
-
-
-def pkgci(config: Config, *words: str) -> tuple[int, str]:
-    """Run the command; return its exit code and what it says."""
-    command = [sys.executable, "-c", "from pkgci.cli import main; main()", *words]
-    done = run(*command, env={"PKGCI_CONFIG": str(config.directory)}, check=False)
-    return done.returncode, done.stdout + done.stderr
 
 
 def test_an_operator_sees_the_history_takes_a_version_back_and_audits(config):
@@ -392,35 +381,6 @@ def test_what_is_released_of_a_package_is_read_by_the_url_of_its_repository(conf
         assert repository.of_release(config, "bookworm-amd64", "") == []
 
 
-@contextmanager
-def nginx(config: Config, place: Path) -> Iterator[None]:
-    """Serve the repositories by nginx at the configured URL."""
-    place.mkdir()
-    address = config.settings.url.split("/")[2]
-    temporary = "".join(f"{kind}_temp_path {place}; " for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-    user = "user root;" if os.getuid() == 0 else ""
-    (place / "nginx.conf").write_text(
-        f"{user} daemon off; pid {place}/pid; error_log {place}/error; events {{}}\n"
-        f"http {{ access_log {place}/access; {temporary}\n"
-        f"server {{ listen {address}; root {config.data}/repositories; }} }}\n"
-    )
-    with subprocess.Popen(["nginx", "-p", place, "-c", place / "nginx.conf", "-e", place / "error"]) as process:
-        try:
-            wait_for(address)
-            yield
-        finally:
-            process.terminate()
-
-
-def wait_for(address: str) -> None:
-    """Wait until somebody listens."""
-    host, _, port = address.partition(":")
-    for _ in range(200):
-        with suppress(ConnectionRefusedError), socket.create_connection((host, int(port))):
-            return
-        time.sleep(0.05)
-
-
 def fetched(url: str) -> bytes:
     """Read a URL."""
     with urllib.request.urlopen(url) as answer:
@@ -429,16 +389,6 @@ def fetched(url: str) -> bytes:
 
 # in soak 200
 PUBLICATIONS = int(os.environ.get("PKGCI_PUBLICATIONS", "20"))
-
-
-def _read_until(end, look: Callable[[], None], failures, rounds) -> None:
-    while not end.is_set():
-        try:
-            look()
-            with rounds.get_lock():
-                rounds.value += 1
-        except AssertionError as error:
-            failures.put(str(error)[-2000:])
 
 
 def test_readers_never_see_a_broken_or_stale_repository_while_publications_run(gnupg, tmp_path):
@@ -454,29 +404,20 @@ def test_readers_never_see_a_broken_or_stale_repository_while_publications_run(g
     end, failures, rounds, newest = context.Event(), context.Queue(), context.Value("i", 0), context.Value("i", 0)
 
     def with_apt() -> None:
-        apt, least = Apt(tmp_path / "apt", sources), newest.value
-        apt("update", "-o", "APT::Update::Error-Mode=any")
-        apt("download", "hello")
-        got = max(tmp_path.glob("apt/hello_*.deb"), key=lambda path: path.stat().st_mtime)
-        assert int(got.name.split("_")[1][2:]) >= least, f"{got.name} is older than 1.{least}"
-        got.unlink()
+        download_by_apt(tmp_path / "apt", sources, newest.value)
 
     def with_dnf() -> None:
-        least, place = newest.value, tmp_path / "dnf"
-        dnf(place, repo, "--refresh", "makecache")
-        dnf(place, repo, "install", "--downloadonly", f"--downloaddir={place}", "hello")
-        (got,) = place.glob("hello-*.rpm")
-        assert int(got.name.split("-")[1][2:]) >= least, f"{got.name} is older than 1.{least}"
-        got.unlink()
+        download_by_dnf(tmp_path / "dnf", repo, newest.value)
 
-    with nginx(config, tmp_path / "nginx"):
+    port = int(config.settings.url.rstrip("/").rpartition(":")[2])
+    with nginx(tmp_path / "nginx", port, f"server {{ listen 127.0.0.1:{port}; root {config.data}/repositories; }}"):
         paused = Apt(tmp_path / "paused", sources)
         paused("update")
         dnf(tmp_path / "paused-dnf", repo, "makecache")
         release = Release(fetched(f"{base['bookworm']}dists/bookworm/InRelease"))
         index = {one: fetched(f"{one}repodata/repomd.xml") for one in (base["debianrpm"], mirror(base["debianrpm"]))}
         readers = [
-            context.Process(target=_read_until, args=(end, look, failures, rounds)) for look in (with_apt, with_dnf)
+            context.Process(target=read_until, args=(end, look, failures, rounds)) for look in (with_apt, with_dnf)
         ]
         for reader in readers:
             reader.start()

@@ -1,14 +1,10 @@
 """Released repositories when a publication is killed, or the disk is full or read-only: whole for readers, always."""
 
-import ctypes
 import os
 import re
 import shutil
-import signal
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from clients import Apt, dnf, run
+from injected import killed_at, with_own_disk
 from released import built, built_rpm, configure, faults, leftovers, put, put_rpm, refused, root
 
 from pkgci import server
@@ -28,51 +25,6 @@ from pkgci.released.repository import Repository
 @pytest.fixture
 def config(tmp_path: Path, gnupg) -> Config:
     return configure(tmp_path, gnupg)
-
-
-class Fault:
-    """Kills this process when it comes to its `number`-th fault point: whatever Python's audit events name.
-
-    So the points are all those calls that touch the file system, run a program or reach the database, found by running
-    the code; see https://docs.python.org/3/library/audit_events.html.
-    """
-
-    EVENTS = ("open", "os.", "shutil.", "subprocess.", "sqlite3.", "pathlib.", "tempfile.")
-
-    def __init__(self, number: int) -> None:
-        self.number, self.count, self.armed = number, 0, True
-        sys.addaudithook(self)
-
-    def __call__(self, event: str, arguments: tuple) -> None:
-        if not event.startswith(self.EVENTS) or not self.armed:
-            return
-        if (
-            event == "open"
-            and not (isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"))
-            and not (arguments[1] is None and arguments[2] & (os.O_WRONLY | os.O_RDWR))
-        ):
-            return  # reading changes nothing
-        self.count += 1
-        if self.count == self.number:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def killed_at(number: int, work: Callable[[], object]) -> int | None:
-    """Do `work` in a process that is killed at a fault point; return None if it was, else how many there are."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        fault = Fault(number)
-        work()
-        fault.armed = False
-        os.write(writing, str(fault.count).encode())
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as stream:
-        said = stream.read()
-    _, status = os.waitpid(child, 0)
-    assert said or os.waitstatus_to_exitcode(status) == -signal.SIGKILL
-    return int(said) if said else None
 
 
 def killed_everywhere(
@@ -152,36 +104,6 @@ def test_the_removal_of_former_generations_is_killed_at_every_fault_point(gnupg,
     assert points > 10
 
 
-def with_own_disk(config: Config, size: str, work: Callable[[], None]) -> None:
-    """Do `work` in a process of its own, for which the data directory is a file system of a size, as mount(8) names it."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        said = b""
-        try:
-            # CLONE_NEWNS, and CLONE_NEWUSER where it needs that
-            flags = 0x00020000 if os.getuid() == 0 else 0x10020000
-            ids = os.getuid(), os.getgid()
-            assert ctypes.CDLL(None, use_errno=True).unshare(flags) == 0
-            if ids[0]:
-                Path("/proc/self/setgroups").write_text("deny")
-                Path("/proc/self/uid_map").write_text(f"0 {ids[0]} 1")
-                Path("/proc/self/gid_map").write_text(f"0 {ids[1]} 1")
-            run("mount", "--make-rprivate", "/")
-            config.data.mkdir(parents=True)
-            run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", config.data)
-            work()
-        except BaseException:
-            said = traceback.format_exc().encode()
-        os.write(writing, said or b"well")
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as stream:
-        said = stream.read()
-    os.waitpid(child, 0)
-    assert said == b"well", said.decode()
-
-
 def failure(config: Config, publication: Publication) -> str:
     """Publish, and return what an expected error says, or nothing."""
     try:
@@ -211,7 +133,7 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_the_repository_whole(config)
             assert not faults(config)
         assert set(outcomes) == {False, True}
 
-    with_own_disk(config, "24m", work)
+    with_own_disk(config.data, "24m", work)
 
 
 def test_a_read_only_file_system_is_said_in_one_line_and_readers_go_on(config):
@@ -226,7 +148,7 @@ def test_a_read_only_file_system_is_said_in_one_line_and_readers_go_on(config):
         run("mount", "-o", "remount,rw", config.data)
         assert put(config, two).number == 2
 
-    with_own_disk(config, "24m", work)
+    with_own_disk(config.data, "24m", work)
 
 
 class BreaksOff(BaseHTTPRequestHandler):

@@ -27,21 +27,29 @@ PARAMETERS = {
     "install": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "AGAIN"},
     "systest": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "ENVIRONMENT", "SCENARIOS", "AGAIN"},
     "repository-maintain": STARTED_BY,
+    "mirror-sync": STARTED_BY | {"RELEASE", "EVERYTHING"},
     "republish": STARTED_BY | {"PACKAGE", "ZUUL_PIPELINE"},
     "unpublished": STARTED_BY | {"PACKAGE"},
 }
 # made once, not for each target
 ONCE = {"repository-maintain", "republish", "unpublished"}
+# made for each format
+SYNCS = {"mirror-sync-deb", "mirror-sync-rpm"}
 LABELS = {"build": "control", "compile": "build", "lint": "build", "publish": "repository"}
 LABELS |= {"install": "systest", "systest": "systest", "gate": "gate", "order": "build", "verify": "repository"}
-LABELS |= {"repository-maintain": "repository", "republish": "gate", "unpublished": "repository"}
+LABELS |= {
+    "mirror-sync": "repository",
+    "repository-maintain": "repository",
+    "republish": "gate",
+    "unpublished": "repository",
+}
 MINUTES = {"build": "900", "compile": "600", "publish": "30", "lint": "60", "install": "60", "systest": "120"}
-MINUTES |= {"gate": "1440", "order": "60", "verify": "60"}
+MINUTES |= {"gate": "1440", "order": "60", "verify": "60", "mirror-sync": "600"}
 MINUTES |= {"repository-maintain": "60", "republish": "900", "unpublished": "120"}
 
 
 def step(job):
-    return job if job in ONCE else job.partition("-")[0]
+    return job if job in ONCE else "mirror-sync" if job in SYNCS else job.partition("-")[0]
 
 
 def differences(jobs, expected, actual):
@@ -55,13 +63,13 @@ def test_exactly_the_expected_jobs_are_rendered(jobs):
 
 
 def test_the_targets_are_those_of_the_configuration(jobs):
-    assert {name.partition("-")[2] for name in jobs.keys() - ONCE} == set(Config(EMBEDDED).names("targets"))
+    assert {name.partition("-")[2] for name in jobs.keys() - ONCE - SYNCS} == set(Config(EMBEDDED).names("targets"))
 
 
 def test_every_target_has_every_step(jobs):
     targets = Config(EMBEDDED).names("targets")
-    steps = PARAMETERS.keys() - ONCE
-    assert jobs.keys() - ONCE == {f"{name}-{target}" for name in steps for target in targets}
+    steps = PARAMETERS.keys() - ONCE - {"mirror-sync"}
+    assert jobs.keys() - ONCE - SYNCS == {f"{name}-{target}" for name in steps for target in targets}
 
 
 def test_the_targets_file_is_one_project_entry_of_data_only():
@@ -72,7 +80,8 @@ def test_the_targets_file_is_one_project_entry_of_data_only():
 def test_each_template_is_a_file_of_its_own():
     for path in (ROOT / "jobs" / "templates").iterdir():
         (entry,) = yaml.safe_load(path.read_text())
-        assert entry["job-template"]["name"] == (path.stem if path.stem in ONCE else f"{path.stem}-{{target}}")
+        made_for = "" if path.stem in ONCE else "-{format}" if path.stem == "mirror-sync" else "-{target}"
+        assert entry["job-template"]["name"] == path.stem + made_for
 
 
 def test_every_description_names_its_template(jobs):
@@ -152,7 +161,7 @@ def test_every_parameter_is_described_and_only_run_tests_is_set_by_default(jobs)
     for xml in jobs.values():
         for parameter in xml.findall(path):
             assert parameter.findtext("description")
-            booleans = dict.fromkeys(("REPRODUCIBLE", "KEEP_ROOT", "AGAIN", "TEST_REPOSITORY"), "false")
+            booleans = dict.fromkeys(("REPRODUCIBLE", "KEEP_ROOT", "AGAIN", "TEST_REPOSITORY", "EVERYTHING"), "false")
             booleans |= {"RUN_TESTS": "true"}
             default = booleans.get(parameter.findtext("name"), "")
             assert parameter.findtext("defaultValue") == default
@@ -161,7 +170,7 @@ def test_every_parameter_is_described_and_only_run_tests_is_set_by_default(jobs)
 def test_every_shell_step_is_one_line_that_becomes_the_step(jobs):
     for name, xml in jobs.items():
         (shell,) = xml.findall(".//hudson.tasks.Shell")
-        target = "" if name in ONCE else f" {name.partition('-')[2]}"
+        target = name.removeprefix(step(name)).replace("-", " ", 1)
         assert shell.findtext("command") == f"exec pkgci {step(name)}{target}"
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pkgci.change import RULES, Parameters, QueueItem, local_changes
+from pkgci.change import MIRRORS, RULES, Parameters, QueueItem, local_changes
 from pkgci.config import Config
 from pkgci.errors import RequestError
 
@@ -39,12 +39,16 @@ ACCEPTED = {
     "PACKAGE": ["hello", "libstdc++6", "0ad"],
     "REPOSITORIES": [f"{GOOD}a/repository.json", f"{GOOD}a/repository.json {GOOD}b/repository.json"],
     "ENVIRONMENT": ["plain", "cluster-3"],
+    "RELEASE": ["rocket-2"],
+    "EVERYTHING": ["true", "false"],
     "SCENARIOS": ["smoke", "smoke upgrade"],
     "SOURCE_TREE": [ID],
     "PACKAGING_TREE": [ID],
     "PARENT": ["build-bookworm-amd64/12"],
     "CORRELATION": ["0123-abc"],
 }
+
+EVERY = RULES | MIRRORS
 
 # what must not get through any parameter
 ATTACKS = [
@@ -97,19 +101,23 @@ def change(config: Config, **values: str):
 
 
 def test_each_parameter_has_examples():
-    assert set(ACCEPTED) == set(RULES)
+    assert set(ACCEPTED) == set(EVERY)
+
+
+def test_what_is_a_parameter_of_the_mirrors_jobs_only_is_not_looked_at_by_others():
+    assert Parameters.read({"RELEASE": "Debian GNU/Linux 12 (bookworm)"}).get("RELEASE") == ""
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in ACCEPTED.items() for value in values])
 def test_what_zuul_and_people_send_is_accepted(name, value):
-    assert Parameters.read({name: value}).get(name) == value
+    assert Parameters.read({name: value}, EVERY).get(name) == value
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", EVERY)
 def test_no_parameter_takes_an_attack(name):
     # names of scenarios are separated by spaces
     for attack in (attack for attack in ATTACKS if (name, attack) != ("SCENARIOS", "a b")):
-        message = refused(lambda attack=attack: Parameters.read({name: attack}))
+        message = refused(lambda attack=attack: Parameters.read({name: attack}, EVERY))
         assert message.startswith(f"parameter {name}: {attack!r} is not allowed; ")
 
 

@@ -10,6 +10,7 @@ from pkgci.build import build
 from pkgci.change import Parameters
 from pkgci.config import EMBEDDED, ROOT, Config, Limits
 from pkgci.errors import RequestError
+from pkgci.mirrors.standing import mirrored
 from pkgci.step import StepContext
 
 TARGET = """\
@@ -441,3 +442,37 @@ def test_a_packages_limits_stand_over_those_of_the_configuration(directory):
     config = Config(directory)
     assert config.limits(config.package("a")) == Limits(seconds=200, disk_mib=500)
     assert config.limits(config.package("b")) == Limits(seconds=100, disk_mib=500)
+
+
+URL = "url: http://m.example.org/"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"{{{URL}}}", "mirrors.m: Value error, it needs either `rsync`, or `ssh` and `path`"),
+        (f"{{{URL}, rsync: rsync://m/r/, path: /}}", "mirrors.m: Value error, `path` says where `ssh` leads to"),
+        (f"{{{URL}, rsync: rsync://m/}}", "mirrors.m.rsync: String should match pattern"),
+        (f"{{{URL}, rsync: rsync://m/../r/}}", "mirrors.m.rsync: String should match pattern"),
+        (f"{{{URL}, rsync: '--rsh=sh://m/r/'}}", "mirrors.m.rsync: String should match pattern"),
+        (
+            f"{{{URL}, rsync: rsync://m/r/, keep_days: 2}}",
+            "mirrors.m.keep_days: Input should be greater than or equal to 3",
+        ),
+        ("{url: 'http://m.example.org', rsync: rsync://m/r/}", "mirrors.m.url: String should match pattern"),
+    ],
+)
+def test_a_mirror_is_reached_in_one_way(directory, text, message):
+    (directory / "releases" / "r.yaml").write_text(f"branches: [main]\ntargets: []\nmirrors:\n  m: {text}\n")
+    assert refused(lambda: Config(directory).release("r")).startswith(f"{directory}/releases/r.yaml:4: {message}")
+
+
+def test_two_mirrors_at_one_place_are_refused(directory):
+    (directory / "config.yaml").write_text(f"released: {{gnupg_home: /nowhere, key: {'A' * 40}}}\n")
+    for name in ("one", "two"):
+        (directory / "releases" / f"{name}.yaml").write_text(
+            f"branches: [{name}]\ntargets: []\nmirrors:\n  m: {{{URL}, rsync: rsync://m/r/}}\n"
+        )
+    message = refused(lambda: list(mirrored(Config(directory))))
+    expected = "mirrors.m: m of release one is at the same place; each needs one of its own"
+    assert message == f"{directory}/releases/two.yaml:4: {expected}"

@@ -12,7 +12,7 @@ from pkgci import source
 from pkgci.artifacts import Result
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError
-from pkgci.review import account, comment, tell_failure
+from pkgci.review import account, comment, merged, tell_failure
 
 OLD = "0" * 40
 
@@ -110,3 +110,13 @@ def test_a_review_system_that_does_not_answer_is_the_infrastructures_fault(confi
     config.__dict__["settings"] = config.settings.model_copy(update={"review": settings})
     with pytest.raises(InfrastructureError, match=r"cannot reach http://127\.0\.0\.1:9/a/changes/: Connection refused"):
         comment(config, "hello", ["a" * 40], "words")
+
+
+def test_gerrit_says_as_what_a_change_is_merged(config, server):
+    known = {"project": "tools/hello", "branch": "main", "status": "MERGED", "current_revision": "a" * 40}
+    server.merged = {"1": known, "2": {**known, "status": "NEW"}, "3": {**known, "project": "../hello"}}
+    assert merged(config, "1") == ("tools/hello", "main", "a" * 40)
+    assert merged(config, "2") is None
+    assert merged(config, "4") is None
+    with pytest.raises(InfrastructureError, match="says of change 3 what is no project"):
+        merged(config, "3")

@@ -11,7 +11,7 @@ HEAVY = {
 }
 
 
-@pytest.mark.parametrize("step", ["build", "compile", "publish", "lint", "install", "systest"])
+@pytest.mark.parametrize("step", ["build", "compile", "publish", "lint", "install", "systest", "mirror"])
 def test_a_step_does_not_import_what_it_may_not_need(step: str):
     program = f"import sys, pkgci.cli, pkgci.step, pkgci.{step}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

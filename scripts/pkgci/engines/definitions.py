@@ -26,6 +26,7 @@ _ARCHIVE = "publishers/hudson.tasks.ArtifactArchiver"
 _JUNIT = "publishers/hudson.tasks.junit.JUnitResultArchiver"
 _TIMEOUT = "buildWrappers/hudson.plugins.build__timeout.BuildTimeoutWrapper"
 _DESCRIPTION = "publishers/hudson.plugins.descriptionsetter.DescriptionSetterPublisher"
+_TIMER = "triggers/hudson.triggers.TimerTrigger/spec"
 _TIMESTAMPS = "buildWrappers/hudson.plugins.timestamper.TimestamperBuildWrapper"
 
 # by the path of an element without children: the text that it may have, as a regular expression
@@ -76,11 +77,15 @@ _LEAVES = {
     f"{_DESCRIPTION}/setForMatrix": "false",
     f"{_TIMEOUT}/strategy/timeoutMinutes": r"[0-9]+",
     f"{_TIMEOUT}/operationList/hudson.plugins.build__timeout.operations.FailOperation": "",
+    # there is no daemon to start it: a timer of the machine may, by `pkgci jobs run`
+    "triggers": "",
+    _TIMER: r"[H0-9*/, -]+",
     _TIMESTAMPS: "",
 }
 _BRANCHES = {path.rsplit("/", depth)[0] for path in _LEAVES for depth in range(1, path.count("/") + 1)}
 _ATTRIBUTES = {
     ("scm", "class", "hudson.scm.NullSCM"),
+    ("triggers", "class", "vector"),
     (_DISCARDER, "class", "hudson.tasks.LogRotator"),
     (_JUNIT, "plugin", "junit"),
     (f"{_TIMEOUT}/strategy", "class", "hudson.plugins.build_timeout.impl.AbsoluteTimeOutStrategy"),

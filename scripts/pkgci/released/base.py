@@ -113,6 +113,9 @@ class Form(Protocol):
     def finish(self, new: Path, place: Place, files: Sequence[Written]) -> list[Path]:
         """Write what a generation has of its own below `new`, signed; verify it; return its pointer files."""
 
+    def shared_files(self, generation: Path) -> list[str]:
+        """Return the paths below the root of the metadata files of a generation, in its directory, that all share."""
+
     def clients(self, place: Place) -> dict[str, str]:
         """Return what users need, by the names of files at the repository's root."""
 

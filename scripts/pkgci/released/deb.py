@@ -25,6 +25,8 @@ COMPRESSIONS = ("plain", "gz", "zst")
 BY_HASH = "by-hash/SHA256"
 # Debian Policy, 7.1; without what it says of architectures
 RELATION = re.compile(r"([A-Za-z0-9][A-Za-z0-9+.-]*)(?::\S+)?(?: *\((<<|<=|=|>=|>>) *([^\s)]+)\))?")
+# a line of a Release file
+COMPRESSED = re.compile(r"^ ([0-9a-f]{64}) +[0-9]+ \S+\.(?:gz|zst)$", re.MULTILINE)
 SOURCES = f"{apt.COMPONENT}/source/Sources"
 
 
@@ -139,6 +141,11 @@ class Deb:
             raise InfrastructureError(f"{pointers[2]}: what is signed is not the Release file")
         return pointers
 
+    def shared_files(self, generation: Path) -> list[str]:
+        """Return the paths below the root of the metadata files that a generation's `Release` names."""
+        texts = [path.read_text() for path in generation.glob("dists/*/Release")]
+        return sorted({f"{BY_HASH}/{digest}" for text in texts for digest in COMPRESSED.findall(text)})
+
     def clients(self, place: Place) -> dict[str, str]:
         """Return what users need, by the names of files at the repository's root."""
         return {
@@ -146,10 +153,10 @@ class Deb:
             "README": f"""{place.label} for {place.codename}: packages in an index that is signed by the key
 {place.key.fingerprint}
 
-Install the key and the lines for apt, once:
+Install the key and the lines for apt, once (they lead to the repository itself, also from one of its mirrors):
   curl -fsSO {place.url}{self.keyring(place)}
   sudo apt-get install ./{self.keyring(place)}
-or only the lines, with the key in them:
+or only the lines, with the key in them (they lead here):
   sudo curl -fsSo /etc/apt/sources.list.d/{place.label}.sources {place.url}{apt.CLIENT}
 then:
   sudo apt-get update

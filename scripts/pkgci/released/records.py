@@ -4,13 +4,13 @@ Source: https://in-toto.io/Statement/v1 and https://slsa.dev/provenance/v1.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import AwareDatetime, Field, StringConstraints
 
 from pkgci.artifacts import Part, Record
 from pkgci.store import Entry, File, Key
@@ -69,10 +69,10 @@ class Generation(Record):
     are made within a second. A renewal changes no package: it is signed again, and apt accepts it until `valid_until`.
     """
 
-    number: int
-    time: datetime
+    number: int = Field(ge=1)
+    time: AwareDatetime
     stamp: int
-    valid_until: datetime | None = None
+    valid_until: AwareDatetime | None = None
     kind: Literal["publish", "rollback", "renewal"]
     by: str
     reason: Words = ""
@@ -148,3 +148,13 @@ def provenance(entry: Entry, files: Sequence[File], origin: Origin, builder: str
 def read_log(directory: Path, number: int) -> Generation:
     """Return the record of a generation from a repository's log."""
     return Generation.read(directory / f"{number}.json")
+
+
+def difference(generations: Iterable[Generation]) -> tuple[dict[str, ReleasedBuild], dict[str, ReleasedBuild]]:
+    """Return the builds that generations one after the other have added and removed in all, by their keys."""
+    added: dict[str, ReleasedBuild] = {}
+    removed: dict[str, ReleasedBuild] = {}
+    for one in generations:
+        for builds, gone, come in ((one.removed, added, removed), (one.added, removed, added)):
+            come.update((build.key, build) for build in builds if gone.pop(build.key, None) is None)
+    return added, removed

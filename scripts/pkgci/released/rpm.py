@@ -164,6 +164,10 @@ class Rpm:
         (new / "pool").symlink_to("../../pool")
         return pointers
 
+    def shared_files(self, generation: Path) -> list[str]:
+        """Return the paths below the root of a generation's metadata files: those that their checksums name."""
+        return sorted(f"repodata/{path.name}" for path in (generation / "repodata").glob("*-*.xml.*"))
+
     def clients(self, place: Place) -> dict[str, str]:
         """Return what users need, by the names of files at the repository's root."""
         return {
@@ -171,9 +175,9 @@ class Rpm:
             "README": f"""{place.label} for {place.codename}: packages that are signed, in an index that is signed, by the key
 {place.key.fingerprint}
 
-Install the key and the lines for dnf, once:
+Install the key and the lines for dnf, once (they lead to the repository itself, also from one of its mirrors):
   sudo dnf install {place.url}{self.keyring(place)}
-or only the lines:
+or only the lines (they lead here):
   sudo curl -fsSo /etc/yum.repos.d/{place.label}.repo {place.url}{repomd.CLIENT}
 """,
         }
