@@ -473,6 +473,6 @@ def test_two_mirrors_at_one_place_are_refused(directory):
         (directory / "releases" / f"{name}.yaml").write_text(
             f"branches: [{name}]\ntargets: []\nmirrors:\n  m: {{{URL}, rsync: rsync://m/r/}}\n"
         )
-    message = refused(lambda: list(mirrored(Config(directory), "two")))
+    message = refused(lambda: mirrored(Config(directory), "two"))
     expected = "mirrors.m: m of release one is at the same place; each needs one of its own"
     assert message == f"{directory}/releases/two.yaml:4: {expected}"
