@@ -172,6 +172,23 @@ class Review(Section):
     password_file: AbsolutePath = Field(description="a file of one line, readable by the jobs of the label `control`")
 
 
+class Definitions(Section):
+    """Where the job definitions that `jobs-update` loads are merged."""
+
+    project: Project
+    branch: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/+-]*$")] = "main"
+
+
+class Jenkins(Section):
+    """The server of the engine `jenkins`, and the account that starts and watches builds there."""
+
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@?#]+/$")] = Field(description="`job/NAME/` is below it")
+    user: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._@-]+$")]
+    token_file: AbsolutePath = Field(description="a file of one line: the account's API token")
+    patience_seconds: int = Field(900, ge=0, description="how long one waits for a server that does not answer")
+    definitions: Definitions | None = Field(None, description="without it jobs-update loads those that are installed")
+
+
 class PathsSection(Section):
     """Where things are kept; by default the XDG places of the user."""
 
@@ -204,6 +221,7 @@ class Settings(Section):
     released: Released | None = None
     metrics: AbsolutePath | None = Field(None, description="the file for node_exporter's textfile collector, *.prom")
     review: Review | None = None
+    jenkins: Jenkins | None = None
     paths: PathsSection = PathsSection()
 
 
