@@ -142,9 +142,10 @@ def retrigger(config: Config, parameters: Parameters, now: datetime, artifacts: 
         InfrastructureError: the review system or the remote fails, or a merge could not be looked at; the others were.
     """
     settings = config.settings.review
-    if settings is None or settings.retrigger is None:
+    if settings is None or settings.retrigger is None or config.settings.released is None:
         raise RequestError(
-            f"{config.directory / 'config.yaml'}: no `review` with `retrigger`; it says how reviews are retested"
+            f"{config.directory / 'config.yaml'}: `released`, and `review` with `retrigger`, are needed; they say what "
+            "users build against, and how reviews are tested again"
         )
     # Gerrit's times are whole seconds
     now, dry = now.replace(microsecond=0), parameters.get("DRY_RUN") == "true"
