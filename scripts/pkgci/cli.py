@@ -123,8 +123,8 @@ def publish(target: str) -> None:
     """Job: publish a build to a test repository, or, after a merge, what a gate has tested to the released one."""
     from pkgci.artifacts import ARTIFACTS
     from pkgci.change import Parameters
+    from pkgci.publish import go_on
     from pkgci.publish import publish as job
-    from pkgci.publish import sync_mirrors
     from pkgci.released.merges import publish_tested
 
     def body(context) -> str:
@@ -136,7 +136,7 @@ def publish(target: str) -> None:
             key, test = parameters.required("BUILD_KEY"), parameters.get("TEST_REPOSITORY") == "true"
             made = job(context.config, target, change, key, parameters.run_name(key), ARTIFACTS, test)
             said = f"{len(made.packages)} packages at {made.url}"
-        sync_mirrors(context, target, ARTIFACTS)
+        go_on(context, target, parameters, ARTIFACTS)
         return said
 
     _step("publish", body)
@@ -149,6 +149,20 @@ def republish() -> None:
     from pkgci.republish import republish as job
 
     _step("republish", lambda context: job(context, Parameters.read(os.environ)))
+
+
+@main.command("retrigger-outstanding")
+def retrigger_outstanding() -> None:
+    """Job: have open reviews tested again that were tested before a merge. DRY_RUN=true in the environment only says which."""
+    from pkgci.artifacts import ARTIFACTS
+    from pkgci.change import Parameters
+    from pkgci.retrigger import retrigger as job
+    from pkgci.retrigger import summary
+
+    def body(context) -> str:
+        return summary(job(context.config, Parameters.read(os.environ), datetime.now(UTC), ARTIFACTS))
+
+    _step("retrigger-outstanding", body)
 
 
 @main.command()

@@ -162,14 +162,28 @@ class Released(Section):
     )
 
 
+class Retrigger(Section):
+    """How open reviews are tested again after what they were tested against has moved; without it they are not."""
+
+    comment: Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9 _-]*$", max_length=60)] = Field(
+        "recheck", description="what starts Zuul's check; the reason follows on the same line"
+    )
+    per_hour: int = Field(
+        20, ge=1, description="so many reviews at most; the others wait, those touched last come first"
+    )
+
+
 class Review(Section):
-    """The review system's REST interface, for comments on merged changes that could not be published."""
+    """The review system's REST interface, for comments on merged changes that could not be published, and `retrigger`."""
 
     url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@]+/$")] = Field(
         description="`a/changes/` is below it"
     )
     user: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._@-]+$")]
-    password_file: AbsolutePath = Field(description="a file of one line, readable by the jobs of the label `control`")
+    password_file: AbsolutePath = Field(
+        description="a file of one line, readable by the jobs of the label `control`; `repository` for `retrigger`"
+    )
+    retrigger: Retrigger | None = None
 
 
 class Definitions(Section):
