@@ -31,7 +31,6 @@ from pkgci.text import log_plainly, spelled_out
 
 log = logging.getLogger(__name__)
 
-WATCH = 2.0  # seconds between looks at the parent
 # a step that is aborted has 10 s until it is killed; its children get most of them to end
 CHILDREN_END = 8.0
 SCRATCH = "pkgci-step-"
@@ -224,7 +223,7 @@ class StepContext:
                     continue
                 del running[key]
                 if outcome != "SUCCESS":
-                    raise _failure(ref, self.directory(ref))
+                    raise _failure(self.engine.numbered(ref), self.directory(ref))
                 done[key] = self.directory(ref)
         return done
 
@@ -249,7 +248,7 @@ class StepContext:
                 outcome = self.finish(ref, POLL / len(running))
                 if outcome is not None:
                     number = running.pop(ref)
-                    ended[number] = None if outcome == "SUCCESS" else _failure(ref, self.directory(ref))
+                    ended[number] = None if outcome == "SUCCESS" else _failure(self.engine.numbered(ref), self.directory(ref))
         return ended
 
     def directory(self, ref: BuildRef) -> Path:
@@ -393,8 +392,8 @@ def _temporary() -> Iterator[None]:
 def _watch(context: StepContext, stop: _Stop):
     """Stop the step when a build that it belongs to no longer runs: nobody would wait for its result."""
     watched = [BuildRef.parse(os.environ["PARENT"])] if os.environ.get("PARENT") else []
-    # Jenkins kills the step of a lost build itself
-    if context.own and os.environ.get("PKGCI_ENGINE") == "local":
+    # a server that is restarted, or loses the agent, leaves the step of a build behind
+    if context.own and os.environ.get("PKGCI_ENGINE"):
         watched.append(context.own)
     if not watched:
         yield
@@ -402,19 +401,29 @@ def _watch(context: StepContext, stop: _Stop):
     engine = context.engine
     ended = threading.Event()
 
+    def end(reason: str) -> None:
+        if not ended.is_set():
+            stop.reason = reason
+            os.kill(os.getpid(), signal.SIGTERM)
+
     def look() -> None:
-        while not ended.wait(WATCH):
+        # the parent may have ended while this one was queued
+        told = time.monotonic()
+        while True:
             for ref in watched:
                 try:
-                    running = engine.state(ref) in ("queued", "running")
+                    if engine.state(ref) not in ("queued", "running"):
+                        return end(f"stopped, since the build {ref} no longer runs")
                 except RequestError:
-                    running = False  # discarded
-                except PkgciError:
-                    continue  # the engine cannot tell now; it is asked again
-                if not running:
-                    stop.reason = f"stopped, since the build {ref} no longer runs"
-                    os.kill(os.getpid(), signal.SIGTERM)
-                    return
+                    return end(f"stopped, since the build {ref} is no longer there")
+                except PkgciError as error:
+                    # the engine cannot tell now; it is asked again
+                    if time.monotonic() - told > engine.patience:
+                        return end(f"stopped, since nobody can tell whether the build {ref} still runs: {error}")
+                else:
+                    told = time.monotonic()
+            if ended.wait(engine.watch):
+                return
 
     thread = threading.Thread(target=look, name="watch", daemon=True)
     thread.start()
@@ -422,7 +431,8 @@ def _watch(context: StepContext, stop: _Stop):
         yield
     finally:
         ended.set()
-        thread.join()
+        # a question to a server may still be under way
+        thread.join(engine.watch)
 
 
 def _empty(directory: Path) -> None:

@@ -74,10 +74,12 @@ class BuildInfo(Record):
 class Engine(Protocol):
     """What runs jobs. Every verb raises RequestError for a job or build that does not exist.
 
-    `watch` is how often, in seconds, a build may look at another one that it ends with.
+    `watch` is how often, in seconds, a build looks at another one that it ends with; an engine that could not tell for
+    `patience` seconds is not asked any more.
     """
 
     watch: float
+    patience: float
 
     def jobs(self) -> list[str]:
         """Return the names of all jobs, sorted."""

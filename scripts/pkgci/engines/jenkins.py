@@ -98,7 +98,7 @@ class JenkinsEngine:
             raise RequestError(f"cannot read the token of {settings.user} in {settings.token_file}: {error}") from error
         self.url = settings.url
         self._user = settings.user
-        self._patience = settings.patience_seconds
+        self.patience = settings.patience_seconds
         self._clients = threading.local()
         self._known: dict[str, tuple[Parameter, ...]] = {}
         self._requests: dict[str, _Request] = {}
@@ -178,7 +178,7 @@ class JenkinsEngine:
                             yield fresh
             except (AwayError, requests.RequestException, KeyError, ValueError) as error:
                 lost = lost or time.monotonic()
-                if time.monotonic() - lost > self._patience:
+                if time.monotonic() - lost > self.patience:
                     raise InfrastructureError(f"the log of {build}: {_reason(error)}") from error
                 time.sleep(RETRY)
                 continue
@@ -374,10 +374,10 @@ class JenkinsEngine:
             poll.away = None
         except AwayError as error:
             poll.away = poll.away or time.monotonic()
-            if time.monotonic() - poll.away > self._patience:
+            if time.monotonic() - poll.away > self.patience:
                 raise
             if poll.due and poll.away > poll.due:
-                log.warning("%s; trying again for up to %d s", error, self._patience)
+                log.warning("%s; trying again for up to %d s", error, self.patience)
         except NotFoundError as error:
             raise InfrastructureError(f"{self.url} no longer knows {ref}: was it restarted?") from error
         now = time.monotonic()
@@ -408,8 +408,8 @@ class JenkinsEngine:
                 return act()
             except AwayError as error:
                 if until is None:
-                    until = time.monotonic() + self._patience
-                    log.warning("%s; trying again for up to %d s", error, self._patience)
+                    until = time.monotonic() + self.patience
+                    log.warning("%s; trying again for up to %d s", error, self.patience)
                 if time.monotonic() > until:
                     raise
                 time.sleep(RETRY)

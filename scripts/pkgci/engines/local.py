@@ -57,6 +57,7 @@ class LocalEngine:
     """
 
     watch = 2.0
+    patience = 900.0
 
     def __init__(self, config: Config, jobs_directory: Path = ROOT / "jobs") -> None:
         self.config = config
