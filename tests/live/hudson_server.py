@@ -17,22 +17,20 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 import requests
-import trees
 from cached import cached, jars
 from trees import free_port
 
 from pkgci.command import supervised
 from pkgci.config import Target, Upstream
-from pkgci.engines.jenkins import JenkinsEngine
 from pkgci.upstream import KEYRING, apt_sources, isolated_apt
 
 VERSION = "3.3.2"
 PARTS = {
     f"org.eclipse.hudson:hudson-war:{VERSION}:war": "29db3f39025edbd547f445a9d46b9a9eff9ddf1411cde2adc8b52b3503f9536c",
     "org.hudsonci.plugins:maven-plugin:3.0.1:hpi": "2d246cc9e417385996dde08551348f195184b0acf4effc6fc50b65b613804763",
+    "org.hudsonci.plugins:groovy-support-plugin:3.0.3:hpi": "b135e2674cfa07435a8ce24ba3a36c81a1d0617e72c405af483e9e4bb52feb82",
 }
 # of Debian's unstable distribution, with what it is linked against
 PACKAGES = ("openjdk-8-jre-headless", "libc6")
@@ -46,19 +44,13 @@ CONFIGURATION = """<?xml version='1.0' encoding='UTF-8'?>
   <mode>NORMAL</mode>
   <label>{labels}</label>
   <quietPeriod>0</quietPeriod>
-  <slaveAgentPort>-1</slaveAgentPort>
-  {security}
+  <scriptSupport class="org.hudsonci.plugins.groovy.GroovyScriptSupport"/>
 </hudson>
 """
-# a permission of the least accounts that docs/operator/jenkins.rst lists, as Hudson calls it
-LEAST = {
-    "pkgci": (
-        "hudson.model.Hudson.Read",
-        "hudson.model.Item.Read",
-        "hudson.model.Item.Build",
-    ),
-    "watch": ("hudson.model.Hudson.Read", "hudson.model.Item.Read"),
-}
+# the address by which it names itself
+ADDRESS = """<?xml version='1.0' encoding='UTF-8'?>
+<hudson.tasks.Mailer_-DescriptorImpl><hudsonUrl>{url}</hudsonUrl></hudson.tasks.Mailer_-DescriptorImpl>
+"""
 
 
 class Hudson:
@@ -128,11 +120,13 @@ class Hudson:
                     answer = session.get(f"{self.url}api/json", timeout=10)
                     # while it starts, a page for persons has the same status
                     if answer.ok and "nodeDescription" in answer.text:
-                        return
+                        break
                 if self.process.poll() is not None or time.monotonic() > deadline:
                     self.kill()
                     raise AssertionError(f"Hudson does not start: {(self.directory / 'log').read_text()[-4000:]}")
                 time.sleep(0.1)
+        # a port on all interfaces, for agents that nobody has
+        self.groovy("hudson.model.Hudson.instance.tcpSlaveAgentListener?.shutdown()")
 
     def stop(self) -> None:
         """End it as an operator does; its address stays, and says that it is away."""
@@ -169,9 +163,11 @@ class Hudson:
     def _make(self, executors: int, labels: tuple[str, ...]) -> None:
         plugins = self.home / "plugins"
         plugins.mkdir(parents=True)
-        shutil.copy(_parts("maven-plugin", "hpi"), plugins / "maven-plugin.hpi")
-        text = CONFIGURATION.format(executors=executors, labels=" ".join(labels), security="")
+        for name in ("maven-plugin", "groovy-support-plugin"):
+            shutil.copy(_parts(name, "hpi"), plugins / f"{name.removesuffix('-plugin')}.hpi")
+        text = CONFIGURATION.format(executors=executors, labels=" ".join(labels))
         (self.home / "config.xml").write_text(text)
+        (self.home / "hudson.tasks.Mailer.xml").write_text(ADDRESS.format(url=self.url))
 
 
 def load(url: str, jobs: Path, directory: Path) -> None:
@@ -182,7 +178,7 @@ def load(url: str, jobs: Path, directory: Path) -> None:
     done = subprocess.run(
         command, env={**os.environ, "XDG_CACHE_HOME": str(directory)}, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, done.stderr[:4000]
 
 
 def _parts(name: str, kind: str) -> Path:

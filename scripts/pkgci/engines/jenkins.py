@@ -154,6 +154,18 @@ class JenkinsEngine:
 
     def log(self, ref: BuildRef, follow: bool = False) -> Iterator[bytes]:
         """See `base.Engine`. What was yielded is never yielded again, however often the connection breaks."""
+        # a server ends each line by two characters, whatever the build said
+        held = b""
+        for piece in self._log(ref, follow):
+            said = held + piece
+            held = b"\r" if said.endswith(b"\r") else b""
+            if said := said.removesuffix(held).replace(b"\r\n", b"\n"):
+                yield said
+        if held:
+            yield held
+
+    def _log(self, ref: BuildRef, follow: bool) -> Iterator[bytes]:
+        """Yield the log as the server gives it."""
         build = self._patiently(lambda: self.numbered(ref))
         while follow and not build.number and self._patiently(lambda: self.state(ref)) in ("queued", "running"):
             time.sleep(POLLS[0])

@@ -1,0 +1,194 @@
+"""The engine `jenkins` on a real server, beside the local engine: the same jobs, the same verbs, the same artifacts."""
+
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import local_jobs
+import pytest
+import trees
+from hudson_server import Hudson, load
+from local_jobs import alive, pid_in, until
+
+from pkgci.config import ROOT, Config
+from pkgci.engines.base import BuildRef, Engine
+from pkgci.engines.jenkins import JenkinsEngine
+from pkgci.errors import InfrastructureError, RequestError
+
+# without JUnit results, which Hudson does not let a build be without
+JOBS = re.sub(r"      - junit: .*\n", "", local_jobs.JOBS)
+HELD = 'touch "$WHO"; exec sleep 1000'
+# a step whose child is held; both say where they are
+PARENT = """
+import os, sys
+from pathlib import Path
+from pkgci import step
+
+def main(context):
+    context.child("run-build", {"COMMAND": 'echo $$ > "$WHO"; ' + os.environ["CHILD"], "WHO": os.environ["WHO"]})
+    Path(os.environ["WHO"] + ".parent").write_text(f"{os.getpid()}\\\\n")
+    for ref in list(context._running):
+        context.finish(ref)
+    return "done"
+
+sys.exit(step.run("parent", main))
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Iterator[tuple[Config, Hudson]]:
+    """A server with this repository's jobs and the small ones, and the configuration of its builds."""
+    place = tmp_path_factory.mktemp("site")
+    (place / "hudson").mkdir()
+    (place / "small").mkdir()
+    (place / "small" / "jobs.yaml").write_text(JOBS)
+    hudson = Hudson(place / "hudson", {"PKGCI_ENGINE": "jenkins", "PKGCI_CONFIG": str(place / "etc")})
+    config = trees.config(place, jenkins=hudson.settings())
+    with hudson:
+        for jobs in (ROOT / "jobs", place / "small"):
+            load(hudson.url, jobs, place)
+        yield config, hudson
+
+
+@pytest.fixture(params=["local", "jenkins"])
+def engine(request, tmp_path) -> Iterator[Engine]:
+    """Either engine, with the same small jobs."""
+    if request.param == "local":
+        made = local_jobs.make_engine(tmp_path, JOBS)
+        yield made
+        local_jobs.end_all(made)
+    else:
+        made = request.getfixturevalue("jenkins")
+        yield made
+
+
+@pytest.fixture
+def jenkins(site) -> Iterator[JenkinsEngine]:
+    """The engine on the server."""
+    made = JenkinsEngine(site[0])
+    yield made
+    for job in ("run-build", "run-control"):
+        refs = [ref for ref in made.builds(job) if made.state(ref) == "running"]
+        for ref in refs:
+            made.abort(ref)
+        for ref in refs:
+            made.wait(ref, 30)
+
+
+def archived(engine: Engine, ref: BuildRef, destination: Path) -> dict[str, str]:
+    """Return what a build archived, by path."""
+    destination.mkdir()
+    engine.artifacts(ref, destination)
+    return {str(path.relative_to(destination)): path.read_text() for path in destination.rglob("*") if path.is_file()}
+
+
+# the same of both engines
+
+
+def test_a_build_has_its_parameters_and_leaves_its_artifacts_however_it_ends(engine, tmp_path):
+    command = 'mkdir -p artifacts/.d; printf %s "$WHO$FAST" > artifacts/.d/é; echo said; exit "$STATUS"'
+    command = command.replace('"$STATUS"', "3")
+    ref = engine.start("run-build", {"COMMAND": command, "WHO": "a 'b' & c=d é"})
+    assert engine.wait(ref, 60) == "FAILURE"
+    assert archived(engine, ref, tmp_path / "left") == {"artifacts/.d/é": "a 'b' & c=d étrue"}
+    assert re.search(rb"^(\S+Z )?said$", b"".join(engine.log(ref)), re.MULTILINE)
+    build = engine.numbered(ref)
+    assert engine.builds("run-build")[-1] == build
+    record = engine.record(build)
+    assert (record.state, record.parameters["WHO"], record.alive) == ("FAILURE", "a 'b' & c=d é", False)
+    with pytest.raises(RequestError, match="has no parameter 'OTHER'"):
+        engine.start("run-build", {"OTHER": "1"})
+    with pytest.raises(RequestError):
+        engine.state(BuildRef("run-build", 9999))
+
+
+def test_a_followed_log_comes_while_the_build_runs_and_ends_with_it(engine, tmp_path):
+    go = tmp_path / "go"
+    command = 'seq 30000; while [ ! -e "$WHO" ]; do sleep 0.1; done; echo the end'
+    ref = engine.start("run-build", {"COMMAND": command, "WHO": str(go)})
+    said = b""
+    for piece in engine.log(ref, follow=True):
+        said += piece
+        if b"30000\n" in said:
+            go.touch()
+    lines = [line.rpartition(b" ")[2] for line in said.splitlines()]
+    numbers = [int(line) for line in lines if line.isdigit()]
+    assert numbers == list(range(1, 30001))
+    assert engine.wait(ref, 10) == "SUCCESS"
+    assert said == b"".join(engine.log(ref))
+
+
+def test_an_abort_ends_the_step_and_the_build_it_started(engine, tmp_path, monkeypatch):
+    program, who = tmp_path / "parent.py", tmp_path / "who"
+    program.write_text(PARENT)
+    monkeypatch.setenv("PKGCI_ENGINE", "local")
+    command = f"exec env CHILD='exec sleep 1000' {sys.executable} {program}"
+    ref = engine.start("run-control", {"COMMAND": command, "WHO": str(who)})
+    child, parent = pid_in(who), pid_in(Path(f"{who}.parent"))
+    engine.abort(ref)
+    assert engine.wait(ref, 60) == "ABORTED"
+    until(lambda: not alive(child) and not alive(parent), 15)
+    last = engine.builds("run-build")[-1]
+    assert engine.wait(last, 15) == "ABORTED"
+
+
+def test_a_build_ends_when_the_one_that_started_it_was_killed(engine, tmp_path):
+    program, child_program, who = tmp_path / "parent.py", tmp_path / "child.py", tmp_path / "who"
+    program.write_text(PARENT)
+    child_program.write_text(
+        "import sys, time\nfrom pkgci import step\nsys.exit(step.run('child', lambda _: time.sleep(1000) or ''))\n"
+    )
+    command = f"exec env CHILD='exec {sys.executable} {child_program}' {sys.executable} {program}"
+    ref = engine.start("run-control", {"COMMAND": command, "WHO": str(who)})
+    child, parent = pid_in(who), pid_in(Path(f"{who}.parent"))
+    os.kill(parent, signal.SIGKILL)
+    assert engine.wait(ref, 60) in ("FAILURE", "ABORTED")
+    # design: no orphan runs for longer than half a minute
+    until(lambda: not alive(child), 30)
+
+
+# what only a server does
+
+
+def test_a_crash_of_the_server_loses_no_request_and_ends_what_it_forgot(jenkins, site, tmp_path):
+    _, hudson = site
+    step = tmp_path / "step.py"
+    step.write_text(
+        "import os, sys, time\nfrom pathlib import Path\nfrom pkgci import step\n"
+        "Path(os.environ['WHO']).write_text(f'{os.getpid()}\\n')\n"
+        "sys.exit(step.run('held', lambda _: time.sleep(1000) or ''))\n"
+    )
+    running = jenkins.start("run-build", {"COMMAND": f"exec {sys.executable} {step}", "WHO": str(tmp_path / "pid")})
+    pid = pid_in(tmp_path / "pid")
+    hudson.groovy("hudson.model.Hudson.instance.doQuietDown()")
+    queued = jenkins.start("run-build", {"COMMAND": "true"})
+    assert jenkins.state(queued) == "queued"
+    hudson.kill()
+    assert jenkins.wait(queued, 1) is None
+    hudson.start()
+    assert jenkins.wait(queued, 120) == "SUCCESS"
+    same = [ref for ref in jenkins.builds("run-build") if jenkins.record(ref).parameters["CORRELATION"] == queued.request]
+    assert len(same) == 1
+    # its build is lost, or has failed; either way its step does not run on
+    try:
+        assert jenkins.wait(running, 60) == "FAILURE"
+    except InfrastructureError as error:
+        assert "was it restarted" in str(error)
+    until(lambda: not alive(pid), 30)
+
+
+def test_a_build_in_the_queue_is_taken_out_by_an_abort(jenkins, site):
+    _, hudson = site
+    hudson.groovy("hudson.model.Hudson.instance.doQuietDown()")
+    try:
+        one, other = (jenkins.start("run-build", {"COMMAND": "true"}) for _ in range(2))
+        jenkins.abort(one)
+        assert (jenkins.wait(one, 10), jenkins.state(other)) == ("ABORTED", "queued")
+    finally:
+        hudson.groovy("hudson.model.Hudson.instance.doCancelQuietDown()")
+    # equal but for their correlation, they are not one
+    assert jenkins.wait(other, 30) == "SUCCESS"
