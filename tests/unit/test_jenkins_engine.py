@@ -47,6 +47,12 @@ def test_a_request_has_all_parameters_and_a_correlation_of_its_own(engine, serve
     assert one.request != other.request
 
 
+def test_a_server_resolves_nothing_in_a_parameter(engine, server):
+    ref, build = begun(engine, server, COMMAND="echo $$ ${SECRET}")
+    assert build.values["COMMAND"] == "echo $$$$ $${SECRET}"
+    assert engine.record(ref).parameters["COMMAND"] == "echo $$ ${SECRET}"
+
+
 def test_a_build_gets_its_number_when_it_leaves_the_queue(engine, server):
     ref = engine.start(JOB, {})
     assert (engine.state(ref), engine.numbered(ref), engine.wait(ref, 0)) == ("queued", ref, None)

@@ -307,7 +307,9 @@ class JenkinsEngine:
         """Put a request into the queue, unless it is there or has been already."""
         request = self._requests[ref.request]
         try:
-            answer = self._ask("POST", f"{_job(ref.job)}/buildWithParameters", data=request.values)
+            # a server resolves $NAME in a parameter by the build's other variables, secrets among them
+            given = {name: value.replace("$", "$$") for name, value in request.values.items()}
+            answer = self._ask("POST", f"{_job(ref.job)}/buildWithParameters", data=given)
         except AwayError:
             # the answer is lost; the request may be not
             if self._patiently(lambda: self._found(ref)):
@@ -494,7 +496,8 @@ def _text(value: object) -> str:
 def _parameters_of(said: Mapping[str, Any]) -> dict[str, str]:
     """Return the parameters in what the server says of a build or a queue's item."""
     actions = [action for action in said.get("actions") or () if action]
-    return {one["name"]: _text(one.get("value", "")) for action in actions for one in action.get("parameters") or ()}
+    parameters = [one for action in actions for one in action.get("parameters") or ()]
+    return {one["name"]: _text(one.get("value", "")).replace("$$", "$") for one in parameters}
 
 
 def _below(ref: BuildRef, path: str) -> PurePosixPath:
