@@ -186,20 +186,26 @@ class Review(Section):
     retrigger: Retrigger | None = None
 
 
+class Login(Section):
+    """An account of Jenkins."""
+
+    user: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._@-]+$")]
+    token_file: AbsolutePath = Field(description="a file of one line: the account's API token")
+
+
 class Definitions(Section):
-    """Where the job definitions that `jobs-update` loads are merged."""
+    """Where the job definitions that the job `jobs-update` loads are merged."""
 
     project: Project
     branch: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/+-]*$")] = "main"
 
 
-class Jenkins(Section):
+class Jenkins(Login):
     """The server of the engine `jenkins`, and the account that starts and watches builds there."""
 
     url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@?#]+/$")] = Field(description="`job/NAME/` is below it")
-    user: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._@-]+$")]
-    token_file: AbsolutePath = Field(description="a file of one line: the account's API token")
     patience_seconds: int = Field(900, ge=0, description="how long one waits for a server that does not answer")
+    loader: Login | None = Field(None, description="who loads job definitions; without it the same account")
     definitions: Definitions | None = Field(None, description="without it jobs-update loads those that are installed")
 
 

@@ -78,6 +78,7 @@ class Hudson:
         self.process: subprocess.Popen | None = None
         self.shim: subprocess.Popen | None = None
         if not self.home.exists():
+            directory.mkdir(exist_ok=True)
             self._make(executors, labels)
 
     @property
@@ -159,6 +160,26 @@ class Hudson:
             answer = session.post(f"{self.url}scriptText", data={"script": script}, timeout=60)
         assert answer.ok, answer.text[:2000]
         return answer.text
+
+    def agent(self) -> str:
+        """Return the command that is an agent, for who is connected by its standard input and output."""
+        jar = self.directory / "agent.jar"
+        if not jar.exists():
+            with requests.Session() as session:
+                session.trust_env = False
+                jar.write_bytes(session.get(f"{self.url}jnlpJars/slave.jar", timeout=60).content)
+        path = f"PATH={Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
+        return f"env {path} {_java() / 'bin/java'} -Xmx128m -jar {jar}"
+
+    def add_agent(self, name: str, label: str, command: str) -> None:
+        """Add an agent that the server reaches by a command."""
+        home = self.directory / name
+        home.mkdir()
+        self.groovy(
+            "import hudson.model.*; import hudson.slaves.*;"
+            f"Hudson.instance.addNode(new DumbSlave('{name}', '', '{home}', '2', Node.Mode.EXCLUSIVE, '{label}',"
+            f" new CommandLauncher('{command}'), new RetentionStrategy.Always(), []))"
+        )
 
     def _make(self, executors: int, labels: tuple[str, ...]) -> None:
         plugins = self.home / "plugins"

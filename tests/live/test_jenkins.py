@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +14,13 @@ from pathlib import Path
 import local_jobs
 import pytest
 import trees
+from click.testing import CliRunner, Result
 from hudson_server import Hudson, load
 from local_jobs import alive, pid_in, until
+from servers import Sshd
 
 from pkgci import demo
+from pkgci.cli import main
 from pkgci.config import EMBEDDED, ROOT, Config
 from pkgci.engines.base import BuildRef, Engine
 from pkgci.engines.jenkins import JenkinsEngine
@@ -52,14 +56,20 @@ def site(tmp_path_factory, gnupg) -> Iterator[tuple[Config, Hudson]]:
     """A server with this repository's jobs and the small ones, and the configuration of its builds."""
     place = tmp_path_factory.mktemp("site")
     (place / "hudson").mkdir()
-    (place / "small").mkdir()
-    (place / "small" / "jobs.yaml").write_text(JOBS)
     hudson = Hudson(place / "hudson", {"PKGCI_ENGINE": "jenkins", "PKGCI_CONFIG": str(place / "etc")})
     config = configured(place, gnupg, place / "gerrit", jenkins=hudson.settings())
     with hudson:
-        for jobs in (ROOT / "jobs", place / "small"):
+        for jobs in (ROOT / "jobs", small(place)):
             load(hudson.url, jobs, place)
         yield config, hudson
+
+
+def small(place: Path) -> Path:
+    """Return a directory with the small jobs' definitions."""
+    jobs = place / "small"
+    jobs.mkdir()
+    (jobs / "jobs.yaml").write_text(JOBS)
+    return jobs
 
 
 def configured(place: Path, gnupg: tuple[str, str], gerrit: Path, **settings: object) -> Config:
@@ -205,6 +215,92 @@ def test_a_build_in_the_queue_is_taken_out_by_an_abort(jenkins, site):
         hudson.groovy("hudson.model.Hudson.instance.doCancelQuietDown()")
     # equal but for their correlation, they are not one
     assert jenkins.wait(other, 30) == "SUCCESS"
+
+
+
+def test_an_agent_reached_by_ssh_takes_the_work_of_its_label(tmp_path):
+    hudson = Hudson(tmp_path / "hudson", executors=2, labels=("control",))
+    sshd = Sshd(tmp_path, "false")
+    try:
+        with hudson:
+            sshd.answers(hudson.agent())
+            load(hudson.url, small(tmp_path), tmp_path)
+            engine = JenkinsEngine(trees.config(tmp_path, jenkins=hudson.settings()))
+            build = engine.start("run-build", {"COMMAND": "echo node $NODE_NAME"})
+            control = engine.start("run-control", {"COMMAND": "echo node $NODE_NAME"})
+            assert engine.wait(control, 60) == "SUCCESS", b"".join(engine.log(control))
+            # nobody has its label yet
+            assert engine.state(build) == "queued"
+            account = sshd.account()
+            (tmp_path / "known_hosts").write_text(f"[127.0.0.1]:{sshd.port} {account['host_key']}\n")
+            words = f"ssh -T -p {sshd.port} -i {account['identity']} -o UserKnownHostsFile={tmp_path}/known_hosts"
+            hudson.add_agent("builder", "build", f"{words} -o BatchMode=yes {account['user']}@127.0.0.1")
+            assert engine.wait(build, 120) == "SUCCESS"
+            assert b"\nnode builder\n" in b"".join(engine.log(build))
+            assert b"\nnode builder\n" not in b"".join(engine.log(control))
+    finally:
+        sshd.end()
+
+
+# the definitions
+
+
+def test_definitions_are_loaded_as_far_as_they_differ_and_only_ours_are_deleted(site, tmp_path, monkeypatch):
+    config, hudson = site
+    jobs = tmp_path / "jobs"
+    shutil.copytree(ROOT / "jobs", jobs)
+
+    def pkgci(*words: str, answer: str = "") -> Result:
+        monkeypatch.setenv("PKGCI_CONFIG", str(config.directory))
+        return CliRunner().invoke(main, ["jobs-update", "--jobs", str(jobs), *words], input=answer)
+
+    # what another command has loaded is known from now on
+    assert pkgci("--yes").exit_code == 0
+    assert pkgci().output == "the server has all jobs as they are defined\n"
+
+    # changed, new and deleted: shown, refused, and then done
+    build = jobs / "templates" / "build.yaml"
+    build.write_text(build.read_text().replace("minutes: 900", "minutes: 901").replace("Takes a change", "Takes one change"))
+    single = jobs / "single.yaml"
+    single.write_text(single.read_text().replace("- unpublished", "- unpublished-2"))
+    template = (jobs / "templates" / "unpublished.yaml").read_text()
+    (jobs / "templates" / "unpublished.yaml").write_text(template.replace("name: unpublished", "name: unpublished-2"))
+    names = ["changed  build-bookworm-amd64", "changed  build-debianrpm-amd64", "new      unpublished-2"]
+    shown = pkgci("--dry-run").output
+    assert shown.splitlines()[:4] == [*names, "deleted  unpublished"]
+    assert "-      <timeoutMinutes>900</timeoutMinutes>" in shown.replace("        <", "      <")
+    refused = pkgci(answer="n\n")
+    assert refused.exit_code == 143
+    assert pkgci("--dry-run").output == shown
+    done = pkgci("--yes")
+    assert done.output.splitlines()[-1].startswith("1 new, 2 changed, 1 deleted of 25 jobs at"), done.output
+    engine = JenkinsEngine(config)
+    assert {"unpublished-2", "run-build"} <= {*engine.jobs(), "run-build"}
+    assert "unpublished" not in engine.jobs()
+    assert "Takes one change" in engine.ask("GET", "job/build-bookworm-amd64/config.xml").text
+    # the small jobs are of another repository
+    assert engine.ask_json("job/run-build", "name") == {"name": "run-build"}
+
+    # edited by hand on the server: taken back
+    xml = engine.ask("GET", "job/republish/config.xml").content
+    engine.ask("POST", "job/republish/config.xml", data=xml.replace(b"exec pkgci republish", b"exec pkgci other"))
+    shown = pkgci("--yes").output
+    assert shown.startswith("edited   republish\n")
+    assert "+      <command>exec pkgci republish</command>" in shown.replace("  <", "<").replace("+<", "+      <")
+    assert pkgci().output == "the server has all jobs as they are defined\n"
+
+    # what does not render never reaches the server
+    build.write_text(build.read_text().replace("limited:", "limitless:"))
+    broken = pkgci("--yes")
+    assert (broken.exit_code, "Jenkins Job Builder refuses" in broken.output) == (2, True)
+    single.write_text(template)
+    assert "Takes one change" in engine.ask("GET", "job/build-bookworm-amd64/config.xml").text
+
+    # the job loads what is merged here: that of the installed ones
+    ref = engine.start("jobs-update", {})
+    assert engine.wait(ref, 120) == "SUCCESS", b"".join(engine.log(ref))
+    assert "unpublished" in engine.jobs()
+    assert "unpublished-2" not in engine.jobs()
 
 
 # the whole flow

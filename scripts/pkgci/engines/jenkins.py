@@ -25,7 +25,7 @@ import requests
 from jenkins_jobs.constants import MAGIC_MANAGE_STRING
 
 from pkgci import web
-from pkgci.config import Config
+from pkgci.config import Config, Login
 from pkgci.engines.base import BuildInfo, BuildRef, Outcome, State, Tests
 from pkgci.engines.definitions import Parameter, parameter_values
 from pkgci.errors import InfrastructureError, RequestError
@@ -76,6 +76,7 @@ class JenkinsEngine:
 
     Args:
         config: says where the server is, and who asks.
+        login: another account than the one that starts and watches builds.
 
     Raises:
         RequestError: the configuration names no server, or the file with the account's token cannot be read; (any verb) a
@@ -86,18 +87,19 @@ class JenkinsEngine:
     # a server is asked less often than files are
     watch = 10.0
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, login: Login | None = None) -> None:
         settings = config.settings.jenkins
         if settings is None:
             raise RequestError(
                 f"{config.directory / 'config.yaml'}: no `jenkins`, which the engine needs that PKGCI_ENGINE names"
             )
+        login = login or settings
         try:
-            self._token = Path(settings.token_file).read_text().strip()
+            self._token = Path(login.token_file).read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise RequestError(f"cannot read the token of {settings.user} in {settings.token_file}: {error}") from error
+            raise RequestError(f"cannot read the token of {login.user} in {login.token_file}: {error}") from error
         self.url = settings.url
-        self._user = settings.user
+        self._user = login.user
         self.patience = settings.patience_seconds
         self._clients = threading.local()
         self._known: dict[str, tuple[Parameter, ...]] = {}
@@ -178,7 +180,7 @@ class JenkinsEngine:
         while True:
             ended = self._patiently(lambda: self.state(build)) not in ("queued", "running")
             try:
-                with self._ask("GET", f"{_path(build)}/logText/progressiveText?start={begin}", stream=True) as answer:
+                with self.ask("GET", f"{_path(build)}/logText/progressiveText?start={begin}", stream=True) as answer:
                     size, more = int(answer.headers["X-Text-Size"]), "X-More-Data" in answer.headers
                     # what a server that was killed had not written is gone: it would begin once more from the start
                     passed = 0
@@ -278,6 +280,40 @@ class JenkinsEngine:
                 return self._json(where, tree)
             raise
 
+    def ask(
+        self, method: str, path: str, *, data: Mapping[str, str] | bytes | None = None, stream: bool | None = None
+    ) -> requests.Response:
+        """Return the answer to a request.
+
+        Args:
+            method: of HTTP.
+            path: below the server's URL.
+            data: fields of a form, or XML.
+            stream: whether the answer's content is read by the caller.
+
+        Raises:
+            NotFoundError: the server says that there is nothing.
+            AwayError: it does not answer, or is not ready.
+            InfrastructureError: it refuses.
+        """
+        headers = {"Content-Type": "text/xml; charset=utf-8"} if isinstance(data, bytes) else None
+        about, client = f"{self.url}{path.partition('?')[0]}", self.client()
+        try:
+            answer = client.jenkins_request(requests.Request(method, self.url + path, headers, data=data), stream=stream)
+        except jenkins.NotFoundException as error:
+            raise NotFoundError(f"there is nothing at {about}") from error
+        except (jenkins.JenkinsException, requests.RequestException) as error:
+            status = _status(error)
+            # a server that was restarted wants to hand out another one
+            client.crumb = None
+            if status is None or status > requests.codes.server_error:
+                raise AwayError(f"{about}: {_reason(error)}") from error
+            why = f": is the account {self._user} right, and may it do this?" if status in (401, 403) else ""
+            raise InfrastructureError(f"{about}: HTTP status {status}{why}") from error
+        if method == "GET" and answer.is_redirect:
+            raise InfrastructureError(f"{about}: redirects to {printable(answer.headers['Location'], 200)}: name that URL")
+        return answer
+
     def client(self) -> jenkins.Jenkins:
         """Return a client of the server, for this thread."""
         if not hasattr(self._clients, "client"):
@@ -309,7 +345,7 @@ class JenkinsEngine:
         try:
             # a server resolves $NAME in a parameter by the build's other variables, secrets among them
             given = {name: value.replace("$", "$$") for name, value in request.values.items()}
-            answer = self._ask("POST", f"{_job(ref.job)}/buildWithParameters", data=given)
+            answer = self.ask("POST", f"{_job(ref.job)}/buildWithParameters", data=given)
         except AwayError:
             # the answer is lost; the request may be not
             if self._patiently(lambda: self._found(ref)):
@@ -401,7 +437,7 @@ class JenkinsEngine:
     def _fetch(self, ref: BuildRef, path: PurePosixPath, file: Path) -> None:
         """Copy one artifact to `file`."""
         try:
-            with self._ask("GET", f"{_path(ref)}/artifact/{quote(str(path))}", stream=True) as answer:
+            with self.ask("GET", f"{_path(ref)}/artifact/{quote(str(path))}", stream=True) as answer:
                 try:
                     file.parent.mkdir(parents=True, exist_ok=True)
                     with file.open("wb") as stream:
@@ -429,7 +465,7 @@ class JenkinsEngine:
                 time.sleep(RETRY)
 
     def _json(self, path: str, tree: str) -> dict[str, Any]:
-        answer = self._ask("GET", f"{path}?tree={quote(tree, safe='[],')}")
+        answer = self.ask("GET", f"{path}?tree={quote(tree, safe='[],')}")
         try:
             said = answer.json()
         except ValueError:
@@ -441,30 +477,9 @@ class JenkinsEngine:
     def _post(self, path: str) -> None:
         """Ask for something that may be done already."""
         try:
-            self._ask("POST", path)
+            self.ask("POST", path)
         except NotFoundError:
             pass
-
-    def _ask(
-        self, method: str, path: str, *, data: Mapping[str, str] | None = None, stream: bool | None = None
-    ) -> requests.Response:
-        """Return the answer to a request, of which the path is below the server's URL."""
-        about, client = f"{self.url}{path.partition('?')[0]}", self.client()
-        try:
-            answer = client.jenkins_request(requests.Request(method, self.url + path, data=data), stream=stream)
-        except jenkins.NotFoundException as error:
-            raise NotFoundError(f"there is nothing at {about}") from error
-        except (jenkins.JenkinsException, requests.RequestException) as error:
-            status = _status(error)
-            # a server that was restarted wants to hand out another one
-            client.crumb = None
-            if status is None or status > requests.codes.server_error:
-                raise AwayError(f"{about}: {_reason(error)}") from error
-            why = f": is the account {self._user} right, and may it do this?" if status in (401, 403) else ""
-            raise InfrastructureError(f"{about}: HTTP status {status}{why}") from error
-        if method == "GET" and answer.is_redirect:
-            raise InfrastructureError(f"{about}: redirects to {printable(answer.headers['Location'], 200)}: name that URL")
-        return answer
 
 
 def managed(description: str | None) -> bool:
