@@ -96,6 +96,8 @@ class Hudson:
         """Start it, and wait until it answers; again after `stop` or `kill`, at the same address."""
         java = _java() / "bin/java"
         options = ["-Xmx512m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Djava.awt.headless=true"]
+        # what `allowEmptyArchive` says in a job's XML, for all jobs
+        options += ["-Dhudson.tasks.ArtifactArchiver.warnOnEmpty=true"]
         options += [f"-Duser.home={self.directory}", f"-DHUDSON_HOME={self.home}", "-jar", _parts("hudson-war", "war")]
         ports = [f"--httpPort={self.port}", "--httpListenAddress=127.0.0.1", "--skipInitSetup"]
         # what a builds's environment has of an engine that runs these tests is not for its builds

@@ -268,14 +268,14 @@ def test_definitions_are_loaded_as_far_as_they_differ_and_only_ours_are_deleted(
     names = ["changed  build-bookworm-amd64", "changed  build-debianrpm-amd64", "new      unpublished-2"]
     shown = pkgci("--dry-run").output
     assert shown.splitlines()[:4] == [*names, "deleted  unpublished"]
-    assert "-      <timeoutMinutes>900</timeoutMinutes>" in shown.replace("        <", "      <")
+    assert re.search(r"^- +<timeoutMinutes>900</timeoutMinutes>$", shown, re.MULTILINE)
     refused = pkgci(answer="n\n")
     assert refused.exit_code == 143
     assert pkgci("--dry-run").output == shown
     done = pkgci("--yes")
     assert done.output.splitlines()[-1].startswith("1 new, 2 changed, 1 deleted of 25 jobs at"), done.output
     engine = JenkinsEngine(config)
-    assert {"unpublished-2", "run-build"} <= {*engine.jobs(), "run-build"}
+    assert "unpublished-2" in engine.jobs()
     assert "unpublished" not in engine.jobs()
     assert "Takes one change" in engine.ask("GET", "job/build-bookworm-amd64/config.xml").text
     # the small jobs are of another repository
@@ -286,7 +286,7 @@ def test_definitions_are_loaded_as_far_as_they_differ_and_only_ours_are_deleted(
     engine.ask("POST", "job/republish/config.xml", data=xml.replace(b"exec pkgci republish", b"exec pkgci other"))
     shown = pkgci("--yes").output
     assert shown.startswith("edited   republish\n")
-    assert "+      <command>exec pkgci republish</command>" in shown.replace("  <", "<").replace("+<", "+      <")
+    assert re.search(r"^\+ +<command>exec pkgci republish</command>$", shown, re.MULTILINE)
     assert pkgci().output == "the server has all jobs as they are defined\n"
 
     # what does not render never reaches the server
