@@ -86,11 +86,11 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *words: object) -> None:
         """Say nothing of each request."""
 
-    def do_GET(self) -> None:  # noqa: N802 the server's name for it
+    def do_GET(self) -> None:
         """Answer a question."""
         self._answer(self._page)
 
-    def do_POST(self) -> None:  # noqa: N802 as above
+    def do_POST(self) -> None:
         """Do what is asked for."""
         self._answer(self._done)
 

@@ -166,7 +166,9 @@ def retrigger_outstanding() -> None:
 
 
 @main.command("jobs-update")
-@click.option("--jobs", type=click.Path(path_type=Path, file_okay=False, exists=True), help="Instead of the installed ones.")
+@click.option(
+    "--jobs", type=click.Path(path_type=Path, file_okay=False, exists=True), help="Instead of the installed ones."
+)
 @click.option("--dry-run", is_flag=True, help="Only show the differences.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def jobs_update(jobs: Path | None, dry_run: bool, yes: bool) -> None:

@@ -203,7 +203,9 @@ class Definitions(Section):
 class Jenkins(Login):
     """The server of the engine `jenkins`, and the account that starts and watches builds there."""
 
-    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@?#]+/$")] = Field(description="`job/NAME/` is below it")
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@?#]+/$")] = Field(
+        description="`job/NAME/` is below it"
+    )
     patience_seconds: int = Field(900, ge=0, description="how long one waits for a server that does not answer")
     loader: Login | None = Field(None, description="who loads job definitions; without it the same account")
     definitions: Definitions | None = Field(None, description="without it jobs-update loads those that are installed")

@@ -104,7 +104,9 @@ class Update:
             if job not in there:
                 yield Difference(job, "new", _diff("", _readable(xml)), xml)
             elif not there[job]:
-                raise RequestError(f"{self.engine.url} has a job {job} that is none of ours; rename it, or delete it there")
+                raise RequestError(
+                    f"{self.engine.url} has a job {job} that is none of ours; rename it, or delete it there"
+                )
             else:
                 yield from self._changed(job, xml, self._served(job))
         for job in sorted(name for name, ours in there.items() if ours and name not in self._defined):
@@ -215,5 +217,7 @@ def _readable(xml: bytes) -> str:
 
 
 def _diff(old: str, new: str) -> tuple[str, ...]:
-    lines: Sequence[str] = list(difflib.unified_diff(old.splitlines(), new.splitlines(), "server", "defined", lineterm=""))
+    lines: Sequence[str] = list(
+        difflib.unified_diff(old.splitlines(), new.splitlines(), "server", "defined", lineterm="")
+    )
     return tuple(lines)

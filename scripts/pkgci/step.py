@@ -248,7 +248,9 @@ class StepContext:
                 outcome = self.finish(ref, POLL / len(running))
                 if outcome is not None:
                     number = running.pop(ref)
-                    ended[number] = None if outcome == "SUCCESS" else _failure(self.engine.numbered(ref), self.directory(ref))
+                    ended[number] = (
+                        None if outcome == "SUCCESS" else _failure(self.engine.numbered(ref), self.directory(ref))
+                    )
         return ended
 
     def directory(self, ref: BuildRef) -> Path:

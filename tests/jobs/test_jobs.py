@@ -49,7 +49,13 @@ LABELS |= {
 }
 MINUTES = {"build": "900", "compile": "600", "publish": "30", "lint": "60", "install": "60", "systest": "120"}
 MINUTES |= {"gate": "1440", "order": "60", "verify": "60", "mirror-sync": "600"}
-MINUTES |= {"jobs-update": "30", "repository-maintain": "60", "republish": "900", "retrigger-outstanding": "60", "unpublished": "120"}
+MINUTES |= {
+    "jobs-update": "30",
+    "repository-maintain": "60",
+    "republish": "900",
+    "retrigger-outstanding": "60",
+    "unpublished": "120",
+}
 
 
 def step(job):

@@ -23,7 +23,7 @@ from cached import cached, jars
 from trees import free_port
 
 from pkgci.command import supervised
-from pkgci.config import Target, Upstream
+from pkgci.config import Jenkins, Target, Upstream
 from pkgci.upstream import KEYRING, apt_sources, isolated_apt
 
 VERSION = "3.3.2"
@@ -101,7 +101,9 @@ class Hudson:
         options += [f"-Duser.home={self.directory}", f"-DHUDSON_HOME={self.home}", "-jar", _parts("hudson-war", "war")]
         ports = [f"--httpPort={self.port}", "--httpListenAddress=127.0.0.1", "--skipInitSetup"]
         # what a builds's environment has of an engine that runs these tests is not for its builds
-        mine = {name: value for name, value in os.environ.items() if not name.startswith(("PKGCI_", "JENKINS_", "ZUUL_"))}
+        mine = {
+            name: value for name, value in os.environ.items() if not name.startswith(("PKGCI_", "JENKINS_", "ZUUL_"))
+        }
         path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -193,14 +195,16 @@ class Hudson:
         (self.home / "hudson.tasks.Mailer.xml").write_text(ADDRESS.format(url=self.url))
 
 
-def load(url: str, jobs: Path, directory: Path) -> None:
-    """Load job definitions by the command that an operator uses, `jenkins-jobs update`."""
+def load(server: Jenkins, jobs: Path, directory: Path) -> None:
+    """Load job definitions by the command that an operator uses, `jenkins-jobs update`; its files are in `directory`."""
     settings = directory / "jjb.ini"
-    settings.write_text(f"[job_builder]\n[jenkins]\nurl={url}\nuser=pkgci\npassword=none\nquery_plugins_info=False\n")
-    command = [sys.executable, "-m", "jenkins_jobs", "--conf", settings, "update", "--recursive", jobs]
-    done = subprocess.run(
-        command, env={**os.environ, "XDG_CACHE_HOME": str(directory)}, capture_output=True, text=True, check=False
+    password = Path(server.token_file).read_text().strip()
+    settings.write_text(
+        f"[job_builder]\n[jenkins]\nurl={server.url}\nuser={server.user}\npassword={password}\nquery_plugins_info=False\n"
     )
+    command = [sys.executable, "-m", "jenkins_jobs", "--conf", settings, "update", "--recursive", jobs]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(directory)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[:4000]
 
 
@@ -218,7 +222,11 @@ def _java() -> Path:
 def _make_java(directory: Path) -> None:
     codename = platform.freedesktop_os_release()["VERSION_CODENAME"]
     own = Target(
-        format="deb", codename=codename, architecture="amd64", tag="own", upstream=Upstream(machine=True, suites=(codename,))
+        format="deb",
+        codename=codename,
+        architecture="amd64",
+        tag="own",
+        upstream=Upstream(machine=True, suites=(codename,)),
     )
     mirror = apt_sources(own)[0].uri
     apt = directory / "apt"

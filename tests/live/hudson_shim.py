@@ -41,7 +41,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *words: object) -> None:
         """Say nothing of each request."""
 
-    def do_GET(self) -> None:  # noqa: N802 the server's name for it
+    def do_GET(self) -> None:
         """Answer a question."""
         try:
             item = re.fullmatch(r"/queue/item/([0-9]+)/api/json", urlsplit(self.path).path)
@@ -51,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
         except OSError:
             self._away()
 
-    def do_POST(self) -> None:  # noqa: N802 as above
+    def do_POST(self) -> None:
         """Do what is asked for."""
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         parts = urlsplit(self.path)
@@ -64,7 +64,9 @@ class Handler(BaseHTTPRequestHandler):
             if parts.path.endswith(("/createItem", "/config.xml")):
                 # by either all of the XML would be refused: a static field there, and a time that the server chooses
                 body = re.sub(rb"\s*<allowEmptyArchive>[^<]*</allowEmptyArchive>", b"", body)
-                body = re.sub(rb"<hudson.triggers.TimerTrigger>.*?</hudson.triggers.TimerTrigger>", b"", body, flags=re.DOTALL)
+                body = re.sub(
+                    rb"<hudson.triggers.TimerTrigger>.*?</hudson.triggers.TimerTrigger>", b"", body, flags=re.DOTALL
+                )
             self._say(*self._pass_on("POST", self.path, body))
         except OSError:
             self._away()

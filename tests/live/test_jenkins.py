@@ -9,6 +9,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import local_jobs
@@ -52,16 +53,30 @@ sys.exit(step.run("parent", main, LocalEngine(Config(), jobs) if local else engi
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory, gnupg) -> Iterator[tuple[Config, Hudson]]:
-    """A server with this repository's jobs and the small ones, and the configuration of its builds."""
+def server(tmp_path_factory, gnupg) -> Iterator[tuple[Config, Hudson | None]]:
+    """A server with the small jobs: Jenkins where the environment names one, else Hudson with this repository's, too."""
     place = tmp_path_factory.mktemp("site")
-    (place / "hudson").mkdir()
+    if url := os.environ.get("JENKINS_URL"):
+        login = {"user": os.environ["JENKINS_USER"], "token_file": os.environ["JENKINS_TOKEN_FILE"]}
+        config = trees.config(place, jenkins={"url": f"{url.rstrip('/')}/", **login})
+        load(config.settings.jenkins, small(place), place)
+        yield config, None
+        return
     hudson = Hudson(place / "hudson", {"PKGCI_ENGINE": "jenkins", "PKGCI_CONFIG": str(place / "etc")})
     config = configured(place, gnupg, place / "gerrit", jenkins=hudson.settings())
     with hudson:
         for jobs in (ROOT / "jobs", small(place)):
-            load(hudson.url, jobs, place)
+            load(config.settings.jenkins, jobs, place)
         yield config, hudson
+
+
+@pytest.fixture
+def site(server) -> tuple[Config, Hudson]:
+    """The server that these tests may crash, and the configuration of its builds."""
+    config, hudson = server
+    if hudson is None:
+        pytest.skip("it does things to the server that nobody does to one of others")
+    return config, hudson
 
 
 def small(place: Path) -> Path:
@@ -92,9 +107,9 @@ def engine(request, tmp_path) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def jenkins(site) -> Iterator[JenkinsEngine]:
+def jenkins(server) -> Iterator[JenkinsEngine]:
     """The engine on the server."""
-    made = JenkinsEngine(site[0])
+    made = JenkinsEngine(server[0])
     yield made
     for job in ("run-build", "run-control"):
         refs = [ref for ref in made.builds(job) if made.state(ref) == "running"]
@@ -194,13 +209,15 @@ def test_a_crash_of_the_server_loses_no_request_and_ends_what_it_forgot(jenkins,
     assert jenkins.wait(queued, 1) is None
     hudson.start()
     assert jenkins.wait(queued, 120) == "SUCCESS"
-    same = [ref for ref in jenkins.builds("run-build") if jenkins.record(ref).parameters.get("CORRELATION") == queued.request]
+    same = [
+        ref
+        for ref in jenkins.builds("run-build")
+        if jenkins.record(ref).parameters.get("CORRELATION") == queued.request
+    ]
     assert len(same) == 1
-    # its build is lost, or has failed; either way its step does not run on
-    try:
+    # its build is unknown now, or has failed; either way its step does not run on
+    with suppress(InfrastructureError):
         assert jenkins.wait(running, 60) == "FAILURE"
-    except InfrastructureError as error:
-        assert "was it restarted" in str(error)
     until(lambda: not alive(pid), 30)
 
 
@@ -217,15 +234,15 @@ def test_a_build_in_the_queue_is_taken_out_by_an_abort(jenkins, site):
     assert jenkins.wait(other, 30) == "SUCCESS"
 
 
-
 def test_an_agent_reached_by_ssh_takes_the_work_of_its_label(tmp_path):
     hudson = Hudson(tmp_path / "hudson", executors=2, labels=("control",))
     sshd = Sshd(tmp_path, "false")
     try:
         with hudson:
             sshd.answers(hudson.agent())
-            load(hudson.url, small(tmp_path), tmp_path)
-            engine = JenkinsEngine(trees.config(tmp_path, jenkins=hudson.settings()))
+            config = trees.config(tmp_path, jenkins=hudson.settings())
+            load(config.settings.jenkins, small(tmp_path), tmp_path)
+            engine = JenkinsEngine(config)
             build = engine.start("run-build", {"COMMAND": "echo node $NODE_NAME"})
             control = engine.start("run-control", {"COMMAND": "echo node $NODE_NAME"})
             assert engine.wait(control, 60) == "SUCCESS", b"".join(engine.log(control))
@@ -246,7 +263,7 @@ def test_an_agent_reached_by_ssh_takes_the_work_of_its_label(tmp_path):
 
 
 def test_definitions_are_loaded_as_far_as_they_differ_and_only_ours_are_deleted(site, tmp_path, monkeypatch):
-    config, hudson = site
+    config, _ = site
     jobs = tmp_path / "jobs"
     shutil.copytree(ROOT / "jobs", jobs)
 
@@ -260,7 +277,9 @@ def test_definitions_are_loaded_as_far_as_they_differ_and_only_ours_are_deleted(
 
     # changed, new and deleted: shown, refused, and then done
     build = jobs / "templates" / "build.yaml"
-    build.write_text(build.read_text().replace("minutes: 900", "minutes: 901").replace("Takes a change", "Takes one change"))
+    build.write_text(
+        build.read_text().replace("minutes: 900", "minutes: 901").replace("Takes a change", "Takes one change")
+    )
     single = jobs / "single.yaml"
     single.write_text(single.read_text().replace("- unpublished", "- unpublished-2"))
     template = (jobs / "templates" / "unpublished.yaml").read_text()

@@ -2,14 +2,15 @@
 
 import logging
 import time
-from pathlib import Path
 
 import jenkins_fake
 import pytest
+import trees
 from jenkins_fake import JOB, TOKEN, configured
 from local_jobs import until
 
-from pkgci import engines
+from pkgci import engines, jobsupdate
+from pkgci.config import Config
 from pkgci.engines import jenkins as module
 from pkgci.engines.base import BuildRef
 from pkgci.errors import InfrastructureError, RequestError
@@ -42,7 +43,11 @@ def begun(engine, server, **parameters: str):
 def test_a_request_has_all_parameters_and_a_correlation_of_its_own(engine, server):
     one, other = (engine.start(JOB, {"COMMAND": "x y&z=é"}) for _ in range(2))
     first, second = (build.values for build in server.queue)
-    assert {name: first[name] for name in ("PARENT", "COMMAND", "FAST")} == {"PARENT": "", "COMMAND": "x y&z=é", "FAST": "true"}
+    assert {name: first[name] for name in ("PARENT", "COMMAND", "FAST")} == {
+        "PARENT": "",
+        "COMMAND": "x y&z=é",
+        "FAST": "true",
+    }
     assert (first["CORRELATION"], second["CORRELATION"]) == (one.request, other.request)
     assert one.request != other.request
 
@@ -288,20 +293,52 @@ def test_a_record_says_what_the_server_knows(engine, server):
     assert (record.ended - record.started).total_seconds() == 2
 
 
-def test_the_environment_chooses_the_engine_and_the_configuration_names_the_server(engine, tmp_path, monkeypatch):
+def test_the_environment_chooses_the_engine_and_the_configuration_names_the_server(tmp_path, monkeypatch):
     monkeypatch.setenv("PKGCI_ENGINE", "jenkins")
-    config = configured(tmp_path, "http://127.0.0.1:1/")
-    assert isinstance(engines.current(_config(tmp_path)), module.JenkinsEngine)
-    (tmp_path / "jenkins-configuration" / "token").unlink()
+    configured(tmp_path, "http://127.0.0.1:1/")
+    place = tmp_path / "jenkins-configuration"
+    assert isinstance(engines.current(Config(place)), module.JenkinsEngine)
+    (place / "token").unlink()
     with pytest.raises(RequestError, match="cannot read the token of pkgci"):
-        engines.current(_config(tmp_path))
-    (tmp_path / "jenkins-configuration" / "config.yaml").write_text("{}\n")
+        engines.current(Config(place))
+    (place / "config.yaml").write_text("{}\n")
     with pytest.raises(RequestError, match="no `jenkins`"):
-        engines.current(_config(tmp_path))
-    assert config.url.endswith("/")
+        engines.current(Config(place))
 
 
-def _config(directory: Path):
-    from pkgci.config import Config
+# the definitions
 
-    return Config(directory / "jenkins-configuration")
+
+def test_the_job_loads_what_is_merged_where_the_configuration_says_it(server, tmp_path):
+    tree = tmp_path / "gerrit" / "ci" / "pkgci"
+    trees.commit(tree, {"jobs/a.yaml": "merged"})
+    trees.git(tree, "checkout", "-q", "-b", "review")
+    trees.commit(tree, {"jobs/a.yaml": "only proposed"})
+    config = configured(tmp_path, server.url).config
+    path = config.directory / "config.yaml"
+    path.write_text(path.read_text().replace("}\n", ", definitions: {project: ci/pkgci}}\n"))
+    with pytest.raises(RequestError, match="no `gerrit`"), jobsupdate.definitions(Config(config.directory)):
+        pass
+    path.write_text(f"{path.read_text()}gerrit: file://{tmp_path}/gerrit/\n")
+    with jobsupdate.definitions(Config(config.directory)) as jobs:
+        assert (jobs / "a.yaml").read_text() == "merged"
+    trees.git(tree, "checkout", "-q", "main")
+    trees.git(tree, "rm", "-q", "-r", "jobs")
+    trees.commit(tree, {"x": ""})
+    with pytest.raises(RequestError, match="has no jobs/"), jobsupdate.definitions(Config(config.directory)):
+        pass
+
+
+def test_a_job_of_another_owner_is_never_touched(server, tmp_path):
+    jobs = tmp_path / "definitions"
+    jobs.mkdir()
+    config = configured(tmp_path, server.url).config
+    for text, said in (
+        ("[]", "defines no job"),
+        ("- job: {name: other, description: 'x'}", "none of ours"),
+        ("- job: {name: x, builders: [no-such]}", "Jenkins Job Builder refuses"),
+    ):
+        (jobs / "jobs.yaml").write_text(f"{text}\n")
+        with pytest.raises(RequestError, match=said):
+            jobsupdate.Update(config, jobs)
+    assert [line for line in server.asked if line.startswith("POST")] == []

@@ -93,6 +93,7 @@ class JenkinsEngine:
             raise RequestError(
                 f"{config.directory / 'config.yaml'}: no `jenkins`, which the engine needs that PKGCI_ENGINE names"
             )
+        self.config = config
         login = login or settings
         try:
             self._token = Path(login.token_file).read_text().strip()
@@ -299,7 +300,9 @@ class JenkinsEngine:
         headers = {"Content-Type": "text/xml; charset=utf-8"} if isinstance(data, bytes) else None
         about, client = f"{self.url}{path.partition('?')[0]}", self.client()
         try:
-            answer = client.jenkins_request(requests.Request(method, self.url + path, headers, data=data), stream=stream)
+            answer = client.jenkins_request(
+                requests.Request(method, self.url + path, headers, data=data), stream=stream
+            )
         except jenkins.NotFoundException as error:
             raise NotFoundError(f"there is nothing at {about}") from error
         except (jenkins.JenkinsException, requests.RequestException) as error:
@@ -311,7 +314,9 @@ class JenkinsEngine:
             why = f": is the account {self._user} right, and may it do this?" if status in (401, 403) else ""
             raise InfrastructureError(f"{about}: HTTP status {status}{why}") from error
         if method == "GET" and answer.is_redirect:
-            raise InfrastructureError(f"{about}: redirects to {printable(answer.headers['Location'], 200)}: name that URL")
+            raise InfrastructureError(
+                f"{about}: redirects to {printable(answer.headers['Location'], 200)}: name that URL"
+            )
         return answer
 
     def client(self) -> jenkins.Jenkins:
@@ -330,10 +335,14 @@ class JenkinsEngine:
         if job not in self._known:
             tree = "property[parameterDefinitions[name,type,defaultParameterValue[value]]]"
             said = self._patiently(lambda: self.ask_json(_job(job), tree))
-            listed = [one for part in said.get("property") or () if part for one in part.get("parameterDefinitions", ())]
+            listed = [
+                one for part in said.get("property") or () if part for one in part.get("parameterDefinitions", ())
+            ]
             self._known[job] = tuple(
                 Parameter(
-                    one["name"], _text((one.get("defaultParameterValue") or {}).get("value", "")), "Boolean" in one["type"]
+                    one["name"],
+                    _text((one.get("defaultParameterValue") or {}).get("value", "")),
+                    "Boolean" in one["type"],
                 )
                 for one in listed
             )
@@ -534,4 +543,10 @@ def _status(error: BaseException) -> int | None:
 
 def _reason(error: BaseException) -> str:
     status = _status(error)
-    return f"HTTP status {status}" if status else str(error) if isinstance(error, InfrastructureError) else web.reason(error)
+    return (
+        f"HTTP status {status}"
+        if status
+        else str(error)
+        if isinstance(error, InfrastructureError)
+        else web.reason(error)
+    )
