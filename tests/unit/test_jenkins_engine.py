@@ -316,7 +316,7 @@ def test_the_job_loads_what_is_merged_where_the_configuration_says_it(server, tm
     trees.commit(tree, {"jobs/a.yaml": "only proposed"})
     config = configured(tmp_path, server.url).config
     path = config.directory / "config.yaml"
-    path.write_text(path.read_text().replace("}\n", ", definitions: {project: ci/pkgci}}\n"))
+    path.write_text(path.read_text().replace(": 20}\n", ": 20, definitions: {project: ci/pkgci}}\n"))
     with pytest.raises(RequestError, match="no `gerrit`"), jobsupdate.definitions(Config(config.directory)):
         pass
     path.write_text(f"{path.read_text()}gerrit: file://{tmp_path}/gerrit/\n")

@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
@@ -485,10 +486,8 @@ class JenkinsEngine:
 
     def _post(self, path: str) -> None:
         """Ask for something that may be done already."""
-        try:
+        with suppress(NotFoundError):
             self.ask("POST", path)
-        except NotFoundError:
-            pass
 
 
 def managed(description: str | None) -> bool:
