@@ -11,6 +11,7 @@ from local_jobs import until
 
 from pkgci import engines, jobsupdate
 from pkgci.config import Config
+from pkgci.doctor import examine
 from pkgci.engines import jenkins as module
 from pkgci.engines.base import BuildRef
 from pkgci.errors import InfrastructureError, RequestError
@@ -304,6 +305,16 @@ def test_the_environment_chooses_the_engine_and_the_configuration_names_the_serv
     (place / "config.yaml").write_text("{}\n")
     with pytest.raises(RequestError, match="no `jenkins`"):
         engines.current(Config(place))
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [(None, "lets pkgci in: 1 of our jobs"), ("forbidden", "HTTP status 403"), ("away", "HTTP status 503")],
+)
+def test_doctor_says_whether_the_server_lets_this_machine_in(server, tmp_path, fault, said):
+    server.faults = [("/api/json", fault)] if fault else []
+    (found,) = (one for one in examine(configured(tmp_path, server.url).config) if server.url in one.what)
+    assert (found.good, said in found.what) == (fault is None, True)
 
 
 # the definitions
