@@ -22,7 +22,7 @@ from servers import Sshd
 
 from pkgci import demo
 from pkgci.cli import main
-from pkgci.config import EMBEDDED, ROOT, Config
+from pkgci.config import EMBEDDED, ROOT, Config, Login
 from pkgci.engines.base import BuildRef, Engine
 from pkgci.engines.jenkins import JenkinsEngine
 from pkgci.engines.local import LocalEngine
@@ -257,6 +257,39 @@ def test_an_agent_reached_by_ssh_takes_the_work_of_its_label(tmp_path):
             assert b"\nnode builder\n" not in b"".join(engine.log(control))
     finally:
         sshd.end()
+
+
+def test_the_permissions_that_are_documented_are_enough_and_those_of_a_watcher_start_nothing(tmp_path, monkeypatch):
+    hudson = Hudson(tmp_path / "hudson", executors=1)
+    secret = tmp_path / "secret"
+    secret.write_text("secret\n")
+    read = ("Hudson.Read", "Item.Read")
+    # who may build may also cancel there
+    accounts = {"pkgci": (*read, "Item.Build"), "watch": read}
+    accounts["loader"] = (*read, "Item.Create", "Item.Configure", "Item.Delete")
+    with hudson:
+        login = {name: {"user": name, "token_file": str(secret)} for name in accounts}
+        settings = {**hudson.settings(), **login["pkgci"], "loader": login["loader"]}
+        config = trees.config(tmp_path, jenkins=settings)
+        hudson.let_in(accounts)
+        monkeypatch.setenv("PKGCI_CONFIG", str(config.directory))
+        loaded = CliRunner().invoke(main, ["jobs-update", "--jobs", str(small(tmp_path)), "--yes"])
+        assert (loaded.exit_code, loaded.output.splitlines()[-1][:5]) == (0, "3 new"), loaded.output
+        engine, watcher = JenkinsEngine(config), JenkinsEngine(config, Login(**login["watch"]))
+        held = engine.start(
+            "run-build", {"COMMAND": "mkdir -p artifacts; echo x > artifacts/x; echo said; exec sleep 1000"}
+        )
+        until(lambda: b"said" in b"".join(engine.log(held)))
+        queued = engine.start("run-build", {"PARENT": str(engine.numbered(held))})
+        assert (watcher.state(engine.numbered(held)), engine.state(queued)) == ("running", "queued")
+        for act in (lambda: watcher.start("run-build", {}), lambda: watcher.abort(engine.numbered(held))):
+            with pytest.raises(InfrastructureError, match="is the account watch right"):
+                act()
+        with pytest.raises(InfrastructureError, match="is the account pkgci right"):
+            engine.ask("GET", "job/run-build/config.xml")
+        engine.abort(held)
+        assert (engine.wait(held, 60), engine.wait(queued, 60)) == ("ABORTED", "ABORTED")
+        assert archived(engine, held, tmp_path / "left") == {"artifacts/x": "x\n"}
 
 
 # the definitions

@@ -228,6 +228,10 @@ class JenkinsEngine:
             # it may have begun in this very moment
             ref = self.numbered(ref)
         if ref.number:
+            # those that are queued would begin in its place
+            for child in self._children(ref):
+                if not child.number:
+                    self.abort(child)
             self._post(f"{_path(ref)}/stop")
             for child in self._children(ref):
                 self.abort(child)
