@@ -141,6 +141,14 @@ def test_a_request_taken_out_of_the_queue_is_aborted_and_has_left_nothing(engine
     engine.abort(ref)
 
 
+def test_what_was_taken_out_of_the_queue_is_not_asked_for_again_by_a_server_that_forgets_it(engine, server):
+    ref = engine.start(JOB, {})
+    engine.abort(ref)
+    server.restart()
+    assert engine.wait(ref, 10) == "ABORTED"
+    assert server.queue == []
+
+
 # a server that is away
 
 

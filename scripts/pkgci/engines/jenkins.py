@@ -55,11 +55,15 @@ class AwayError(InfrastructureError):
 
 @dataclass
 class _Request:
-    """What was asked for and has no number yet: its parameters, its place in the queue, since when it is in no place."""
+    """What was asked for and has no number yet: its parameters, its place in the queue, since when it is in no place.
+
+    An abort makes it `unwanted`; it is `cancelled` when it has left the queue by that.
+    """
 
     values: dict[str, str]
     item: int | None = None
     missing: float | None = None
+    unwanted: bool = False
     cancelled: bool = False
 
 
@@ -224,6 +228,7 @@ class JenkinsEngine:
         ref = self.numbered(ref)
         request = self._requests.get(ref.request)
         if not ref.number and request and request.item:
+            request.unwanted = True
             self._post(f"queue/cancelItem?id={request.item}")
             # it may have begun in this very moment
             ref = self.numbered(ref)
@@ -392,6 +397,9 @@ class JenkinsEngine:
             return "running" if ref.request in self._numbers else "queued"
         request.missing = request.missing or time.monotonic()
         if time.monotonic() - request.missing > LEAVING:
+            if request.unwanted:
+                request.cancelled = True
+                return "ABORTED"
             if not request.values:
                 raise NotFoundError(f"{self.url} knows nothing of {ref}")
             log.warning("%s lost %s from its queue; it is asked again", self.url, ref)
