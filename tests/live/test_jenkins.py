@@ -276,9 +276,7 @@ def test_the_permissions_that_are_documented_are_enough_and_those_of_a_watcher_s
         loaded = CliRunner().invoke(main, ["jobs-update", "--jobs", str(small(tmp_path)), "--yes"])
         assert (loaded.exit_code, loaded.output.splitlines()[-1][:5]) == (0, "3 new"), loaded.output
         engine, watcher = JenkinsEngine(config), JenkinsEngine(config, Login(**login["watch"]))
-        held = engine.start(
-            "run-build", {"COMMAND": "mkdir -p artifacts; echo x > artifacts/x; echo said; exec sleep 1000"}
-        )
+        held = engine.start("run-build", {"COMMAND": "echo said; exec sleep 1000"})
         until(lambda: b"said" in b"".join(engine.log(held)))
         queued = engine.start("run-build", {"PARENT": str(engine.numbered(held))})
         assert (watcher.state(engine.numbered(held)), engine.state(queued)) == ("running", "queued")
@@ -289,7 +287,9 @@ def test_the_permissions_that_are_documented_are_enough_and_those_of_a_watcher_s
             engine.ask("GET", "job/run-build/config.xml")
         engine.abort(held)
         assert (engine.wait(held, 60), engine.wait(queued, 60)) == ("ABORTED", "ABORTED")
-        assert archived(engine, held, tmp_path / "left") == {"artifacts/x": "x\n"}
+        whole = engine.start("run-build", {"COMMAND": "mkdir -p artifacts; echo x > artifacts/x"})
+        assert engine.wait(whole, 60) == "SUCCESS"
+        assert archived(engine, whole, tmp_path / "left") == {"artifacts/x": "x\n"}
 
 
 # the definitions
