@@ -445,11 +445,11 @@ class JenkinsEngine:
             state = self.state(ref)
             poll.away = None
         except AwayError as error:
-            poll.away = poll.away or time.monotonic()
+            if poll.away is None:
+                poll.away = time.monotonic()
+                log.warning("%s; trying again for up to %d s", error, self.patience)
             if time.monotonic() - poll.away > self.patience:
                 raise
-            if poll.due and poll.away > poll.due:
-                log.warning("%s; trying again for up to %d s", error, self.patience)
         except NotFoundError as error:
             raise InfrastructureError(f"{self.url} no longer knows {ref}: was it restarted?") from error
         now = time.monotonic()
