@@ -364,6 +364,9 @@ RUNS = {"CORRELATION", "expires", "number", "seconds", "signing_key", "started"}
 def pruned(value: object, own: dict[str, str]) -> object:
     """Return what a JSON file says, without what is of one run only; `own` are patterns of what names an installation."""
     if isinstance(value, dict):
+        if isinstance(value.get("children"), list):
+            # those that run together end in any order
+            value = {**value, "children": sorted(value["children"], key=lambda child: child["job"])}
         # a time is in each of these two
         dated = str(value.get("name", "")).endswith((".buildinfo", ".changes"))
         return {
