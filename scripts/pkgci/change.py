@@ -27,6 +27,8 @@ NEEDS = {"publish": "compile", "lint": "compile", "install": "publish", "systest
 TESTS = ("lint", "install", "systest")
 # how to build: what `build` hands on to `compile`, as the macro compile-parameters of jobs/ has them
 COMPILE = ("BUILD_PROFILES", "BUILD_MINUTES", "REPRODUCIBLE", "KEEP_ROOT")
+# what says which branch has moved, and how
+MOVED = ("ZUUL_PROJECT", "ZUUL_REFNAME", "ZUUL_OLDREV", "ZUUL_NEWREV")
 
 # Gerrit's own name of a patch set
 PATCH_SET = re.compile(r"refs/changes/[0-9]{2}/([0-9]{1,10})/([0-9]{1,6})", re.ASCII)
@@ -69,6 +71,8 @@ RULES = {
 }
 # of the mirrors' jobs only: in the environment of any other, words as common as these are somebody else's
 MIRRORS = {"RELEASE": NAME, "EVERYTHING": r"true|false"}
+# of those jobs only that can say what they would do
+DRY_RUN = {"DRY_RUN": r"true|false"}
 
 
 @dataclass(frozen=True)

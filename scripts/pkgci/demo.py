@@ -35,15 +35,25 @@ def main() -> int:
     config = Config()
     targets = config.names("targets")
     prepare(config, targets)
-    tree = config.cache / "demo" / "hello"
-    if not tree.exists():
-        _import(config, tree)
+    tree = hello(config)
     _change(tree)
     change = check.prepare_change(config, tree, worktree=False)
     console = Console(highlight=False)
     code = check.check(config, change, check.targets_of(config, change, ()), check.options(), console)
     console.print(f"in all {time.monotonic() - started:.0f} s; next: `pkgci check PATH` on your own package")
     return int(code)
+
+
+def hello(config: Config) -> Path:
+    """Return the tree of GNU hello, which is imported when it is not there; its branch is `main`.
+
+    Raises:
+        InfrastructureError: the mirror has no source of it.
+    """
+    tree = config.cache / "demo" / "hello"
+    if not tree.exists():
+        _import(config, tree)
+    return tree
 
 
 def _import(config: Config, tree: Path) -> None:

@@ -8,12 +8,13 @@ that kind the change is built again, and published by its build.
 """
 
 import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pkgci import repository, source
 from pkgci.artifacts import ReleaseOutcome, Repository
-from pkgci.change import Change
+from pkgci.change import MOVED, Change, Parameters
 from pkgci.config import Config
 from pkgci.merged import Branch
 from pkgci.mirrors.jobs import start_syncs
@@ -58,17 +59,27 @@ def publish(
     return published
 
 
-def sync_mirrors(context: StepContext, artifacts: Path) -> None:
-    """Start the sync of the mirrors of what a merged change was published to.
+def go_on(context: StepContext, parameters: Parameters, artifacts: Path) -> None:
+    """Start what follows the publication of a merged change: the sync of its mirrors, and tests of reviews it concerns.
+
+    How they end is their own result.
 
     Args:
-        context: starts the job.
-        artifacts: the directory with `released.json`; without it there is nothing to sync.
+        context: starts the jobs.
+        parameters: the job's parameters.
+        artifacts: the directory with `released.json`; without it nothing follows.
     """
-    record = artifacts / merges.OUTCOME
+    config, record = context.config, artifacts / merges.OUTCOME
     outcome = ReleaseOutcome.read(record) if record.exists() else None
-    if outcome and outcome.result != "absent":
-        start_syncs(context, [outcome.repository])
+    if outcome is None or outcome.result == "absent":
+        return
+    start_syncs(context, [outcome.repository])
+    if parameters.merged and config.settings.review and config.settings.review.retrigger:
+        moved = {name: parameters.get(name) for name in MOVED}
+        try:
+            context.launch("retrigger-outstanding", {name: value for name, value in moved.items() if value})
+        except PkgciError as error:
+            log.warning("retrigger-outstanding is left to its timer: %s", error)
 
 
 def _merged(config: Config, change: Change) -> bool:
