@@ -35,30 +35,40 @@ NAMED = 3
 Branched = tuple[str, str]  # project and branch
 
 
-class Merge(Part):
-    """The last merge of a project's branch that was published.
-
-    `merged` is when, by Gerrit's clock; `published`, when all targets had it; `asked` are the reviews that a test was asked
-    for because of it. When no review is left that it concerns, it is `done`.
-    """
+class Event(Part):
+    """A merge that was published, as a job's parameters say."""
 
     project: str
     branch: str
+    before: str
     commit: str
-    release: str
-    merged: datetime
     noted: datetime
-    published: datetime | None = None
-    asked: tuple[int, ...] = ()
-    done: bool = False
 
     def __str__(self) -> str:
         return f"{self.project} {self.branch} {self.commit[:12]}"
 
 
-class Queued(Record):
-    """`queue.json`, what one run leaves to the next: the merges, and when tests were asked for in the last hour."""
+class Merge(Event):
+    """The last merge of a project's branch that was published, as Git and Gerrit say.
 
+    `merged` is when, by Gerrit's clock; `published`, when all targets had it; `asked` are the reviews that a test was asked
+    for because of it. When no review is left that it concerns, it is `done`.
+    """
+
+    release: str
+    merged: datetime
+    published: datetime | None = None
+    asked: tuple[int, ...] = ()
+    done: bool = False
+
+
+class Queued(Record):
+    """`queue.json`, what one run leaves to the next: the merges, and when tests were asked for in the last hour.
+
+    `events` are those that Git or Gerrit could not be asked about yet.
+    """
+
+    events: tuple[Event, ...] = ()
     merges: tuple[Merge, ...] = ()
     asked: tuple[datetime, ...] = ()
 
@@ -92,6 +102,7 @@ class _Queue:
     def __init__(self, path: Path, now: datetime, dry: bool) -> None:
         known = Queued.read(path) if path.exists() else Queued()
         self.path, self.now, self.dry = path, now, dry
+        self.events = [one for one in known.events if one.noted > now - KEEP]
         self.merges = {(one.project, one.branch): one for one in known.merges if one.noted > now - KEEP}
         self.recent = [time for time in known.asked if time > now - timedelta(hours=1)]
 
@@ -105,7 +116,8 @@ class _Queue:
 
     def write(self) -> None:
         if not self.dry:
-            Queued(merges=tuple(self.merges.values()), asked=tuple(self.recent)).write(self.path)
+            known = Queued(events=tuple(self.events), merges=tuple(self.merges.values()), asked=tuple(self.recent))
+            known.write(self.path)
 
 
 class _Reviews:
@@ -117,10 +129,10 @@ class _Reviews:
 
     def of(self, projects: Sequence[str]) -> Iterator[Open]:
         """Yield those of some projects."""
-        new = [name for name in projects if name not in self._found]
-        self._found |= {name: [] for name in new}
-        for change in review.open_changes(self.config, new):
-            self._found[change.project].append(change)
+        new: dict[str, list[Open]] = {name: [] for name in projects if name not in self._found}
+        for change in review.open_changes(self.config, [*new]):
+            new[change.project].append(change)
+        self._found |= new
         for name in projects:
             yield from self._found[name]
 
@@ -153,13 +165,12 @@ def retrigger(config: Config, parameters: Parameters, now: datetime, artifacts: 
     place.mkdir(parents=True, exist_ok=True)
     with waiting(place, "the queue of retriggers", seconds=WAIT_SECONDS, on_wait=log.info):
         queue = _Queue(place / "queue.json", now, dry)
-        if parameters.merged:
-            _note(config, parameters, queue.merges, now)
+        unknown = _take(config, queue, parameters, now)
         found = _look(config, queue.merges, now)
         # the reviews that people work on come first
         due = sorted(found.wanted.values(), key=lambda one: (one.change.updated, one.change.number), reverse=True)
         room = max(0, settings.retrigger.per_hour - len(queue.recent))
-        left, asked, problems = due[room:], [], found.problems
+        left, asked, problems = due[room:], [], [*unknown, *found.problems]
         for one in due[:room]:
             about = one.record()
             try:
@@ -201,25 +212,53 @@ def summary(made: Retriggers) -> str:
     return f"{len(made.asked)} reviews {done}, {len(made.queued)} wait{names}"
 
 
-def _note(config: Config, parameters: Parameters, merges: dict[Branched, Merge], now: datetime) -> None:
-    """Note a merge, unless it or a later one is known.
+def _take(config: Config, queue: _Queue, parameters: Parameters, now: datetime) -> list[str]:
+    """Note the merge that the parameters name, and those that could not be noted before; return what is still in the way.
 
     Raises:
         RequestError: the commit is not merged, or no release claims the branch.
     """
-    change = parameters.change(config)
-    branch, key = Branch(config, change.project, change.branch), (change.project, change.branch)
-    claimed = config.release_of(change.branch)
-    if claimed is None or not branch.has(change.commit):
+    own = None
+    if parameters.merged:
+        change = parameters.change(config)
+        about = {"project": change.project, "branch": change.branch, "commit": change.commit}
+        own = Event(**about, before=parameters.get("ZUUL_OLDREV"), noted=now)
+        queue.events.append(own)
+    problems = []
+    for event in list(queue.events):
+        try:
+            _note(config, event, queue.merges)
+        except InfrastructureError as error:
+            problems.append(f"{event}: {error}")
+            continue
+        except RequestError as error:
+            if event is own:
+                raise
+            log.warning("%s", error)
+        queue.events.remove(event)
+    queue.write()
+    return problems
+
+
+def _note(config: Config, event: Event, merges: dict[Branched, Merge]) -> None:
+    """Note a merge, unless it or a later one is known.
+
+    Raises:
+        RequestError: as of `_take`.
+        InfrastructureError: the remote or the review system does not answer.
+    """
+    branch, key = Branch(config, event.project, event.branch), (event.project, event.branch)
+    claimed = config.release_of(event.branch)
+    if claimed is None or not branch.has(event.commit):
         why = "is not merged into it" if claimed else "is not of a release: none claims it"
-        raise RequestError(f"{change.branch} of {change.project}: {change.commit[:12]} {why}")
-    if key in merges and branch.later(merges[key].commit, change.commit):
-        log.info("%s, or a later merge, is known", change.commit[:12])
+        raise RequestError(f"{event.branch} of {event.project}: {event.commit[:12]} {why}")
+    if key in merges and branch.later(merges[key].commit, event.commit):
+        log.info("%s, or a later merge, is known", event)
         return
+    moved = {"ZUUL_PROJECT": event.project, "ZUUL_OLDREV": event.before, "ZUUL_NEWREV": event.commit}
     # a push past all review has no change
-    merged = review.submitted(config, change.project, review.commits(config, parameters)) or now
-    about = {"project": change.project, "branch": change.branch, "commit": change.commit}
-    merges[key] = Merge(**about, release=claimed[0], merged=merged, noted=now)
+    merged = review.submitted(config, event.project, review.commits(config, Parameters(moved))) or event.noted
+    merges[key] = Merge(**event.model_dump(), release=claimed[0], merged=merged)
 
 
 def _look(config: Config, merges: dict[Branched, Merge], now: datetime) -> _Found:

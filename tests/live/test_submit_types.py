@@ -1,0 +1,127 @@
+"""However a real Gerrit submits what a gate has tested, users get those very files: tree and version are as gated."""
+
+from pathlib import Path
+
+import pytest
+import trees
+from gated import gate, is_what_was_tested, merged, post, version
+from gerrit_server import Gerrit
+from released import configure
+
+from pkgci import source
+from pkgci.config import Config
+from pkgci.store import Entry
+
+TYPES = (
+    "FAST_FORWARD_ONLY",
+    "MERGE_IF_NECESSARY",
+    "MERGE_ALWAYS",
+    "CHERRY_PICK",
+    "REBASE_IF_NECESSARY",
+    "REBASE_ALWAYS",
+)
+
+
+@pytest.fixture(scope="module")
+def gerrit(tmp_path_factory):
+    with Gerrit(tmp_path_factory.mktemp("gerrit"), whole_topic=True) as server:
+        yield server
+
+
+class Site:
+    """Packages of one project each; the projects' names begin with what makes them unique in Gerrit."""
+
+    def __init__(self, place: Path, gerrit: Gerrit, gnupg: tuple[str, str], prefix: str) -> None:
+        self.place, self.gerrit, self.prefix = place, gerrit, prefix
+        self.config = configure(place, gnupg, {"gerrit": gerrit.url})
+        (self.config.directory / "packages").mkdir()
+
+    def create(self, package: str, kind: str) -> None:
+        """Create a project with a submit type."""
+        trees.commit(self.place / package, trees.deb(package))
+        self.gerrit.create_project(self.project(package), self.place / package, kind)
+        (self.config.directory / "packages" / f"{package}.yaml").write_text(f"source: {self.project(package)}\n")
+        self.config = Config(self.config.directory)
+
+    def project(self, package: str) -> str:
+        return f"{self.prefix}/{package}"
+
+    def update(self, package: str) -> None:
+        """Bring the tree to what the branch leads to."""
+        trees.git(self.place / package, "fetch", "-q", self.gerrit.url + self.project(package), "main")
+        trees.git(self.place / package, "reset", "-q", "--hard", "FETCH_HEAD")
+
+    def propose(self, package: str, *words: str, topic: str = "") -> list[int]:
+        """Push a change for each word, one on top of the other, all of them approved."""
+        numbers = []
+        for word in words:
+            trees.commit(self.place / package, {word: f"{word}\n"}, f"Add {word}")
+            numbers.append(self.gerrit.push(self.place / package, self.project(package), topic=topic))
+            self.gerrit.approve(numbers[-1])
+        return numbers
+
+    def meanwhile(self, package: str, word: str) -> None:
+        """Move the branch past all review, while the tree has changes on what it was before."""
+        tree = self.place / package
+        url = self.gerrit.url + self.project(package)
+        trees.git(tree, "fetch", "-q", url, "main")
+        trees.git(tree, "checkout", "-q", "--detach", "FETCH_HEAD")
+        trees.commit(tree, {word: "meanwhile\n"}, f"Meanwhile {word}")
+        self.gerrit.push_directly(tree, self.project(package))
+        trees.git(tree, "checkout", "-q", "main")
+
+    def gate(self, *changes: tuple[str, int], run: str) -> list[Entry]:
+        """Leave what a gate does that has passed."""
+        refs = [(self.project(package), self.gerrit.ref(number)) for package, number in changes]
+        entries = gate(self.config, self.place, *refs, run=run)
+        for _, number in changes:
+            self.gerrit.review(number, labels={"Verified": 2}, user="zuul")
+        return entries
+
+    def is_published(self, package: str, *entries: Entry) -> bool:
+        """Whether post publishes the files that were gated, and their trees are what was merged."""
+        commit = self.gerrit.tip(self.project(package))
+        sources = source.fetch(self.config, merged(self.project(package), commit))
+        assert (sources.source.id, version(sources)) in {(one.record.trees[0], one.record.version) for one in entries}
+        return is_what_was_tested(self.config, post(self.config, self.place, self.project(package), commit), *entries)
+
+
+@pytest.fixture
+def site(tmp_path, gerrit, gnupg, request):
+    return Site(tmp_path, gerrit, gnupg, request.node.name.partition("[")[2].strip("]").lower() or "topic")
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_change_and_a_chain_that_is_submitted_at_once_are_published_as_gated(site, kind):
+    site.create("lib", kind)
+    (one,) = site.propose("lib", "one")
+    if kind != "FAST_FORWARD_ONLY":
+        site.meanwhile("lib", "before")
+    entries = site.gate(("lib", one), run="run-1")
+    site.gerrit.submit(one, "zuul")
+    assert site.is_published("lib", *entries)
+
+    site.update("lib")
+    two, three = site.propose("lib", "two", "three")
+    if kind != "FAST_FORWARD_ONLY":
+        site.meanwhile("lib", "between")
+    entries = site.gate(("lib", two), ("lib", three), run="run-2")
+    # a cherry-pick takes nothing with it
+    for number in (two, three) if kind == "CHERRY_PICK" else (three,):
+        site.gerrit.submit(number, "zuul")
+    assert site.gerrit.merged(two)
+    assert site.is_published("lib", *entries)
+
+
+def test_a_topic_that_is_submitted_at_once_is_published_as_one_generation(site):
+    site.create("lib", "MERGE_IF_NECESSARY")
+    site.create("app", "REBASE_ALWAYS")
+    (lib,), (app,) = site.propose("lib", "one", topic="both"), site.propose("app", "one", topic="both")
+    for package in ("lib", "app"):
+        site.meanwhile(package, "before")
+    entries = site.gate(("lib", lib), ("app", app), run="run-1")
+    site.gerrit.submit(app, "zuul")
+    assert site.gerrit.merged(lib)
+    assert site.is_published("lib", *entries)
+    commit = site.gerrit.tip(site.project("app"))
+    assert post(site.config, site.place, site.project("app"), commit).result == "unchanged"
