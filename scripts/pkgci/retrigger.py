@@ -19,7 +19,7 @@ from pkgci.config import Config
 from pkgci.errors import InfrastructureError, PkgciError, RequestError
 from pkgci.locks import waiting
 from pkgci.merged import Branch
-from pkgci.released.repository import Repository, released_from
+from pkgci.released.repository import Repository
 from pkgci.review import Open
 
 log = logging.getLogger(__name__)
@@ -51,13 +51,12 @@ class Event(Part):
 class Merge(Event):
     """The last merge of a project's branch that was published, as Git and Gerrit say.
 
-    `merged` is when, by Gerrit's clock; `published`, when all targets had it; `asked` are the reviews that a test was asked
-    for because of it. When no review is left that it concerns, it is `done`.
+    `merged` is when, by Gerrit's clock; `asked` are the reviews that a test was asked for because of it. When no review is
+    left that it concerns, it is `done`.
     """
 
     release: str
     merged: datetime
-    published: datetime | None = None
     asked: tuple[int, ...] = ()
     done: bool = False
 
@@ -94,6 +93,15 @@ class _Found:
     open: set[Branched] = field(default_factory=set)
     waiting: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Released:
+    """How far a merge is published: since when, which packages build-depend on it, and whether some target is behind."""
+
+    since: datetime
+    users: set[str] = field(default_factory=set)
+    behind: bool = False
 
 
 class _Queue:
@@ -253,7 +261,9 @@ def _note(config: Config, event: Event, merges: dict[Branched, Merge]) -> None:
         why = "is not merged into it" if claimed else "is not of a release: none claims it"
         raise RequestError(f"{event.branch} of {event.project}: {event.commit[:12]} {why}")
     if key in merges and branch.later(merges[key].commit, event.commit):
-        log.info("%s, or a later merge, is known", event)
+        if merges[key].commit == event.commit:
+            # it may be a publication for another target
+            merges[key] = merges[key].model_copy(update={"done": False})
         return
     moved = {"ZUUL_PROJECT": event.project, "ZUUL_OLDREV": event.before, "ZUUL_NEWREV": event.commit}
     # a push past all review has no change
@@ -262,69 +272,60 @@ def _note(config: Config, event: Event, merges: dict[Branched, Merge]) -> None:
 
 
 def _look(config: Config, merges: dict[Branched, Merge], now: datetime) -> _Found:
-    """Find the reviews that are due; note of merges when all targets had them. What fails for one keeps no other back."""
+    """Find the reviews that are due. What fails for one merge keeps no other back."""
     found, reviews = _Found(), _Reviews(config)
-    for key, merge in list(merges.items()):
+    for key, merge in merges.items():
         if merge.done:
             continue
         try:
-            if merge.published is None and now - merge.noted < SETTLE and _behind(config, merge):
+            released = _released(config, merge)
+            if released.behind and now - merge.noted < SETTLE:
                 found.open.add(key)
                 found.waiting.append(f"{merge.project} {merge.branch}")
                 continue
-            merges[key] = merge.model_copy(update={"published": merge.published or now})
-            for change in _outdated(config, merges[key], reviews):
-                found.wanted.setdefault(change.number, _Wanted(change)).merges[key] = merges[key]
+            for change in _outdated(config, merge, released, reviews):
+                found.wanted.setdefault(change.number, _Wanted(change)).merges[key] = merge
         except PkgciError as error:
             found.open.add(key)
             found.problems.append(f"{merge}: {error}")
     return found
 
 
-def _behind(config: Config, merge: Merge) -> list[str]:
-    """Return the targets for which the package is released from before the merge."""
+def _released(config: Config, merge: Merge) -> _Released:
+    """Return how far a merge is published: its package, for all targets of its release."""
     branch, package = Branch(config, merge.project, merge.branch), config.package_of(merge.project) or ""
-    return [
-        target
-        for codename in _codenames(config, merge.release)
-        for target, (_, origin) in released_from(config, merge.release, codename, package).items()
-        if origin and origin.branch == merge.branch
-        for one in origin.commits
-        if one.project == merge.project and not branch.later(one.commit, merge.commit)
-    ]
+    found = _Released(merge.merged)
+    for codename in sorted({config.target(name).codename for name in config.release(merge.release).targets}):
+        repository = Repository(config, merge.release, codename)
+        if repository.current() is None:
+            continue
+        with repository.opened():
+            found.users |= set(repository.dependants_of(package))
+            for key, _, _ in repository.index.live_of(package):
+                time = repository.generation(repository.index.since(key)).time.replace(microsecond=0)
+                origin = repository.origin(key, package)
+                commits = origin.commits if origin and origin.branch == merge.branch else ()
+                for one in (one for one in commits if one.project == merge.project):
+                    if branch.later(one.commit, merge.commit):
+                        found.since = max(found.since, time)
+                    else:
+                        found.behind = True
+    return found
 
 
-def _outdated(config: Config, merge: Merge, reviews: _Reviews) -> Iterator[Open]:
+def _outdated(config: Config, merge: Merge, released: _Released, reviews: _Reviews) -> Iterator[Open]:
     """Yield the open reviews that a merge concerns and that were tested before it, but those that a test was asked for."""
-    package = config.package_of(merge.project)
+    package, known = config.package_of(merge.project), set(config.names("packages"))
     own = config.package(package).projects if package else (merge.project,)
-    known = set(config.names("packages"))
-    users = [config.package(name).projects for name in _dependants(config, merge, package or "") if name in known]
-    others = [project for projects in users for project in projects]
-    for change in reviews.of([*own, *others]):
+    users = [project for name in sorted(released.users & known) for project in config.package(name).projects]
+    for change in reviews.of([*own, *users]):
         if change.project in own:
             concerned, since = change.branch == merge.branch, merge.merged
         else:
             claimed = config.release_of(change.branch)
             # what it is built against are the released packages
-            concerned, since = claimed is not None and claimed[0] == merge.release, merge.published
-        assert since is not None
+            concerned, since = claimed is not None and claimed[0] == merge.release, released.since
         tested, asked = change.tested, change.asked
         outdated = tested is not None and tested < since and (asked is None or asked < since)
         if concerned and outdated and change.number not in merge.asked:
             yield change
-
-
-def _dependants(config: Config, merge: Merge, package: str) -> list[str]:
-    """Return the source packages of the merge's release that build-depend on what is released of a package."""
-    found: set[str] = set()
-    for codename in _codenames(config, merge.release):
-        repository = Repository(config, merge.release, codename)
-        if repository.current() is not None:
-            with repository.opened():
-                found |= set(repository.dependants_of(package))
-    return sorted(found)
-
-
-def _codenames(config: Config, release: str) -> list[str]:
-    return sorted({config.target(name).codename for name in config.release(release).targets})

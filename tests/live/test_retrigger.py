@@ -65,7 +65,9 @@ class Site:
         change = merged(f"{self.name}/{project}", self.gerrit.tip(f"{self.name}/{project}"))
         sources = source.fetch(self.config, change)
         release = f"1.pkg1.{sources.count}"
-        made = packages.rpmbuilt(self.place / "rpm" / release, project, "1.0", release)
+        place = self.place / "rpm" / release
+        place.mkdir(parents=True)
+        made = packages.rpmbuilt(place, project, "1.0", release)
         entry = packages.deliver_rpms(self.config, project, f"1.0-{release}", made, tree=sources.source.id)
         publish_build(self.config, "debianrpm-amd64", change, entry, self.place)
 
