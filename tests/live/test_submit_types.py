@@ -12,14 +12,15 @@ from pkgci import source
 from pkgci.config import Config
 from pkgci.store import Entry
 
-TYPES = (
-    "FAST_FORWARD_ONLY",
-    "MERGE_IF_NECESSARY",
-    "MERGE_ALWAYS",
-    "CHERRY_PICK",
-    "REBASE_IF_NECESSARY",
-    "REBASE_ALWAYS",
-)
+# how many parents has what a branch leads to then, and is it the very commit that was reviewed
+TYPES = {
+    "FAST_FORWARD_ONLY": (1, True),
+    "MERGE_IF_NECESSARY": (2, False),
+    "MERGE_ALWAYS": (2, False),
+    "CHERRY_PICK": (1, False),
+    "REBASE_IF_NECESSARY": (1, False),
+    "REBASE_ALWAYS": (1, False),
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +49,13 @@ class Site:
 
     def update(self, package: str) -> None:
         """Bring the tree to what the branch leads to."""
+        trees.git(self.place / package, "reset", "-q", "--hard", self.tip(package)[1])
+
+    def tip(self, package: str) -> tuple[int, str]:
+        """Return what the branch leads to, after the number of its parents."""
         trees.git(self.place / package, "fetch", "-q", self.gerrit.url + self.project(package), "main")
-        trees.git(self.place / package, "reset", "-q", "--hard", "FETCH_HEAD")
+        tip, *parents = trees.git(self.place / package, "rev-list", "--parents", "-1", "FETCH_HEAD").split()
+        return len(parents), tip
 
     def propose(self, package: str, *words: str, topic: str = "") -> list[int]:
         """Push a change for each word, one on top of the other, all of them approved."""
@@ -98,7 +104,10 @@ def test_a_change_and_a_chain_that_is_submitted_at_once_are_published_as_gated(s
     if kind != "FAST_FORWARD_ONLY":
         site.meanwhile("lib", "before")
     entries = site.gate(("lib", one), run="run-1")
+    reviewed = trees.git(site.place / "lib", "rev-parse", "main")
     site.gerrit.submit(one, "zuul")
+    parents, tip = site.tip("lib")
+    assert (parents, tip == reviewed) == TYPES[kind]
     assert site.is_published("lib", *entries)
 
     site.update("lib")
