@@ -23,14 +23,8 @@ TYPES = {
 }
 
 
-@pytest.fixture(scope="module")
-def gerrit(tmp_path_factory):
-    with Gerrit(tmp_path_factory.mktemp("gerrit"), whole_topic=True) as server:
-        yield server
-
-
 class Site:
-    """Packages of one project each; the projects' names begin with what makes them unique in Gerrit."""
+    """Packages of one project each, or of two; the projects' names begin with what makes them unique in Gerrit."""
 
     def __init__(self, place: Path, gerrit: Gerrit, gnupg: tuple[str, str], prefix: str) -> None:
         self.place, self.gerrit, self.prefix = place, gerrit, prefix
@@ -41,7 +35,11 @@ class Site:
         """Create a project with a submit type."""
         trees.commit(self.place / package, trees.deb(package))
         self.gerrit.create_project(self.project(package), self.place / package, kind)
-        (self.config.directory / "packages" / f"{package}.yaml").write_text(f"source: {self.project(package)}\n")
+        self.package(package, f"source: {self.project(package)}\n")
+
+    def package(self, name: str, entry: str) -> None:
+        """Write the entry of a package."""
+        (self.config.directory / "packages" / f"{name}.yaml").write_text(entry)
         self.config = Config(self.config.directory)
 
     def project(self, package: str) -> str:
@@ -88,13 +86,14 @@ class Site:
         """Whether post publishes the files that were gated, and their trees are what was merged."""
         commit = self.gerrit.tip(self.project(package))
         sources = source.fetch(self.config, merged(self.project(package), commit))
-        assert (sources.source.id, version(sources)) in {(one.record.trees[0], one.record.version) for one in entries}
+        trees_of = (sources.source.id, sources.packaging.id)
+        assert (trees_of, version(sources)) in {(one.record.trees, one.record.version) for one in entries}
         return is_what_was_tested(self.config, post(self.config, self.place, self.project(package), commit), *entries)
 
 
 @pytest.fixture
 def site(tmp_path, gerrit, gnupg, request):
-    return Site(tmp_path, gerrit, gnupg, request.node.name.partition("[")[2].strip("]").lower() or "topic")
+    return Site(tmp_path, gerrit, gnupg, request.node.name.replace("[", "-").strip("]").lower())
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -134,3 +133,19 @@ def test_a_topic_that_is_submitted_at_once_is_published_as_one_generation(site):
     assert site.is_published("lib", *entries)
     commit = site.gerrit.tip(site.project("app"))
     assert post(site.config, site.place, site.project("app"), commit).result == "unchanged"
+
+
+def test_both_projects_of_a_package_submitted_at_once_are_published_as_gated(site):
+    site.create("lib", "CHERRY_PICK")
+    site.create("lib-packaging", "MERGE_ALWAYS")
+    trees.git(site.place / "lib", "rm", "-q", "-r", "debian")
+    (site.config.directory / "packages" / "lib-packaging.yaml").unlink()
+    site.package("lib", f"source: {site.project('lib')}\npackaging: {site.project('lib-packaging')}\n")
+    (code,), (packaging,) = (site.propose(one, "one", topic="both") for one in ("lib", "lib-packaging"))
+    site.meanwhile("lib-packaging", "before")
+    entries = site.gate(("lib", code), ("lib-packaging", packaging), run="run-1")
+    site.gerrit.submit(code, "zuul")
+    assert site.gerrit.merged(packaging)
+    assert site.is_published("lib-packaging", *entries)
+    commit = site.gerrit.tip(site.project("lib"))
+    assert post(site.config, site.place, site.project("lib"), commit).result == "unchanged"
