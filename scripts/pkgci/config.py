@@ -192,6 +192,9 @@ class Settings(Section):
     )
     gate_pipelines: tuple[str, ...] = Field(("gate",), description="pipelines whose changes somebody has approved")
     executors: Executors = Executors()
+    builds_url: Annotated[str, StringConstraints(pattern=r"^https?://[A-Za-z0-9._~:/%+-]+/$")] | None = Field(
+        None, description="where a web server shows `jobs/` of the local engine's state"
+    )
     test_repository_days: int = Field(14, ge=1)
     store_days: int = Field(30, ge=1, description="unreferenced store entries younger than this are kept")
     root_days: int = Field(

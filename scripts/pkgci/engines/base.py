@@ -96,3 +96,9 @@ class Engine(Protocol):
 
     def record(self, ref: BuildRef) -> BuildInfo:
         """Return all that is known of a build."""
+
+    def url(self, ref: BuildRef, path: str = "") -> str:
+        """Return where a person finds the build, or, by its `path`, a file that it archived."""
+
+    def describe(self, ref: BuildRef, description: str) -> None:
+        """Replace a build's description by a line of plain text."""
