@@ -6,12 +6,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import gear
 import pytest
-from local_jobs import JOBS, end_all, make_engine, pid_in, supervisor_of, until
+from local_jobs import JOBS, end_all, make_engine, supervisor_of, until
 
 from pkgci.change import RULES
 from pkgci.config import ROOT, Config
@@ -23,7 +23,9 @@ from pkgci.engines.local import LocalEngine
 from pkgci.errors import InfrastructureError
 
 # what they run is in a parameter that has a rule, as all that come from Gearman must
-DEFINITIONS = JOBS.replace("COMMAND", "SCENARIOS").replace("WHO", "PACKAGE").replace("FAST", "RUN_TESTS") + """
+DEFINITIONS = (
+    JOBS.replace("COMMAND", "SCENARIOS").replace("WHO", "PACKAGE").replace("FAST", "RUN_TESTS")
+    + """
 - job:
     name: report
     node: build
@@ -50,7 +52,7 @@ DEFINITIONS = JOBS.replace("COMMAND", "SCENARIOS").replace("WHO", "PACKAGE").rep
       - string: {name: CORRELATION}
     builders:
       - shell: |
-          until [ -e "$BUILD_DIRECTORY/../go" ]; do sleep 0.1; done
+          until [ -e "$PKGCI_CONFIG/../go" ]; do sleep 0.1; done
 
 - job:
     name: silent
@@ -58,6 +60,7 @@ DEFINITIONS = JOBS.replace("COMMAND", "SCENARIOS").replace("WHO", "PACKAGE").rep
     builders:
       - shell: exit 7
 """
+)
 
 
 class Zuul(gear.Client):
@@ -76,16 +79,17 @@ class Zuul(gear.Client):
 
     def submit(self, name: str, parameters: object = None) -> gear.TextJob:
         """Submit a job, once a worker has registered for it."""
-        until(lambda: name in self.registered())
+        until(lambda: name in self.workers())
         job = gear.TextJob(name, parameters if isinstance(parameters, str) else json.dumps(parameters or {}))
         self.submitJob(job)
         return job
 
-    def registered(self) -> set[str]:
-        """Return the names that workers have registered for."""
+    def workers(self) -> set[str]:
+        """Return the names that workers are registered for now; a job that waits is not one."""
         request = gear.StatusAdminRequest()
         self.getConnection().sendAdminRequest(request)
-        return {line.split()[0] for line in request.response.decode().splitlines() if line != "."}
+        rows = [line.split() for line in request.response.decode().splitlines() if line != "."]
+        return {row[0] for row in rows if int(row[3])}
 
     def build(self, job: str, **parameters: str) -> Mapping:
         """Run a job to its end; return what is known of it then."""
@@ -145,3 +149,244 @@ def work(engine, server):
 @pytest.fixture
 def worker(work):
     return work()
+
+
+def test_a_job_that_passes_says_first_which_build_it_is_and_where(engine, worker, zuul):
+    job = zuul.submit("build:report", {"ZUUL_PROJECT": "org/small", "ZUUL_PIPELINE": "none"})
+    until(lambda: job.complete)
+    first = json.loads(job.data[0])
+    assert {"name": "report", "number": 1, "manager": worker.name, "worker_program": "pkgci"}.items() <= first.items()
+    directory = engine.directory(BuildRef("report", 1))
+    assert first["url"] == f"{directory.as_uri()}/"
+    assert first["worker_ips"] == ["127.0.0.1"]
+    last = said(job)
+    assert (last["result"], last["url"]) == ("SUCCESS", f"{directory.as_uri()}/archive/artifacts/index.html")
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_served_build_is_at_its_url(engine, zuul):
+    configuration = engine.config.directory / "config.yaml"
+    configuration.write_text(configuration.read_text() + "builds_url: https://builds.example.org/jobs/\n")
+    engine.config = Config(engine.config.directory)
+    page = "https://builds.example.org/jobs/report/builds/1/"
+    assert zuul.build("report", ZUUL_PIPELINE="none")["url"] == f"{page}archive/artifacts/index.html"
+    environment = (engine.directory(BuildRef("report", 1)) / "archive/artifacts/index.html").read_text()
+    assert f"BUILD_URL={page}\n" in environment
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize(
+    ("fault", "result"), [("package", "FAILURE"), ("request", "FAILURE"), ("bug", "FAILURE"), ("infrastructure", None)]
+)
+def test_only_the_infrastructures_failure_is_without_result(zuul, fault, result):
+    assert zuul.build("report", ZUUL_PIPELINE=fault).get("result") == result
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_build_that_could_not_say_how_it_ended_is_without_result(zuul):
+    assert not zuul.build("silent")
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_killed_build_is_without_result(engine, zuul):
+    job = zuul.submit("build:hold")
+    until(lambda: job.data)
+    until(lambda: engine.state(BuildRef("hold", 1)) == "running")
+    os.kill(supervisor_of(engine, BuildRef("hold", 1)), signal.SIGKILL)
+    until(lambda: job.complete)
+    assert not said(job)
+
+
+@pytest.mark.usefixtures("worker")
+def test_parameters_that_the_job_does_not_have_are_dropped(engine, zuul):
+    zuul.build("report", ZUUL_PIPELINE="none", LOG_PATH="a", LD_PRELOAD="b", PARENT="report/7", CORRELATION="mine")
+    parameters = engine.record(BuildRef("report", 1)).parameters
+    assert not set(parameters) & {"LOG_PATH", "LD_PRELOAD"}
+    assert parameters["PARENT"] == ""
+    assert len(parameters["CORRELATION"]) == 32
+
+
+@pytest.mark.usefixtures("worker")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        '{"ZUUL_PROJECT": "../../etc"}',
+        '{"ZUUL_PROJECT": "a;b"}',
+        '{"RUN_TESTS": "maybe"}',
+        '{"ZUUL_PROJECT": ["a"]}',
+        "[]",
+        "{" * 100_000,
+        "no JSON",
+        json.dumps({"ZUUL_PROJECT": "a" * (1 << 20)}),
+    ],
+)
+def test_parameters_that_break_a_rule_start_nothing(engine, zuul, arguments):
+    job = zuul.submit("build:report", arguments)
+    until(lambda: job.complete)
+    assert said(job) == {"result": "FAILURE"}
+    assert not engine.builds("report")
+
+
+def test_each_parameter_of_our_jobs_has_a_rule(tmp_path):
+    jobs = read_all(render(ROOT / "jobs", tmp_path))
+    assert not {parameter.name for job in jobs.values() for parameter in job.parameters} - set(RULES)
+
+
+def test_stop_aborts_a_build_of_this_worker_only(engine, worker, zuul):
+    other = engine.start("hold", {})
+    job = zuul.submit("build:hold")
+    until(lambda: job.data)
+    for number in (other.number, 99, "2"):
+        asked = zuul.submit(f"stop:{worker.name}", {"name": "hold", "number": number})
+        until(lambda asked=asked: asked.complete)
+    assert engine.record(other).alive
+    assert not job.complete
+    zuul.submit(f"stop:{worker.name}", {"name": "hold", "number": json.loads(job.data[0])["number"]})
+    until(lambda: job.complete)
+    assert engine.state(BuildRef("hold", 2)) == "ABORTED"
+    assert engine.record(other).alive
+
+
+def test_a_description_is_kept_as_one_line_of_text(engine, worker, zuul):
+    zuul.build("report", ZUUL_PROJECT="org/small", ZUUL_PIPELINE="none")
+    text = "<p>\n  Triggered by:\n <a href='x'>1,1</a><br/>\x1b[2J Pipeline: <b>a &amp; b</b></p>"
+    words = {"name": "report", "number": 1, "html_description": text}
+    job = zuul.submit(f"set_description:{worker.name}", words)
+    until(lambda: job.complete)
+    assert engine.record(BuildRef("report", 1)).description == "org/small: Triggered by: 1,1 ?[2J Pipeline: a & b"
+
+
+def test_progress_is_told_by_the_last_build_that_passed(monkeypatch, work, zuul, tmp_path):
+    monkeypatch.setattr(gearman, "PROGRESS", 0.1)
+    work()
+    first = zuul.submit("build:hold")
+    until(lambda: first.numerator)
+    assert int(first.denominator) == 60, "its time limit"
+    (tmp_path / "go").touch()
+    until(lambda: first.complete)
+    assert said(first)["result"] == "SUCCESS"
+    (tmp_path / "go").unlink()
+    second = zuul.submit("build:hold")
+    until(lambda: second.numerator)
+    assert int(second.denominator) < 60
+
+
+def test_as_many_are_started_at_once_as_allowed(engine, work, zuul):
+    work(at_once=1)
+    first, second = zuul.submit("build:hold"), zuul.submit("build:hold")
+    until(lambda: first.data)
+    until(lambda: engine.state(BuildRef("hold", 1)) == "running")
+    assert not second.data
+    engine.abort(BuildRef("hold", 1))
+    until(lambda: second.data)
+
+
+def test_a_worker_that_is_told_to_end_finishes_what_runs_and_takes_no_more(engine, work, zuul, tmp_path, caplog):
+    caplog.set_level("INFO")
+    worker = work()
+    first = zuul.submit("build:hold")
+    until(lambda: first.data)
+    worker.stopping = True
+    until(lambda: "no more jobs are taken; finishing 1" in caplog.text)
+    second = gear.TextJob("build:hold", "{}")
+    zuul.submitJob(second)
+    (tmp_path / "go").touch()
+    until(lambda: first.complete)
+    assert said(first)["result"] == "SUCCESS"
+    until(lambda: "build:hold" not in zuul.workers())
+    assert engine.builds("hold") == [BuildRef("hold", 1)]
+    work()
+    until(lambda: second.complete)
+    assert said(second)["result"] == "SUCCESS"
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_lost_server_is_connected_to_again_and_what_it_asked_for_is_aborted(engine, server, zuul):
+    job = zuul.submit("build:hold")
+    until(lambda: job.data)
+    port = server.port
+    server.shutdown()
+    until(lambda: engine.state(BuildRef("hold", 1)) == "ABORTED")
+    assert not said(job)
+    again = gear.Server(port, host="127.0.0.1")
+    try:
+        other = Zuul(port)
+        assert other.build("report", ZUUL_PIPELINE="none")["result"] == "SUCCESS"
+        other.shutdown()
+    finally:
+        again.shutdown()
+
+
+class Away:
+    """An engine whose verbs fail that are in `lost`."""
+
+    def __init__(self, engine: LocalEngine) -> None:
+        self._engine = engine
+        self.lost: set[str] = set()
+
+    def __getattr__(self, name: str):
+        if name in self.lost:
+            raise InfrastructureError("the engine is away")
+        return getattr(self._engine, name)
+
+
+def test_a_build_whose_engine_is_lost_is_aborted_and_without_result(engine, work, zuul):
+    away = Away(engine)
+    work(on=away)
+    job = zuul.submit("build:hold")
+    until(lambda: job.data)
+    away.lost.add("wait")
+    until(lambda: job.complete)
+    assert not said(job)
+    until(lambda: engine.state(BuildRef("hold", 1)) == "ABORTED")
+
+
+def test_nothing_is_taken_while_the_engine_is_away(engine, work, zuul, monkeypatch, caplog):
+    monkeypatch.setattr(gearman, "ENGINE_AWAY", 0.1)
+    away = Away(engine)
+    away.lost.add("jobs")
+    work(on=away)
+    job = zuul.submit("build:report", {"ZUUL_PIPELINE": "none"})
+    until(lambda: caplog.text.count("the engine is away") > 1)
+    assert not job.complete
+    away.lost.clear()
+    until(lambda: job.complete)
+    assert said(job)["result"] == "SUCCESS"
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from pkgci.config import Config
+from pkgci.engines.gearman import Worker
+from pkgci.engines.local import LocalEngine
+engine = LocalEngine(Config(Path(sys.argv[1])), Path(sys.argv[2]))
+Worker(engine.config, engine, {name: engine.definition(name) for name in engine.jobs()}, "127.0.0.1", int(sys.argv[3]), 4).run()
+"""
+
+
+def test_what_a_killed_worker_left_is_aborted_by_the_next(engine, work, server, zuul, tmp_path):
+    words = [sys.executable, "-c", PROGRAM, engine.config.directory, tmp_path / "jobs", str(server.port)]
+    with subprocess.Popen(words) as process:
+        job = zuul.submit("build:hold")
+        until(lambda: job.data)
+        other = engine.start("hold", {})
+        process.kill()
+    until(lambda: job.failure)
+    assert engine.record(BuildRef("hold", 1)).alive
+    work()
+    until(lambda: engine.state(BuildRef("hold", 1)) == "ABORTED")
+    assert engine.record(other).alive
+
+
+def test_the_command_offers_our_jobs_and_ends_by_sigterm(engine, server, zuul):
+    words = [Path(sys.executable).with_name("pkgci"), "gearman-worker", "--port", str(server.port)]
+    environment = {**os.environ, "PKGCI_CONFIG": str(engine.config.directory)}
+    with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            until(lambda: "build:gate-bookworm-amd64" in zuul.workers())
+            process.terminate()
+            assert "no more jobs are taken; finishing 0" in process.stderr.read()
+            assert process.wait() == 0
+        finally:
+            process.kill()

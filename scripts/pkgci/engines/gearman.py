@@ -164,6 +164,7 @@ class Worker:
                 connected = not connected
                 log.info("%s", f"connected, {len(self.definitions)} jobs offered" if connected else "connection lost")
             time.sleep(POLL)
+        builds.stopWaitingForJobs()
         log.info("no more jobs are taken; finishing %d", len(self._running))
         while taking.is_alive():
             # again, since it may just have been about to wait
