@@ -39,8 +39,8 @@ DEFINITIONS = (
       - shell: |
           mkdir artifacts
           env >artifacts/index.html
-          printf '{"schema": 1, "step": "some", "result": "FAILURE", "fault": "%s", "exit": 1, "reason": "said so", \\
-            "started": "2024-01-01T00:00:00Z", "seconds": 1}' "$ZUUL_PIPELINE" >artifacts/result.json
+          printf '{{"schema": 1, "step": "some", "result": "FAILURE", "fault": "%s", "exit": 1, "reason": "said so", \\
+            "started": "2024-01-01T00:00:00Z", "seconds": 1}}' "$ZUUL_PIPELINE" >artifacts/result.json
           [ "$ZUUL_PIPELINE" = none ]
 
 - job:
