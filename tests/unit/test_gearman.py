@@ -39,8 +39,10 @@ DEFINITIONS = (
       - shell: |
           mkdir artifacts
           env >artifacts/index.html
-          printf '{{"schema": 1, "step": "some", "result": "FAILURE", "fault": "%s", "exit": 1, "reason": "said so", \\
-            "started": "2024-01-01T00:00:00Z", "seconds": 1}}' "$ZUUL_PIPELINE" >artifacts/result.json
+          sed "s/FAULT/$ZUUL_PIPELINE/" >artifacts/result.json <<END
+          {{"schema": 1, "step": "some", "result": "FAILURE", "fault": "FAULT", "exit": 1, "reason": "said so",
+          "started": "2024-01-01T00:00:00Z", "seconds": 1}}
+          END
           [ "$ZUUL_PIPELINE" = none ]
 
 - job:
@@ -57,6 +59,8 @@ DEFINITIONS = (
 - job:
     name: silent
     node: build
+    parameters:
+      - string: {name: CORRELATION}
     builders:
       - shell: exit 7
 """
