@@ -139,7 +139,7 @@ class Worker:
         """Work until `stopping` is set, then finish what is running; a lost server is connected to again and again.
 
         Raises:
-            InfrastructureError: the state cannot be written.
+            InfrastructureError: the state cannot be written, or a bug ended it.
         """
         # it says on each packet what it does, and shows a traceback when a server goes away
         logging.getLogger("gear").setLevel(logging.CRITICAL)
@@ -159,7 +159,7 @@ class Worker:
         obeying.start()
         taking.start()
         connected = False
-        while not self.stopping:
+        while not self.stopping and taking.is_alive() and obeying.is_alive():
             if connected != bool(builds.active_connections):
                 connected = not connected
                 log.info("%s", f"connected, {len(self.definitions)} jobs offered" if connected else "connection lost")
@@ -173,6 +173,8 @@ class Worker:
         builds.shutdown()
         control.shutdown()
         obeying.join()
+        if not self.stopping:
+            raise InfrastructureError("the worker cannot go on: see the traceback of its thread above")
 
     def _connected(self, part: str) -> gear.TextWorker:
         made = gear.TextWorker(f"{self.name}-{part}")
@@ -216,26 +218,25 @@ class Worker:
 
     def _build(self, work: _Work) -> None:
         """Run one job to its end and answer it."""
+        result = None
         try:
-            result, more = self._run(work)
+            result = self._run(work)
         except RequestError as error:
+            result = "FAILURE"
             log.error("%s refused: %s", work.job.name, printable(str(error)))
-            result, more = "FAILURE", {}
-        except PkgciError as error:
+        except (PkgciError, OSError) as error:
             log.error("%s is left to Zuul to start again: %s", work.job.name, printable(str(error)))
-            result, more = None, {}
         except Exception:
             log.exception("%s: a bug in pkgci", work.job.name)
-            result, more = None, {}
         finally:
             self._slots.release()
         if result:
-            work.send("sendWorkComplete", json.dumps({**more, "result": result}))
+            work.send("sendWorkComplete", json.dumps({"result": result}))
         else:
             work.send("sendWorkFail")
 
-    def _run(self, work: _Work) -> tuple[str | None, dict[str, object]]:
-        """Return the result of one job, None for one that is to be started again, and what else is said of it."""
+    def _run(self, work: _Work) -> str | None:
+        """Return the result of one job, None for one that is to be started again."""
         expected = self._expected(work.name)
         values = self._values(work)
         ref = self.engine.start(work.name, {**values, "CORRELATION": uuid.uuid4().hex})
@@ -251,7 +252,9 @@ class Worker:
                     self.engine.abort(ref)
                 raise
         log.info("%s: %s: %s", ref, result or "to be started again", printable(reason))
-        return result, {**about, "url": report}
+        # Zuul takes a new URL from such data only, not from those of the end
+        work.send("sendWorkData", json.dumps({**about, "url": report}))
+        return result
 
     def _values(self, work: _Work) -> dict[str, str]:
         """Return the parameters of a job that are given and known, validated."""
@@ -355,11 +358,13 @@ class Worker:
             self._running.add(ref)
             self._known[ref] = project
             if len(self._known) > REMEMBERED:
-                del self._known[next(iter(self._known))]
+                del self._known[next(known for known in self._known if known not in self._running)]
         note = self._notes / f"{ref.job}={ref.number}"
         try:
-            with note.open("w") as stream:
+            # hidden until it is locked: another worker takes a free one for what a killed one has left
+            with note.with_name(f".{note.name}").open("w") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX)
+                Path(stream.name).rename(note)
                 yield
                 note.unlink(missing_ok=True)
         finally:
@@ -372,7 +377,7 @@ class Worker:
             self._notes.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InfrastructureError(f"cannot make {self._notes}: {error.strerror}") from error
-        for note in self._notes.iterdir():
+        for note in self._notes.glob("[!.]*"):
             with suppress(FileNotFoundError), try_lock(note) as left:
                 if left:
                     with suppress(RequestError):
