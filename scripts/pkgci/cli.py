@@ -425,6 +425,24 @@ def build_host() -> None:
 
 
 @main.command()
+def zuul() -> None:
+    """Answer a playbook of Zuul: the forced command of the executor's key, not for persons."""
+    from pkgci import engines
+    from pkgci.zuul import answer
+
+    config = Config()
+    answer(config, engines.current(config), sys.stdin.buffer, sys.stdout.buffer, sys.stderr.buffer)
+
+
+@main.command("zuul-tenants")
+def zuul_tenants() -> None:
+    """Write the configuration of Zuul's tenant: this repository, and the projects of packages that Gerrit has."""
+    from pkgci.zuul import tenants
+
+    click.echo(tenants(Config()), nl=False)
+
+
+@main.command()
 @click.argument("change")
 def where(change: str) -> None:
     """Say where CHANGE is on its way: builds, released repositories, mirrors; and why it waits.

@@ -1,4 +1,4 @@
-"""What is said on a change in the review system: by Gerrit's REST interface, to which the configuration has an account.
+"""What is said on a change in the review system, and what is asked of it: by Gerrit's REST interface, to which the configuration has an account.
 
 After a merge nobody waits for a vote: when the publication fails, this is how the change's people know.
 
@@ -97,6 +97,48 @@ def comment(config: Config, project: str, commits: list[str], message: str) -> l
                     _ask(session, settings, "post", f"a/changes/{int(number)}/revisions/current/review", words)
                     told.append(number)
     return told
+
+
+def files(config: Config, number: str, patch_set: str) -> list[str]:
+    """Return the paths of the files that a patch set changes, without those it deletes.
+
+    Source: https://gerrit-review.googlesource.com/Documentation/rest-api-changes.html#list-files.
+
+    Raises:
+        InfrastructureError: the review system does not know the patch set, or does not answer.
+    """
+    settings = config.settings.review
+    assert settings is not None
+    with _session(settings) as session:
+        found = _ask(session, settings, "get", f"a/changes/{int(number)}/revisions/{int(patch_set)}/files")
+        # /COMMIT_MSG and the like are none
+        return [path for path, about in found.items() if not path.startswith("/") and about.get("status") != "D"]
+
+
+def projects(config: Config) -> list[str]:
+    """Return the names of the projects that are open for changes and visible to the account, sorted.
+
+    Source: https://gerrit-review.googlesource.com/Documentation/rest-api-projects.html#list-projects.
+
+    Raises:
+        InfrastructureError: the review system does not answer.
+    """
+    settings = config.settings.review
+    assert settings is not None
+    with _session(settings) as session:
+        return sorted(_ask(session, settings, "get", "a/projects/?type=CODE&state=ACTIVE"))
+
+
+def head(config: Config, project: str) -> str:
+    """Return the name of a project's default branch.
+
+    Raises:
+        InfrastructureError: the review system does not know the project, or does not answer.
+    """
+    settings = config.settings.review
+    assert settings is not None
+    with _session(settings) as session:
+        return str(_ask(session, settings, "get", f"a/projects/{quote(project, safe='')}/HEAD")).removeprefix("refs/heads/")
 
 
 def account(config: Config) -> str:

@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pkgci.config import ROOT, Config
-from pkgci.engines.base import BuildInfo, BuildRef, Outcome, State
+from pkgci.engines.base import BuildInfo, BuildRef, Outcome, State, Urls
 from pkgci.engines.definitions import Definition, read, render
 from pkgci.engines.processes import SUPERVISOR, kill_all
 from pkgci.errors import InfrastructureError, RequestError
@@ -170,6 +170,12 @@ class LocalEngine:
                 with (directory / "log").open("a") as log:
                     log.write(f"\nFinished: ABORTED: {reason}\n")
         return record
+
+    def urls(self, ref: BuildRef) -> Urls:
+        """See `base.Engine`. Without a web server that shows them, they are files of this machine."""
+        settings = self.config.settings
+        place = f"{settings.builds}{ref.job}/builds/{ref.number}" if settings.builds else self.directory(ref).as_uri()
+        return Urls(build=f"{place}/", log=f"{place}/log", archive=f"{place}/archive/")
 
     def discard(self, job: str, days: int) -> None:
         """Delete the builds of `job` that ended more than `days` days ago."""
