@@ -1,0 +1,70 @@
+"""What the servers of these tests are made from, made once a user: `$XDG_CACHE_HOME/pkgci-test/NAME-DIGEST/`.
+
+A directory appears whole, by a rename, under a lock; what it is made from decides its name.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from filelock import FileLock
+
+from pkgci.command import supervised
+
+
+def cached(name: str, parts: object, make: Callable[[Path], None]) -> Path:
+    """Return a directory that is made when it is not there.
+
+    Args:
+        name: what it is, and its version.
+        parts: all that decides its content; its `repr` gives the digest.
+        make: fills the directory that it gets, which is renamed afterwards.
+    """
+    place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pkgci-test"
+    directory = place / f"{name}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"
+    if not directory.exists():
+        place.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{directory}.lock"):
+            if not directory.exists():
+                new = directory.with_name(f"{directory.name}.new")
+                shutil.rmtree(new, ignore_errors=True)
+                new.mkdir()
+                make(new)
+                new.rename(directory)
+    return directory
+
+
+def digest(*files: Path) -> str:
+    """Return the sha256 of files, one after the other."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def jars(name: str, checksums: Mapping[str, str]) -> Path:
+    """Return a cached directory with artifacts, without what they depend on, from where Maven is configured to look.
+
+    Args:
+        name: of the directory.
+        checksums: `GROUP:ARTIFACT:VERSION[:PACKAGING]` to sha256.
+    """
+
+    def make(directory: Path) -> None:
+        for artifact, known in checksums.items():
+            copy = ["mvn", "-q", "-B", "dependency:copy", f"-Dartifact={artifact}", f"-DoutputDirectory={directory}"]
+            # a directory without a project
+            done = subprocess.run(supervised(copy), cwd=directory, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{artifact} cannot be had by mvn: {done.stdout[-2000:]}{done.stderr[-500:]}"
+            _, part, version, *packaging = artifact.split(":")
+            found = directory / f"{part}-{version}.{packaging[0] if packaging else 'jar'}"
+            assert digest(found) == known, f"{found.name} has sha256 {digest(found)}, not {known}"
+
+    return cached(name, sorted(checksums.items()), make)
+
+
+def java_home(major: int = 17) -> Path:
+    """Return where Debian has a Java development kit of a version."""
+    found = sorted(Path("/usr/lib/jvm").glob(f"java-{major}-openjdk-*/bin/javac"))
+    assert found, f"these tests need openjdk-{major}-jdk-headless"
+    return found[0].parent.parent
