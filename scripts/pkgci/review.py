@@ -1,6 +1,7 @@
-"""What is said on a change in the review system, and what is asked of it: by Gerrit's REST interface, to which the configuration has an account.
+"""What is said on a change in the review system, and asked of it: by Gerrit's REST interface.
 
-After a merge nobody waits for a vote: when the publication fails, this is how the change's people know.
+The configuration has an account there. After a merge nobody waits for a vote: when the publication fails, this is how the
+change's people know.
 
 Source: https://gerrit-review.googlesource.com/Documentation/rest-api-changes.html#set-review.
 """
@@ -138,7 +139,9 @@ def head(config: Config, project: str) -> str:
     settings = config.settings.review
     assert settings is not None
     with _session(settings) as session:
-        return str(_ask(session, settings, "get", f"a/projects/{quote(project, safe='')}/HEAD")).removeprefix("refs/heads/")
+        return str(_ask(session, settings, "get", f"a/projects/{quote(project, safe='')}/HEAD")).removeprefix(
+            "refs/heads/"
+        )
 
 
 def account(config: Config) -> str:

@@ -360,4 +360,3 @@ def tenants(config: Config) -> str:
     }
     tenant = {"name": settings.tenant, "max-job-timeout": JOB_SECONDS, "source": {settings.connection: source}}
     return yaml.safe_dump([{"tenant": tenant}], sort_keys=False)
-
