@@ -107,10 +107,16 @@ class Job(Item):
 
 
 class Request(_Variables):
-    """What a playbook asks for: run the job, or abort what runs of it."""
+    """What a playbook asks for: run the job, with more parameters than Zuul's, or abort what runs of it."""
 
     verb: Literal["run", "abort"]
     zuul: Job
+    more: dict[str, str] = Field({}, alias="parameters")
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """All parameters of the engine's build."""
+        return {**self.more, **self.zuul.parameters, "CORRELATION": self.zuul.correlation}
 
 
 class Answer(BaseModel):
@@ -142,14 +148,14 @@ def answer(config: Config, engine: Engine, stdin: BinaryIO, stdout: BinaryIO, st
         raise RequestError(f"the playbook's request: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     # names and ids become parts of paths and parameters: all are held against their rules first
     job = request.zuul
-    Parameters.read({**job.parameters, "CORRELATION": job.correlation})
+    Parameters.read(request.parameters)
     try:
         ended = [_abort(engine, ref) for ref in _running(engine, job)]
         if request.verb == "abort":
             said = Answer(exit=0, reason=f"aborted: {', '.join(ended)}" if ended else "nothing runs any more")
         else:
             with _watched(stdout):
-                said = _run(config, engine, job, stderr)
+                said = _run(config, engine, request, stderr)
     except Aborted:
         raise
     except PkgciError as error:
@@ -174,9 +180,10 @@ def _abort(engine: Engine, ref: BuildRef) -> str:
     return str(ref)
 
 
-def _run(config: Config, engine: Engine, job: Job, stderr: BinaryIO) -> Answer:
+def _run(config: Config, engine: Engine, request: Request, stderr: BinaryIO) -> Answer:
     """Run a job to its end; a build that is not followed to its end is aborted."""
-    ref = engine.start(job.job, {**job.parameters, "CORRELATION": job.correlation})
+    job = request.zuul
+    ref = engine.start(job.job, request.parameters)
     try:
         with PlainLog(stderr) as log:
             log.write(f"{ref} on the engine: {engine.urls(ref).build}\n".encode())

@@ -71,7 +71,9 @@ def request(verb: str = "run", **more: object) -> bytes:
 
 
 def parameters(**more: object) -> dict[str, str]:
-    return zuul.Request.model_validate_json(request(**more)).zuul.parameters
+    given = zuul.Request.model_validate_json(request(**more)).parameters
+    assert given.pop("CORRELATION") == f"{'c' * 32}-{'b' * 31}"
+    return given
 
 
 @pytest.fixture
