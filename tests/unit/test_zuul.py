@@ -23,10 +23,12 @@ from pkgci.errors import RequestError
 JOBS = """
 - job:
     name: check
+    concurrent: true
     node: build
     parameters:
       - string: {name: PARENT}
       - string: {name: CORRELATION}
+      - string: {name: COMMAND, default: 'true'}
       - string: {name: ZUUL_PROJECT}
       - string: {name: ZUUL_BRANCH}
       - string: {name: ZUUL_CHANGE}
@@ -35,7 +37,7 @@ JOBS = """
       - string: {name: ZUUL_PIPELINE}
       - string: {name: ZUUL_UUID}
     builders:
-      - shell: '%s'
+      - shell: eval "$COMMAND"
     publishers:
       - archive: {artifacts: artifacts/**, allow-empty: true, default-excludes: false}
 """
@@ -66,8 +68,9 @@ def variables(**more: object) -> dict:
     }
 
 
-def request(verb: str = "run", **more: object) -> bytes:
-    return json.dumps({"verb": verb, "zuul": variables(**more)}).encode()
+def request(verb: str = "run", runs: str = "", **more: object) -> bytes:
+    given = {"COMMAND": runs} if runs else {}
+    return json.dumps({"verb": verb, "parameters": given, "zuul": variables(**more)}).encode()
 
 
 def parameters(**more: object) -> dict[str, str]:
@@ -77,9 +80,8 @@ def parameters(**more: object) -> dict[str, str]:
 
 
 @pytest.fixture
-def engine(tmp_path, request):
-    command = getattr(request, "param", "true")
-    made = make_engine(tmp_path, JOBS % command.replace("'", "''"))
+def engine(tmp_path):
+    made = make_engine(tmp_path, JOBS)
     yield made
     end_all(made)
 
@@ -141,13 +143,11 @@ def test_what_is_no_request_is_refused_in_one_line(engine):
         zuul.answer(engine.config, engine, io.BytesIO(b'{"zuul": {}}'), io.BytesIO(), io.BytesIO())
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [f"echo built; printf \"\\033[2J\\n\"; mkdir artifacts; echo '{FAILED}' >artifacts/result.json; exit 1"],
-    indirect=True,
-)
 def test_the_log_is_passed_on_and_the_reason_is_returned(engine):
-    said, log = ask(engine)
+    clear = r"printf '\033[2J\n'"
+    said, log = ask(
+        engine, runs=f"echo built; {clear}; mkdir artifacts; echo '{FAILED}' >artifacts/result.json; exit 1"
+    )
     assert (said["exit"], said["reason"]) == (1, "check: no rule to make all")
     url = engine.urls(engine.builds("check")[0]).build
     assert log.startswith(f"check/1 on the engine: {url}\n")
@@ -158,9 +158,8 @@ def test_the_log_is_passed_on_and_the_reason_is_returned(engine):
     assert about["artifacts"] == [{"name": "Log", "url": f"{url}log", "metadata": {"type": "log"}}]
 
 
-@pytest.mark.parametrize("engine", ["exit 7"], indirect=True)
 def test_a_build_without_a_result_is_the_infrastructures_fault(engine):
-    said, _ = ask(engine)
+    said, _ = ask(engine, runs="exit 7")
     assert (said["exit"], said["reason"]) == (3, "check: ended without a result: see its log")
 
 
@@ -169,13 +168,12 @@ def test_an_unknown_job_is_said(engine):
     assert (said["exit"], said["reason"]) == (2, "there is no job 'chekc'; `pkgci jobs list` shows all")
 
 
-@pytest.mark.parametrize("engine", ["echo held; exec sleep 1000"], indirect=True)
 @pytest.mark.parametrize("how", ["the reader goes", signal.SIGTERM, "the log's reader goes"])
 def test_the_build_ends_with_its_playbook(engine, how):
     with subprocess.Popen(
         command(engine), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as one:
-        one.stdin.write(request())
+        one.stdin.write(request(runs="echo held; exec sleep 1000"))
         one.stdin.close()
         until(lambda: b"held" in one.stderr.readline())
         if how == "the reader goes":
@@ -190,9 +188,11 @@ def test_the_build_ends_with_its_playbook(engine, how):
     assert engine.state(ref) == "ABORTED"
 
 
-@pytest.mark.parametrize("engine", ["exec sleep 1000"], indirect=True)
 def test_what_an_earlier_try_left_is_aborted_and_nothing_else(engine):
-    left, other = (engine.start("check", {"CORRELATION": f"{buildset * 32}-{'d' * 31}"}) for buildset in ("c", "e"))
+    left, other = (
+        engine.start("check", {"COMMAND": "exec sleep 1000", "CORRELATION": f"{buildset * 32}-{'d' * 31}"})
+        for buildset in ("c", "e")
+    )
     said, _ = ask(engine, verb="abort")
     assert (said["exit"], said["reason"]) == (0, f"aborted: {left}")
     assert (engine.state(left), engine.state(other)) == ("ABORTED", "running")
