@@ -95,9 +95,9 @@ def build(target: str) -> None:
             report.write(artifacts)
         finally:
             if os.environ.get("ZUUL_NEWREV"):
-                from pkgci.review import tell_failure
+                from pkgci import review
 
-                tell_failure(Config(), os.environ, artifacts)
+                review.tell(Config(), os.environ, artifacts)
 
     _step("build", lambda context: job(context, target, Parameters.read(os.environ)), tell)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from pkgci import source, web
-from pkgci.artifacts import Result
+from pkgci.artifacts import Result, Run
 from pkgci.change import Parameters
 from pkgci.config import Config, Review
 from pkgci.errors import InfrastructureError, PkgciError
@@ -31,8 +31,10 @@ ANSWER_BYTES = 1 << 20
 NO_COMMIT = "0" * 40
 
 
-def tell_failure(config: Config, environment: Mapping[str, str], artifacts: Path) -> None:
-    """Comment on the merged changes of a build that did not publish them; without ZUUL_OLDREV no merge has started it.
+def tell(config: Config, environment: Mapping[str, str], artifacts: Path) -> None:
+    """Comment on the merged changes of a build that did not publish them, or not as a gate has tested them.
+
+    Without ZUUL_OLDREV no merge has started it.
 
     That nobody could be told is logged: it changes nothing about how the build ended.
 
@@ -44,16 +46,22 @@ def tell_failure(config: Config, environment: Mapping[str, str], artifacts: Path
     try:
         result = Result.read(artifacts / "result.json")
         parameters = Parameters.read(environment)
-        settings = config.settings.review
-        if result.result == "SUCCESS" or settings is None or not parameters.get("ZUUL_OLDREV"):
+        if config.settings.review is None or not parameters.get("ZUUL_OLDREV"):
             return
         build = " #".join(filter(None, (environment.get("JOB_NAME"), environment.get("BUILD_NUMBER")))) or "a build"
-        lines = [
-            f"Not published: {build} failed after the merge (fault: {result.fault}).",
-            printable(result.reason),
-            "What users can install has not changed. When the cause is mended, the job republish tries again.",
-            environment.get("BUILD_URL", ""),
-        ]
+        if result.result == "SUCCESS":
+            run = artifacts / "run.json"
+            untested = Run.read(run).untested if run.exists() else ""
+            if not untested:
+                return
+            lines = [f"Published by {build}. {untested}"]
+        else:
+            lines = [
+                f"Not published: {build} failed after the merge (fault: {result.fault}).",
+                printable(result.reason),
+                "What users can install has not changed. When the cause is mended, the job republish tries again.",
+            ]
+        lines.append(environment.get("BUILD_URL", ""))
         told = comment(
             config, parameters.required("ZUUL_PROJECT"), commits(config, parameters), "\n\n".join(lines).strip()
         )
