@@ -6,7 +6,9 @@ A review that is pushed to this Gerrit gets its vote as it would in production.
 import contextlib
 import os
 import shlex
+import signal
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from zuul_server import Zuul, config_project
 
 from pkgci.config import ROOT
 from pkgci.engines.local import INHERITED, LocalEngine
+from pkgci.server import serve
 
 PROJECT = "ci/pkgci"
 RELEASE = """branches: [main]
@@ -161,3 +164,51 @@ class Stack:
         """Return the builds that run on the engine."""
         refs = (ref for job in self.engine.jobs() for ref in self.engine.builds(job))
         return [str(ref) for ref in refs if self.engine.record(ref).alive]
+
+
+HOW = """
+Gerrit  {gerrit}   (REST, git and ssh, no pages; user admin, password secret)
+Zuul    {zuul}
+builds  {builds}
+
+Push a review:
+    git clone {clone}packages/{name} && cd {name}
+    (cd .git/hooks && curl -fsSO {gerrit}tools/hooks/commit-msg && chmod +x commit-msg)
+    echo hello >README && git add README && git commit -m 'Say hello'
+    git push origin HEAD:refs/for/main
+What came of it, where 3 is the change's number:
+    curl -s {gerrit}changes/3/messages
+Approve it, which gates, merges and publishes it:
+    curl -s -u admin:secret -H 'Content-Type: application/json' {gerrit}a/changes/3/revisions/current/review \\
+        -d '{{"labels": {{"Code-Review": 2, "Workflow": 1}}}}'
+What is released: {released}
+
+Ctrl-C ends all of it.
+"""
+
+
+def main() -> None:
+    """Start it for a person, with two packages, until Ctrl-C."""
+    with tempfile.TemporaryDirectory(prefix="pkgci-live-") as directory:
+        print("starting Gerrit and Zuul; the first time this takes some minutes", flush=True)
+        with (
+            Stack(Path(directory), {name: trees.deb(name) for name in ("hello", "world")}) as stack,
+            serve(stack.config),
+        ):
+            print(
+                HOW.format(
+                    gerrit=stack.gerrit.url,
+                    zuul=stack.zuul.url,
+                    builds=stack.config.settings.builds,
+                    clone=stack.gerrit.git_url(),
+                    name="hello",
+                    released=f"{stack.config.settings.url}default/bookworm/",
+                ),
+                flush=True,
+            )
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.pause()
+
+
+if __name__ == "__main__":
+    main()
