@@ -1,14 +1,12 @@
 """Configurations with released repositories, builds to publish in them, and what must hold of them, for tests."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import packages
 import pytest
 import yaml
-from clients import run
 from trees import free_port
 
 from pkgci.config import Config
@@ -18,20 +16,6 @@ from pkgci.released.records import Commit, Generation, Origin, Publication
 from pkgci.released.repository import Repository, publish
 
 ORIGIN = Origin(branch="main", commits=(Commit(project="tools/hello", commit="c" * 40, tree=packages.TREE),))
-
-
-@contextmanager
-def gnupg_home() -> Iterator[tuple[str, str]]:
-    """Yield a home of GnuPG with a key, and the key's fingerprint; its agent ends with it."""
-    # the path of an agent's socket must be short
-    with tempfile.TemporaryDirectory(prefix="pkgci-t-", dir="/tmp") as home:
-        words = ["gpg", "--homedir", home, "--batch", "--passphrase", ""]
-        run(*words, "--quick-generate-key", "Released <released@example.org>", "rsa3072", "sign", "never")
-        listed = run(*words, "--with-colons", "--list-keys").stdout.splitlines()
-        try:
-            yield home, next(line.split(":")[9] for line in listed if line.startswith("fpr:"))
-        finally:
-            run("gpgconf", "--homedir", home, "--kill", "gpg-agent")
 
 
 def configure(

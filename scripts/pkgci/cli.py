@@ -95,9 +95,9 @@ def build(target: str) -> None:
             report.write(artifacts)
         finally:
             if os.environ.get("ZUUL_NEWREV"):
-                from pkgci.review import tell_failure
+                from pkgci import review
 
-                tell_failure(Config(), os.environ, artifacts)
+                review.tell(Config(), os.environ, artifacts)
 
     _step("build", lambda context: job(context, target, Parameters.read(os.environ)), tell)
 
@@ -454,6 +454,24 @@ def gearman_worker(server: str, port: int, at_once: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, finish)
     worker.run()
+
+
+@main.command()
+def zuul() -> None:
+    """Answer a playbook of Zuul: the forced command of the executor's key, not for persons."""
+    from pkgci import engines
+    from pkgci.zuul import answer
+
+    config = Config()
+    answer(config, engines.current(config), sys.stdin.buffer, sys.stdout.buffer, sys.stderr.buffer)
+
+
+@main.command("zuul-tenants")
+def zuul_tenants() -> None:
+    """Write the configuration of Zuul's tenant: this repository, and the projects of packages that Gerrit has."""
+    from pkgci.zuul import tenants
+
+    click.echo(tenants(Config()), nl=False)
 
 
 @main.command()

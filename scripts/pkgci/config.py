@@ -163,13 +163,21 @@ class Released(Section):
 
 
 class Review(Section):
-    """The review system's REST interface, for comments on merged changes that could not be published."""
+    """The review system's REST interface: for comments on changes, and to ask for projects and the files of changes."""
 
     url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@]+/$")] = Field(
         description="`a/changes/` is below it"
     )
     user: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._@-]+$")]
     password_file: AbsolutePath = Field(description="a file of one line, readable by the jobs of the label `control`")
+
+
+class Zuul(Section):
+    """What `pkgci zuul-tenants` says of current Zuul's tenant."""
+
+    tenant: Name = Field("packages", description="its name")
+    connection: Name = Field("gerrit", description="the name of Gerrit's connection in zuul.conf")
+    project: Project = Field(description="this repository, as Gerrit names it")
 
 
 class PathsSection(Section):
@@ -192,9 +200,6 @@ class Settings(Section):
     )
     gate_pipelines: tuple[str, ...] = Field(("gate",), description="pipelines whose changes somebody has approved")
     executors: Executors = Executors()
-    builds_url: Annotated[str, StringConstraints(pattern=r"^https?://[A-Za-z0-9._~:/%+-]+/$")] | None = Field(
-        None, description="where a web server shows `jobs/` of the local engine's state"
-    )
     test_repository_days: int = Field(14, ge=1)
     store_days: int = Field(30, ge=1, description="unreferenced store entries younger than this are kept")
     root_days: int = Field(
@@ -207,6 +212,10 @@ class Settings(Section):
     released: Released | None = None
     metrics: AbsolutePath | None = Field(None, description="the file for node_exporter's textfile collector, *.prom")
     review: Review | None = None
+    builds: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@]+/$")] | None = Field(
+        None, description="where a web server shows `jobs/` of the local engine's state"
+    )
+    zuul: Zuul | None = None
     paths: PathsSection = PathsSection()
 
 

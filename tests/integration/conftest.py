@@ -1,7 +1,7 @@
 """What several files of integration tests share."""
 
 import pytest
-from released import gnupg_home
+from clients import gnupg_home
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import trees
+from clients import gnupg_home
 from gerrit_server import Gerrit
-from released import gnupg_home
 from zuul2_server import Zuul2
 
 from pkgci.command import supervised

@@ -170,7 +170,7 @@ def test_a_job_that_passes_says_first_which_build_it_is_and_where(engine, worker
 @pytest.mark.usefixtures("worker")
 def test_a_served_build_is_at_its_url(engine, zuul):
     configuration = engine.config.directory / "config.yaml"
-    configuration.write_text(configuration.read_text() + "builds_url: https://builds.example.org/jobs/\n")
+    configuration.write_text(configuration.read_text() + "builds: https://builds.example.org/jobs/\n")
     engine.config = Config(engine.config.directory)
     page = "https://builds.example.org/jobs/report/builds/1/"
     job = zuul.submit("build:report", {"ZUUL_PIPELINE": "none"})

@@ -90,7 +90,8 @@ def test_it_is_ascii():
         ("Patch Set 2: Code-Review+1\n\nRecheck ", True),
         ("Patch Set 12: Workflow+1 Code-Review-1\n\n(3 comments)\n\nrecheck", True),
         ("Patch Set 2:\n\nplease recheck", False),
-        ("Patch Set 2:\n\nrecheck your facts", False),
+        ("Patch Set 2:\n\nrecheck: the mirror is back", True),
+        ("Patch Set 2:\n\nrecheck\n\nand more", False),
         (
             "Patch Set 2: Verified-1\n\nCheck failed. Each line leads to a report; the comment recheck runs it again.",
             False,

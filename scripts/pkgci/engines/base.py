@@ -39,6 +39,15 @@ class BuildRef:
         return cls(job, int(number))
 
 
+@dataclass(frozen=True)
+class Urls:
+    """Where a person finds a build: its page, its console log, and the directory (with `/`) of what it archived."""
+
+    build: str
+    log: str
+    archive: str
+
+
 class Tests(Part):
     """What the JUnit files of a build say: numbers of test cases."""
 
@@ -97,8 +106,8 @@ class Engine(Protocol):
     def record(self, ref: BuildRef) -> BuildInfo:
         """Return all that is known of a build."""
 
-    def url(self, ref: BuildRef, path: str = "") -> str:
-        """Return where a person finds the build, or, by its `path`, a file that it archived."""
+    def urls(self, ref: BuildRef) -> Urls:
+        """Return where a person finds the build."""
 
     def describe(self, ref: BuildRef, description: str) -> None:
         """Replace a build's description by a line of plain text."""

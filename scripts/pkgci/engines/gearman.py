@@ -271,7 +271,7 @@ class Worker:
             "name": ref.job,
             "number": ref.number,
             "manager": self.name,
-            "url": self.engine.url(ref),
+            "url": self.engine.urls(ref).build,
             "worker_name": self.name,
             "worker_hostname": socket.gethostname(),
             "worker_ips": work.addresses,
@@ -310,7 +310,8 @@ class Worker:
         with tempfile.TemporaryDirectory() as scratch:
             self.engine.artifacts(ref, Path(scratch))
             left = Path(scratch, ARTIFACTS)
-            report = self.engine.url(ref, f"{ARTIFACTS}/{REPORT}" if (left / REPORT).is_file() else "")
+            urls = self.engine.urls(ref)
+            report = f"{urls.archive}{ARTIFACTS}/{REPORT}" if (left / REPORT).is_file() else urls.build
             try:
                 said = Result.read(left / "result.json")
             except InfrastructureError:

@@ -21,10 +21,9 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from urllib.parse import quote
 
 from pkgci.config import ROOT, Config
-from pkgci.engines.base import BuildInfo, BuildRef, Outcome, State
+from pkgci.engines.base import BuildInfo, BuildRef, Outcome, State, Urls
 from pkgci.engines.definitions import Definition, read, render
 from pkgci.engines.processes import SUPERVISOR, kill_all
 from pkgci.errors import InfrastructureError, RequestError
@@ -160,13 +159,6 @@ class LocalEngine:
             return record.model_copy(update={"description": described})
         return record
 
-    def url(self, ref: BuildRef, path: str = "") -> str:
-        """See `base.Engine`. Without a web server for them (`builds_url`) they are files of this machine."""
-        directory = self.directory(ref)
-        served = self.config.settings.builds_url
-        place = f"{served}{ref.job}/builds/{ref.number}/" if served else f"{directory.as_uri()}/"
-        return f"{place}archive/{quote(path)}" if path else place
-
     def describe(self, ref: BuildRef, description: str) -> None:
         """See `base.Engine`. It is a file of its own: `build.json` is its supervisor's, as long as that lives."""
         new = self.directory(ref) / f".description.{uuid.uuid4().hex}"
@@ -193,6 +185,12 @@ class LocalEngine:
                 with (directory / "log").open("a") as log:
                     log.write(f"\nFinished: ABORTED: {reason}\n")
         return record
+
+    def urls(self, ref: BuildRef) -> Urls:
+        """See `base.Engine`. Without a web server that shows them, they are files of this machine."""
+        settings = self.config.settings
+        place = f"{settings.builds}{ref.job}/builds/{ref.number}" if settings.builds else self.directory(ref).as_uri()
+        return Urls(build=f"{place}/", log=f"{place}/log", archive=f"{place}/archive/")
 
     def discard(self, job: str, days: int) -> None:
         """Delete the builds of `job` that ended more than `days` days ago."""
