@@ -16,7 +16,7 @@ from local_jobs import JOBS, end_all, make_engine, supervisor_of, until
 from pkgci.change import RULES
 from pkgci.config import ROOT, Config
 from pkgci.engines import gearman
-from pkgci.engines.base import BuildRef
+from pkgci.engines.base import BuildInfo, BuildRef, Urls
 from pkgci.engines.definitions import read_all, render
 from pkgci.engines.gearman import Worker
 from pkgci.engines.local import LocalEngine
@@ -334,6 +334,60 @@ class Away:
         if name in self.lost:
             raise InfrastructureError("the engine is away")
         return getattr(self._engine, name)
+
+
+class Queue(Away):
+    """An engine whose builds get no number as long as `queued`."""
+
+    queued = True
+
+    def start(self, job: str, parameters: Mapping[str, str]) -> BuildRef:
+        self.real = self._engine.start(job, parameters)
+        return BuildRef(job, 0, "request")
+
+    def numbered(self, _: BuildRef) -> BuildRef:
+        return BuildRef(self.real.job, 0, "request") if self.queued else self.real
+
+    def wait(self, _: BuildRef, timeout: float) -> str | None:
+        return self._engine.wait(self.real, timeout)
+
+    def abort(self, ref: BuildRef) -> None:
+        assert ref == BuildRef(self.real.job, 0, "request")
+        self._engine.abort(self.real)
+
+    def urls(self, _: BuildRef) -> Urls:
+        return self._engine.urls(self.real)
+
+    def artifacts(self, _: BuildRef, destination: Path) -> None:
+        self._engine.artifacts(self.real, destination)
+
+    def record(self, _: BuildRef) -> BuildInfo:
+        return self._engine.record(self.real)
+
+
+def test_a_build_that_waits_in_a_servers_queue_can_be_stopped(engine, work, zuul, monkeypatch):
+    monkeypatch.setattr(gearman, "NUMBERED", 0.1)
+    worker = work(on=Queue(engine))
+    job = zuul.submit("build:hold")
+    until(lambda: job.data)
+    number = json.loads(job.data[0])["number"]
+    assert number < 0
+    zuul.submit(f"stop:{worker.name}", {"name": "hold", "number": number})
+    until(lambda: job.complete)
+    assert engine.state(BuildRef("hold", 1)) == "ABORTED"
+
+
+def test_a_build_that_gets_its_number_soon_is_told_by_it(engine, work, zuul, tmp_path):
+    queue = Queue(engine)
+    work(on=queue)
+    job = zuul.submit("build:hold")
+    until(lambda: engine.builds("hold"))
+    assert not job.data
+    queue.queued = False
+    until(lambda: job.data)
+    assert json.loads(job.data[0])["number"] == 1
+    (tmp_path / "go").touch()
+    until(lambda: job.complete)
 
 
 def test_a_build_whose_engine_is_lost_is_aborted_and_without_result(engine, work, zuul):

@@ -13,6 +13,7 @@ Source: http://gearman.org/protocol/; Zuul 2.6.0, "Launchers".
 
 import fcntl
 import html
+import itertools
 import json
 import logging
 import os
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 
 POLL = 0.5  # seconds between looks at a build
 PROGRESS = 10.0  # seconds between reports of progress
+NUMBERED = 10.0  # seconds in which a build that a server does not queue has its number
 ENGINE_AWAY = 10.0  # seconds until an engine that does not answer is asked again
 ARGUMENTS_BYTES = 1 << 20
 REPORT = "index.html"
@@ -102,6 +104,15 @@ class _Work:
                 getattr(self.job, answer)(*words)
 
 
+@dataclass
+class _Known:
+    """A build, the project that it is for, and whether it runs."""
+
+    ref: BuildRef
+    project: str
+    running: bool = True
+
+
 class Worker:
     """A worker of a Gearman server.
 
@@ -130,9 +141,9 @@ class Worker:
         self.stopping = False
         self._notes = config.state / "gearman"
         self._slots = threading.BoundedSemaphore(at_once)
-        self._running: set[BuildRef] = set()
-        # project by build, the last ones
-        self._known: dict[BuildRef, str] = {}
+        # by their jobs and the numbers that Zuul was told, the last ones
+        self._known: dict[tuple[str, int], _Known] = {}
+        self._unnumbered = itertools.count(-1, -1)
         self._lock = threading.Lock()
 
     def run(self) -> None:
@@ -165,7 +176,9 @@ class Worker:
                 log.info("%s", f"connected, {len(self.definitions)} jobs offered" if connected else "connection lost")
             time.sleep(POLL)
         builds.stopWaitingForJobs()
-        log.info("no more jobs are taken; finishing %d", len(self._running))
+        with self._lock:
+            running = sum(known.running for known in self._known.values())
+        log.info("no more jobs are taken; finishing %d", running)
         while taking.is_alive():
             # again, since it may just have been about to wait
             builds.stopWaitingForJobs()
@@ -239,11 +252,13 @@ class Worker:
         """Return the result of one job, None for one that is to be started again."""
         expected = self._expected(work.name)
         values = self._values(work)
-        ref = self.engine.start(work.name, {**values, "CORRELATION": uuid.uuid4().hex})
-        with self._noted(ref, values.get("ZUUL_PROJECT", "")):
+        ref = self._numbered(self.engine.start(work.name, {**values, "CORRELATION": uuid.uuid4().hex}))
+        # it must be stopped also while it waits in a queue, where it has no number of its own
+        number = ref.number or next(self._unnumbered)
+        with self._noted(ref, number, values.get("ZUUL_PROJECT", "")):
             log.info("%s for %s", ref, values.get("ZUUL_UUID", "nobody"))
             try:
-                about = self._about(work, ref)
+                about = self._about(work, ref, number)
                 work.send("sendWorkData", json.dumps(about))
                 outcome = self._watch(work, ref, expected)
                 result, reason, report = self._verdict(ref, outcome)
@@ -251,10 +266,17 @@ class Worker:
                 with suppress(PkgciError):
                     self.engine.abort(ref)
                 raise
-        log.info("%s: %s: %s", ref, result or "to be started again", printable(reason))
+        log.info("%s: %s: %s", self.engine.numbered(ref), result or "to be started again", printable(reason))
         # Zuul takes a new URL from such data only, not from those of the end
         work.send("sendWorkData", json.dumps({**about, "url": report}))
         return result
+
+    def _numbered(self, ref: BuildRef) -> BuildRef:
+        """Return a build with its number, if it gets one soon."""
+        until = time.monotonic() + NUMBERED
+        while not (build := self.engine.numbered(ref)).number and time.monotonic() < until:
+            time.sleep(POLL)
+        return build
 
     def _values(self, work: _Work) -> dict[str, str]:
         """Return the parameters of a job that are given and known, validated."""
@@ -266,10 +288,10 @@ class Worker:
                 raise RequestError(f"parameter {name}: {str(value)[:120]!r} is not text")
         return dict(Parameters.read(given).values)
 
-    def _about(self, work: _Work, ref: BuildRef) -> dict[str, object]:
+    def _about(self, work: _Work, ref: BuildRef, number: int) -> dict[str, object]:
         return {
             "name": ref.job,
-            "number": ref.number,
+            "number": number,
             "manager": self.name,
             "url": self.engine.urls(ref).build,
             "worker_name": self.name,
@@ -343,24 +365,24 @@ class Worker:
         name, number = arguments.get("name"), arguments.get("number")
         if not isinstance(name, str) or not isinstance(number, int):
             raise RequestError(f"{str(name)[:120]!r}, {str(number)[:120]!r} is no name and number of a build")
-        ref = BuildRef(name, number)
-        if ref not in self._known:
-            raise RequestError(f"{printable(str(ref))} is no build of this worker")
+        known = self._known.get((name, number))
+        if known is None:
+            raise RequestError(f"{printable(name)}/{number} is no build of this worker")
         if work.job.name.startswith("stop:"):
-            log.info("%s: Zuul stops it", ref)
-            self.engine.abort(ref)
+            log.info("%s: Zuul stops it", known.ref)
+            self.engine.abort(known.ref)
         else:
-            self.engine.describe(ref, f"{self._known[ref]}: {_text(arguments.get('html_description'))}")
+            self.engine.describe(known.ref, f"{known.project}: {_text(arguments.get('html_description'))}")
 
     @contextmanager
-    def _noted(self, ref: BuildRef, project: str) -> Iterator[None]:
+    def _noted(self, ref: BuildRef, number: int, project: str) -> Iterator[None]:
         """Know a build as running, and keep a locked note of it that outlives this process."""
+        known = _Known(ref, project)
         with self._lock:
-            self._running.add(ref)
-            self._known[ref] = project
+            self._known[ref.job, number] = known
             if len(self._known) > REMEMBERED:
-                del self._known[next(known for known in self._known if known not in self._running)]
-        note = self._notes / f"{ref.job}={ref.number}"
+                del self._known[next(key for key, one in self._known.items() if not one.running)]
+        note = self._notes / f"{ref.job}={ref.number}={ref.request}"
         try:
             # hidden until it is locked: another worker takes a free one for what a killed one has left
             with note.with_name(f".{note.name}").open("w") as stream:
@@ -369,8 +391,7 @@ class Worker:
                 yield
                 note.unlink(missing_ok=True)
         finally:
-            with self._lock:
-                self._running.discard(ref)
+            known.running = False
 
     def _abort_left(self) -> None:
         """Abort the builds that a killed worker has left: Zuul has started them again."""
@@ -381,10 +402,10 @@ class Worker:
         for note in self._notes.glob("[!.]*"):
             with suppress(FileNotFoundError), try_lock(note) as left:
                 if left:
+                    job, number, request = note.name.split("=")
                     with suppress(RequestError):
-                        ref = BuildRef.parse(note.name.replace("=", "/"))
-                        log.info("%s: aborted, since a killed worker has left it", ref)
-                        self.engine.abort(ref)
+                        log.info("%s: aborted, since a killed worker has left it", note.name)
+                        self.engine.abort(BuildRef(job, int(number), request))
                     note.unlink()
 
 
