@@ -248,7 +248,10 @@ def _install(place: Path) -> None:
     (place / "libraries").mkdir()
     for library in (place / "python2.7/usr/lib/x86_64-linux-gnu").glob("lib*.so.*"):
         library.rename(place / "libraries" / library.name)
-    maker, pip = place / "virtualenv", ["pip", "install", "-q", "--disable-pip-version-check", "--no-deps", "--no-compile"]
+    maker, pip = (
+        place / "virtualenv",
+        ["pip", "install", "-q", "--disable-pip-version-check", "--no-deps", "--no-compile"],
+    )
     _run([sys.executable, "-m", "venv", maker], place, variables)
     _run([maker / "bin/python", "-m", *pip, *VIRTUALENV], place, variables)
     python2 = {name: value for name, value in environment(place).items() if name != "PIP_FIND_LINKS"}

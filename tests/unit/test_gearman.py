@@ -22,9 +22,8 @@ from pkgci.engines.gearman import Worker
 from pkgci.engines.local import LocalEngine
 from pkgci.errors import InfrastructureError
 
-# what they run is in a parameter that has a rule, as all that come from Gearman must
 DEFINITIONS = (
-    JOBS.replace("COMMAND", "SCENARIOS").replace("WHO", "PACKAGE").replace("FAST", "RUN_TESTS")
+    JOBS
     + """
 - job:
     name: report
