@@ -174,7 +174,7 @@ class Retrigger(Section):
 
 
 class Review(Section):
-    """The review system's REST interface, for comments on merged changes that could not be published, and `retrigger`."""
+    """The review system's REST interface: for comments on changes, and to ask for projects, changes and their files."""
 
     url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@]+/$")] = Field(
         description="`a/changes/` is below it"
@@ -184,6 +184,14 @@ class Review(Section):
         description="a file of one line, readable by the jobs of the label `control`; `repository` for `retrigger`"
     )
     retrigger: Retrigger | None = None
+
+
+class Zuul(Section):
+    """What `pkgci zuul-tenants` says of current Zuul's tenant."""
+
+    tenant: Name = Field("packages", description="its name")
+    connection: Name = Field("gerrit", description="the name of Gerrit's connection in zuul.conf")
+    project: Project = Field(description="this repository, as Gerrit names it")
 
 
 class PathsSection(Section):
@@ -218,6 +226,10 @@ class Settings(Section):
     released: Released | None = None
     metrics: AbsolutePath | None = Field(None, description="the file for node_exporter's textfile collector, *.prom")
     review: Review | None = None
+    builds: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@]+/$")] | None = Field(
+        None, description="where a web server shows `jobs/` of the local engine's state"
+    )
+    zuul: Zuul | None = None
     paths: PathsSection = PathsSection()
 
 

@@ -109,8 +109,9 @@ class StepContext:
         started_by = {"PARENT": str(self.own or ""), "CORRELATION": uuid.uuid4().hex}
         ref = self.engine.start(job, {**parameters, **started_by})
         self._running[ref] = _Running(dict(parameters), datetime.now(UTC), time.monotonic())
-        another = any(other.job == job for other in self._directories)
-        self._directories[ref] = ARTIFACTS / (f"{job}-{ref.number}" if another else job)
+        # a build in a queue may have no number yet
+        if not any(other.job == job for other in self._directories):
+            self._directories[ref] = ARTIFACTS / job
         log.info("started %s", ref)
         return ref
 
@@ -148,12 +149,14 @@ class StepContext:
         outcome = self.engine.wait(ref, timeout)
         if outcome is None:
             return None
-        directory, started = self.directory(ref), self._running.pop(ref)
+        build = self.engine.numbered(ref)
+        directory = self._directories.setdefault(ref, ARTIFACTS / f"{ref.job}-{build.number}")
+        started = self._running.pop(ref)
         seconds = round(time.monotonic() - started.since, 1)
         self.children.append(
             Child(
                 job=ref.job,
-                number=ref.number,
+                number=build.number,
                 directory=directory.name,
                 parameters=started.parameters,
                 result=outcome,
@@ -161,7 +164,7 @@ class StepContext:
                 seconds=seconds,
             )
         )
-        log.info("%s: %s after %.1f s", ref, outcome, seconds)
+        log.info("%s: %s after %.1f s", build, outcome, seconds)
         try:
             with tempfile.TemporaryDirectory(dir=ARTIFACTS.parent) as scratch:
                 self.engine.artifacts(ref, Path(scratch))
@@ -250,7 +253,7 @@ class StepContext:
         return ended
 
     def directory(self, ref: BuildRef) -> Path:
-        """Return where `finish` puts what a child left: `artifacts/JOB`, with its number if it is not the job's first."""
+        """Return where `finish` has put what a child left: `artifacts/JOB`, with its number if it is not the job's first."""
         return self._directories[ref]
 
     def abort_children(self) -> None:

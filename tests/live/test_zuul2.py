@@ -1,0 +1,142 @@
+"""The whole way with Zuul 2: real Gerrit and Zuul 2.6.0, the Gearman worker, and the local engine, which builds and tests."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trees
+from clients import gnupg_home
+from gerrit_server import Gerrit
+from zuul2_server import Zuul2
+
+from pkgci.command import supervised
+from pkgci.engines.base import BuildRef
+from pkgci.engines.local import LocalEngine
+from pkgci.text import printable
+
+PROJECT = "packages/small"
+CHECK, GATE = "build-bookworm-amd64", "gate-bookworm-amd64"
+# as a site may do it: the tests of what is built are the gate's alone, which has no such parameter
+FUNCTION = """
+
+_ours = change_parameters
+
+
+def change_parameters(item, params):
+    _ours(item, params)
+    params["RUN_TESTS"] = "false"
+"""
+# machines boot and restore slowly without KVM
+SECONDS = 600
+
+
+class Site:
+    """All that runs, and what is known of it."""
+
+    def __init__(self, place: Path, gerrit: Gerrit, gnupg: tuple[str, str]) -> None:
+        self.gerrit, self.place = gerrit, place
+        self.tree = place / "small"
+        trees.commit(self.tree, trees.deb())
+        gerrit.create_project(PROJECT, self.tree)
+        self.zuul = Zuul2(place / "zuul", gerrit, {PROJECT: ["package"]})
+        with (self.zuul.directory / "functions.py").open("a") as stream:
+            stream.write(FUNCTION)
+        released = {"gnupg_home": gnupg[0], "key": gnupg[1]}
+        settings = {"gerrit": gerrit.url, "sources": [self.zuul.git_url], "released": released}
+        self.config = trees.config(place, {"small": {"source": PROJECT}}, **settings)
+        self.engine = LocalEngine(self.config)
+        self.worker: subprocess.Popen | None = None
+
+    def work(self) -> None:
+        """Start the worker, and wait until it has registered."""
+        words = [Path(sys.executable).with_name("pkgci"), "gearman-worker", "--server", self.zuul.address]
+        environment = {**os.environ, "PKGCI_CONFIG": str(self.config.directory)}
+        with (self.place / "worker.log").open("ab") as log:
+            self.worker = subprocess.Popen(supervised(words), env=environment, stderr=log)
+        self.until(lambda: f"build:{CHECK}" in self.zuul.functions())
+
+    def until(self, condition, seconds: float = SECONDS) -> None:
+        """Wait until a condition holds; when it does not, say what the worker and the builds have said."""
+        try:
+            self.zuul.until(condition, seconds)
+        except AssertionError as error:
+            logs = [(self.place / "worker.log").read_text(), *map(self._log, self.builds())]
+            raise AssertionError(f"{error}\n" + "\n".join(logs)) from None
+
+    def builds(self) -> list[BuildRef]:
+        """Return all builds."""
+        return [ref for job in self.engine.jobs() for ref in self.engine.builds(job)]
+
+    def _log(self, ref: BuildRef) -> str:
+        said = b"".join(self.engine.log(ref)).decode(errors="replace")
+        return f"== {ref}\n" + "\n".join(printable(line, 300) for line in said.splitlines()[-30:])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    place = tmp_path_factory.mktemp("zuul2")
+    with gnupg_home() as gnupg, Gerrit(place / "gerrit") as gerrit:
+        made = Site(place, gerrit, gnupg)
+        with made.zuul:
+            made.work()
+            yield made
+            made.worker.terminate()
+            assert made.worker.wait(60) == 0
+
+
+def test_a_change_is_voted_on_gated_merged_and_published(site):
+    gerrit = site.gerrit
+    trees.commit(site.tree, {"small": "#!/bin/sh\necho better\n"}, "Say it better")
+    number = gerrit.push(site.tree, PROJECT)
+    site.until(lambda: gerrit.votes(number, "Verified"))
+    said = gerrit.messages(number, "zuul")
+    assert gerrit.votes(number, "Verified") == {"zuul": 1}, said
+    (report,) = re.findall(rf"{CHECK} file://(\S+/index\.html) : SUCCESS", said[-1])
+    assert PROJECT in Path(report).read_text()
+    gerrit.approve(number)
+    site.until(lambda: gerrit.merged(number))
+    assert [
+        text for text in gerrit.messages(number, "zuul") if re.search(rf"Gate passed.*{GATE} .* : SUCCESS", text, re.S)
+    ]
+    # Zuul starts post by the branch's move
+    site.until(lambda: len(site.engine.builds(CHECK)) > 2)
+    post = site.engine.builds(CHECK)[-1]
+    site.until(lambda: site.engine.state(post) not in ("queued", "running"))
+    assert site.engine.state(post) == "SUCCESS"
+    assert list((site.config.data / "repositories/default/bookworm/pool").rglob("small_*_all.deb"))
+
+
+def test_a_new_patch_set_stops_the_former_ones_build(site):
+    gerrit = site.gerrit
+    trees.commit(site.tree, {"debian/rules": f"{trees.RULES}\noverride_dh_auto_build:\n\tsleep 500\n"}, "Take long")
+    number = gerrit.push(site.tree, PROJECT)
+    before = site.engine.builds(CHECK)
+    site.until(lambda: site.engine.builds(CHECK) != before)
+    former = site.engine.builds(CHECK)[-1]
+    site.until(lambda: site.engine.builds("compile-bookworm-amd64") and site.engine.state(former) == "running")
+    gerrit.amend(site.tree, {"debian/rules": f"{trees.RULES}\noverride_dh_auto_build:\n\tfalse\n"}, PROJECT)
+    site.until(lambda: site.engine.state(former) == "ABORTED")
+    site.until(lambda: gerrit.votes(number, "Verified"))
+    assert gerrit.votes(number, "Verified") == {"zuul": -1}
+    assert re.search(rf"{CHECK} \S+ : FAILURE", gerrit.messages(number, "zuul")[-1])
+    assert not [ref for ref in site.builds() if site.engine.record(ref).alive]
+
+
+def test_a_killed_worker_is_a_retry_not_a_vote(site):
+    gerrit = site.gerrit
+    trees.git(site.tree, "reset", "-q", "--hard", "HEAD~")
+    trees.commit(site.tree, {"README": "Read.\n"}, "Read me")
+    before = site.engine.builds(CHECK)
+    number = gerrit.push(site.tree, PROJECT)
+    site.until(lambda: site.engine.builds(CHECK) != before)
+    former = site.engine.builds(CHECK)[-1]
+    site.worker.kill()
+    site.worker.wait()
+    site.work()
+    site.until(lambda: site.engine.state(former) == "ABORTED")
+    site.until(lambda: gerrit.votes(number, "Verified"))
+    assert gerrit.votes(number, "Verified") == {"zuul": 1}
+    assert site.engine.builds(CHECK)[-1].number == former.number + 1
