@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from pkgci.engines.local import LocalEngine
 from pkgci.text import printable
 
 PROJECT = "packages/small"
-CHECK, GATE = "build-bookworm-amd64", "gate-bookworm-amd64"
+CHECK, COMPILE, GATE = "build-bookworm-amd64", "compile-bookworm-amd64", "gate-bookworm-amd64"
 # as a site may do it: the tests of what is built are the gate's alone, which has no such parameter
 FUNCTION = """
 
@@ -41,7 +42,10 @@ class Site:
         self.tree = place / "small"
         trees.commit(self.tree, trees.deb())
         gerrit.create_project(PROJECT, self.tree)
-        self.zuul = Zuul2(place / "zuul", gerrit, {PROJECT: ["package"]})
+        gerrit.create_project("pkgci")
+        soon = datetime.now().astimezone() + timedelta(minutes=2)
+        projects = {PROJECT: ["package"], "pkgci": ["repositories"]}
+        self.zuul = Zuul2(place / "zuul", gerrit, projects, periodic=f"{soon.minute} {soon.hour} * * *")
         with (self.zuul.directory / "functions.py").open("a") as stream:
             stream.write(FUNCTION)
         released = {"gnupg_home": gnupg[0], "key": gnupg[1]}
@@ -66,9 +70,11 @@ class Site:
             logs = [(self.place / "worker.log").read_text(), *map(self._log, self.builds())]
             raise AssertionError(f"{error}\n" + "\n".join(logs)) from None
 
-    def builds(self) -> list[BuildRef]:
-        """Return all builds."""
-        return [ref for job in self.engine.jobs() for ref in self.engine.builds(job)]
+    def builds(self, job: str = "", **parameters: str) -> list[BuildRef]:
+        """Return all builds, or those of a job, with these parameters."""
+        jobs = [job] if job else self.engine.jobs()
+        refs = [ref for name in jobs for ref in self.engine.builds(name)]
+        return [ref for ref in refs if parameters.items() <= self.engine.record(ref).parameters.items()]
 
     def _log(self, ref: BuildRef) -> str:
         said = b"".join(self.engine.log(ref)).decode(errors="replace")
@@ -102,41 +108,43 @@ def test_a_change_is_voted_on_gated_merged_and_published(site):
         text for text in gerrit.messages(number, "zuul") if re.search(rf"Gate passed.*{GATE} .* : SUCCESS", text, re.S)
     ]
     # Zuul starts post by the branch's move
-    site.until(lambda: len(site.engine.builds(CHECK)) > 2)
-    post = site.engine.builds(CHECK)[-1]
-    site.until(lambda: site.engine.state(post) not in ("queued", "running"))
-    assert site.engine.state(post) == "SUCCESS"
-    assert list((site.config.data / "repositories/default/bookworm/pool").rglob("small_*_all.deb"))
+    site.until(lambda: site.builds(CHECK, ZUUL_PIPELINE="post"))
+    (post,) = site.builds(CHECK, ZUUL_PIPELINE="post")
+    assert site.engine.wait(post, SECONDS) == "SUCCESS"
+    assert list((site.config.data / "repositories/default/bookworm/pool").rglob("small_1.0+pkg1.2-*_all.deb"))
 
 
 def test_a_new_patch_set_stops_the_former_ones_build(site):
     gerrit = site.gerrit
     trees.commit(site.tree, {"debian/rules": f"{trees.RULES}\noverride_dh_auto_build:\n\tsleep 500\n"}, "Take long")
     number = gerrit.push(site.tree, PROJECT)
-    before = site.engine.builds(CHECK)
-    site.until(lambda: site.engine.builds(CHECK) != before)
-    former = site.engine.builds(CHECK)[-1]
-    site.until(lambda: site.engine.builds("compile-bookworm-amd64") and site.engine.state(former) == "running")
+    about = {"ZUUL_CHANGE": str(number), "ZUUL_PATCHSET": "1"}
+    site.until(lambda: [ref for ref in site.builds(COMPILE, **about) if site.engine.state(ref) == "running"])
     gerrit.amend(site.tree, {"debian/rules": f"{trees.RULES}\noverride_dh_auto_build:\n\tfalse\n"}, PROJECT)
-    site.until(lambda: site.engine.state(former) == "ABORTED")
+    site.until(lambda: not [ref for ref in site.builds(**about) if site.engine.record(ref).alive])
+    assert {site.engine.state(ref) for job in (CHECK, COMPILE) for ref in site.builds(job, **about)} == {"ABORTED"}
     site.until(lambda: gerrit.votes(number, "Verified"))
     assert gerrit.votes(number, "Verified") == {"zuul": -1}
     assert re.search(rf"{CHECK} \S+ : FAILURE", gerrit.messages(number, "zuul")[-1])
-    assert not [ref for ref in site.builds() if site.engine.record(ref).alive]
 
 
 def test_a_killed_worker_is_a_retry_not_a_vote(site):
     gerrit = site.gerrit
     trees.git(site.tree, "reset", "-q", "--hard", "HEAD~")
     trees.commit(site.tree, {"README": "Read.\n"}, "Read me")
-    before = site.engine.builds(CHECK)
     number = gerrit.push(site.tree, PROJECT)
-    site.until(lambda: site.engine.builds(CHECK) != before)
-    former = site.engine.builds(CHECK)[-1]
+    site.until(lambda: site.builds(CHECK, ZUUL_CHANGE=str(number)))
     site.worker.kill()
     site.worker.wait()
     site.work()
-    site.until(lambda: site.engine.state(former) == "ABORTED")
     site.until(lambda: gerrit.votes(number, "Verified"))
     assert gerrit.votes(number, "Verified") == {"zuul": 1}
-    assert site.engine.builds(CHECK)[-1].number == former.number + 1
+    first, second = site.builds(CHECK, ZUUL_CHANGE=str(number))
+    assert (site.engine.state(first), site.engine.state(second)) == ("ABORTED", "SUCCESS")
+
+
+def test_the_periodic_pipeline_looks_after_the_repositories(site):
+    for job in ("repository-maintain", "republish"):
+        site.until(lambda job=job: site.builds(job))
+        (ref,) = site.builds(job)
+        assert site.engine.wait(ref, SECONDS) == "SUCCESS"

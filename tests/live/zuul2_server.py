@@ -118,9 +118,12 @@ class Zuul2:
         directory: new ones' place.
         gerrit: runs already, and has the projects.
         projects: by name, the templates of our layout that each uses; they replace the layout's own.
+        periodic: when the pipeline of this name starts, as in cron; by default as our layout says.
     """
 
-    def __init__(self, directory: Path, gerrit: Gerrit, projects: Mapping[str, Iterable[str]]) -> None:
+    def __init__(
+        self, directory: Path, gerrit: Gerrit, projects: Mapping[str, Iterable[str]], periodic: str = ""
+    ) -> None:
         self.directory, self.gerrit = directory, gerrit
         self.address = _free_address()
         self.place = installed()
@@ -131,6 +134,9 @@ class Zuul2:
             {"name": name, "merge-mode": "merge", "template": [{"name": one} for one in templates]}
             for name, templates in projects.items()
         ]
+        if periodic:
+            (pipeline,) = [one for one in layout["pipelines"] if one["name"] == "periodic"]
+            pipeline["trigger"]["timer"] = [{"time": periodic}]
         self.layout = directory / "layout.yaml"
         self.layout.write_text(yaml.safe_dump(layout))
         (directory / "functions.py").write_bytes((ROOT / "zuul/functions.py").read_bytes())
@@ -175,6 +181,8 @@ class Zuul2:
                     )
                 )
         self.until(lambda: "Authentication (publickey) successful" in self.log("server"))
+        # the last of what it starts
+        self.until(lambda: "Starting RPC" in self.log("server"))
         self.until(lambda: "merger:merge" in self.functions())
 
     def stop(self) -> None:
@@ -250,7 +258,7 @@ def _install(place: Path) -> None:
         library.rename(place / "libraries" / library.name)
     maker, pip = (
         place / "virtualenv",
-        ["pip", "install", "-q", "--disable-pip-version-check", "--no-deps", "--no-compile"],
+        ["pip", "install", "-q", "--disable-pip-version-check", "--no-deps"],
     )
     _run([sys.executable, "-m", "venv", maker], place, variables)
     _run([maker / "bin/python", "-m", *pip, *VIRTUALENV], place, variables)

@@ -403,9 +403,10 @@ class Worker:
             with suppress(FileNotFoundError), try_lock(note) as left:
                 if left:
                     job, number, request = note.name.split("=")
+                    ref = BuildRef(job, int(number), request)
+                    log.info("%s: aborted, since a killed worker has left it", ref)
                     with suppress(RequestError):
-                        log.info("%s: aborted, since a killed worker has left it", note.name)
-                        self.engine.abort(BuildRef(job, int(number), request))
+                        self.engine.abort(ref)
                     note.unlink()
 
 
