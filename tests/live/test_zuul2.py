@@ -13,6 +13,7 @@ from clients import gnupg_home
 from gerrit_server import Gerrit
 from zuul2_server import Zuul2
 
+from pkgci.artifacts import Build
 from pkgci.command import supervised
 from pkgci.engines.base import BuildRef
 from pkgci.engines.local import LocalEngine
@@ -49,7 +50,9 @@ class Site:
         with (self.zuul.directory / "functions.py").open("a") as stream:
             stream.write(FUNCTION)
         released = {"gnupg_home": gnupg[0], "key": gnupg[1]}
+        account = {"url": gerrit.url, "user": "pkgci", "password_file": str(gerrit.password_file("pkgci"))}
         settings = {"gerrit": gerrit.url, "sources": [self.zuul.git_url], "released": released}
+        settings |= {"review": {**account, "retrigger": {"per_hour": 1}}}
         self.config = trees.config(place, {"small": {"source": PROJECT}}, **settings)
         self.engine = LocalEngine(self.config)
         self.worker: subprocess.Popen | None = None
@@ -75,6 +78,11 @@ class Site:
         jobs = [job] if job else self.engine.jobs()
         refs = [ref for name in jobs for ref in self.engine.builds(name)]
         return [ref for ref in refs if parameters.items() <= self.engine.record(ref).parameters.items()]
+
+    def tested(self, number: int) -> list[BuildRef]:
+        """Return the builds of a change's check that have ended."""
+        refs = ((ref, self.engine.record(ref)) for ref in self.engine.builds(CHECK))
+        return [ref for ref, known in refs if known.parameters.get("ZUUL_CHANGE") == str(number) and not known.alive]
 
     def _log(self, ref: BuildRef) -> str:
         said = b"".join(self.engine.log(ref)).decode(errors="replace")
@@ -148,3 +156,26 @@ def test_the_periodic_pipeline_looks_after_the_repositories(site):
         site.until(lambda job=job: site.builds(job))
         (ref,) = site.builds(job)
         assert site.engine.wait(ref, SECONDS) == "SUCCESS"
+
+
+def test_an_open_review_is_tested_again_on_what_was_merged_since(site):
+    gerrit = site.gerrit
+    trees.git(site.tree, "fetch", "-q", gerrit.url + PROJECT, "main")
+    trees.git(site.tree, "reset", "-q", "--hard", "FETCH_HEAD")
+    trees.commit(site.tree, {"NEWS": "New.\n"}, "Tell the news")
+    number = gerrit.push(site.tree, PROJECT)
+    site.until(lambda: gerrit.votes(number, "Verified"))
+    assert gerrit.votes(number, "Verified") == {"zuul": 1}
+    trees.git(site.tree, "reset", "-q", "--hard", "FETCH_HEAD")
+    merged = trees.commit(site.tree, {"TODO": "Nothing.\n"}, "Past all review")
+    gerrit.push_directly(site.tree, PROJECT)
+    # its publication asks Zuul by a comment, at the configured rate: for the review that was touched last
+    site.until(lambda: len(site.tested(number)) == 2)
+    again = site.tested(number)[-1]
+    (asked,) = gerrit.messages(number, "pkgci")
+    assert asked.endswith(f"recheck tested before the merge of {PROJECT} main {merged[:12]}")
+    archive = site.engine.directory(again) / "archive/artifacts"
+    assert site.engine.state(again) == "SUCCESS"
+    version = Build.read(archive / "compile-bookworm-amd64" / "build.json").version
+    count = trees.git(site.tree, "rev-list", "--count", "HEAD")
+    assert f"+pkg1.{int(count) + 1}" in version, "on top of what was merged"
