@@ -32,7 +32,7 @@ def change_parameters(item, params):
     params["RUN_TESTS"] = "false"
 """
 # machines boot and restore slowly without KVM
-SECONDS = 600
+SECONDS = 900
 
 
 class Site:

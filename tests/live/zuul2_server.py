@@ -171,9 +171,8 @@ class Zuul2:
         )
         variables = {**environment(self.place), "HOME": str(home), "PATH": f"{tools}:{os.environ['PATH']}"}
         variables["PYTHONUNBUFFERED"] = "1"
-        programs = {"server": [ROOT / "zuul/zuul_server_gerrit3.py"], "merger": ["-m", "zuul.cmd.merger"]}
-        for name, words in programs.items():
-            arguments = [self.place / PYTHON, *words, "-d", "-c", self.directory / "zuul.conf"]
+        for name in ("server", "merger"):
+            arguments = [self.place / PYTHON, ROOT / "zuul/zuul2.py", name, "-d", "-c", self.directory / "zuul.conf"]
             with (self.directory / f"{name}.log").open("ab") as log:
                 self.processes.append(
                     subprocess.Popen(
