@@ -1,6 +1,6 @@
 # The two commands of a new user, and what developers and operators run beside them.
 
-.PHONY: demo test soak bench jobs-update setup clean
+.PHONY: demo test live soak bench jobs-update setup clean
 
 demo: setup
 	@.venv/bin/python -m pkgci.demo
@@ -9,6 +9,12 @@ test:
 	@scripts/setup.sh test
 	@.venv/bin/pkgci prepare
 	@.venv/bin/tox
+
+# Gerrit and Zuul with two packages, for a person to try
+live:
+	@scripts/setup.sh test
+	@.venv/bin/tox -q -e live --notest
+	@PYTHONPATH=tests:tests/live .tox/live/bin/python tests/live/stack.py
 
 # what the tests do a few times, a hundred times: hours
 soak:

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from pkgci.config import Config
@@ -15,6 +17,18 @@ def run(*argv: str | Path, cwd: Path | None = None, env: Mapping[str, str] | Non
     done = subprocess.run(argv, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0 or not check, done.stdout + done.stderr
     return done
+
+
+@contextmanager
+def gnupg_home() -> Iterator[tuple[str, str]]:
+    """Yield a home of GnuPG with a key, and its fingerprint; its agent ends with it."""
+    # the path of an agent's socket must be short
+    with tempfile.TemporaryDirectory(prefix="pkgci-t-", dir="/tmp") as home:
+        words = ["gpg", "--homedir", home, "--batch", "--passphrase", ""]
+        run(*words, "--quick-generate-key", "Released <released@example.org>", "rsa3072", "sign", "never")
+        listed = run(*words, "--with-colons", "--list-keys").stdout.splitlines()
+        yield home, next(line.split(":")[9] for line in listed if line.startswith("fpr:"))
+        run("gpgconf", "--homedir", home, "--kill", "gpg-agent")
 
 
 class Apt:

@@ -7,15 +7,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 USER, PASSWORD = "pkgci", "secret"
 
 
 class Gerrit:
-    """Changes by the commits of their patch sets, the comments on them, by number what is merged, and what is said of open ones.
+    """Changes by the commits of their patch sets, the comments on them, and their files; projects with their HEADs.
 
-    Open ones are told a page at a time.
+    `merged` are the merged changes by number; `open` the open ones, which are told a page at a time.
     """
 
     PAGE = 2
@@ -24,6 +24,8 @@ class Gerrit:
         self.changes: dict[str, int] = {}
         self.merged: dict[str, dict] = {}
         self.open: list[dict] = []
+        self.files: dict[str, dict] = {}
+        self.projects: dict[str, str] = {}
         self.comments: list[tuple[int, dict]] = []
         self.url = ""
 
@@ -46,6 +48,12 @@ class Gerrit:
                 return page
             commit = query.split()[0].removeprefix("commit:")
             return [{"_number": self.changes[commit]}] if commit in self.changes else []
+        if words is None and parts.path == "/a/projects/":
+            return {name: {"state": "ACTIVE"} for name in self.projects}
+        if words is None and parts.path.startswith("/a/projects/") and parts.path.endswith("/HEAD"):
+            return self.projects.get(unquote(parts.path.split("/")[3]))
+        if words is None and parts.path.endswith("/files"):
+            return self.files
         number, _, rest = parts.path.removeprefix("/a/changes/").partition("/")
         if words is not None and rest == "revisions/current/review" and int(number) in self._numbers():
             self.comments.append((int(number), words))

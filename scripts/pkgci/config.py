@@ -185,7 +185,7 @@ class Retrigger(Section):
 
 
 class Review(Section):
-    """The review system's REST interface, for comments on merged changes that could not be published, and `retrigger`."""
+    """The review system's REST interface: for comments on changes, and to ask for projects, changes and their files."""
 
     url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@]+/$"), AfterValidator(_url)] = Field(
         description="`a/changes/` is below it"
@@ -214,12 +214,20 @@ class Definitions(Section):
 class Jenkins(Login):
     """The server of the engine `jenkins`, and the account that starts and watches builds there."""
 
-    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@?#]+/$")] = Field(
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@?#]+/$"), AfterValidator(_url)] = Field(
         description="`job/NAME/` is below it"
     )
     patience_seconds: int = Field(900, ge=0, description="how long one waits for a server that does not answer")
     loader: Login | None = Field(None, description="who loads job definitions; without it the same account")
     definitions: Definitions | None = Field(None, description="without it jobs-update loads those that are installed")
+
+
+class Zuul(Section):
+    """What `pkgci zuul-tenants` says of current Zuul's tenant."""
+
+    tenant: Name = Field("packages", description="its name")
+    connection: Name = Field("gerrit", description="the name of Gerrit's connection in zuul.conf")
+    project: Project = Field(description="this repository, as Gerrit names it")
 
 
 class PathsSection(Section):
@@ -255,6 +263,10 @@ class Settings(Section):
     metrics: AbsolutePath | None = Field(None, description="the file for node_exporter's textfile collector, *.prom")
     review: Review | None = None
     jenkins: Jenkins | None = None
+    builds: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@]+/$"), AfterValidator(_url)] | None = Field(
+        None, description="where a web server shows `jobs/` of the local engine's state"
+    )
+    zuul: Zuul | None = None
     paths: PathsSection = PathsSection()
 
 

@@ -1,7 +1,7 @@
-"""What is asked of the review system and said there: by Gerrit's REST interface, to which the configuration has an account.
+"""What is said on changes in the review system, and asked of it: by Gerrit's REST interface.
 
-After a merge nobody waits for a vote: when the publication fails, a comment is how the change's people know. What was
-tested before a merge may need another test: open changes say when they were tested last.
+The configuration has an account there. After a merge nobody waits for a vote: when the publication fails, a comment is how
+the change's people know. What was tested before a merge may need another test: open changes say when they were tested last.
 
 Source: https://gerrit-review.googlesource.com/Documentation/rest-api-changes.html.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from pkgci import source, web
-from pkgci.artifacts import Result
+from pkgci.artifacts import Result, Run
 from pkgci.change import BRANCH, OBJECT, PROJECT, Parameters
 from pkgci.config import Config, Review
 from pkgci.errors import InfrastructureError, PkgciError
@@ -49,8 +49,10 @@ class Open:
     asked: datetime | None
 
 
-def tell_failure(config: Config, environment: Mapping[str, str], artifacts: Path) -> None:
-    """Comment on the merged changes of a build that did not publish them; without ZUUL_OLDREV no merge has started it.
+def tell(config: Config, environment: Mapping[str, str], artifacts: Path) -> None:
+    """Comment on the merged changes of a build that did not publish them, or not as a gate has tested them.
+
+    Without ZUUL_OLDREV no merge has started it.
 
     That nobody could be told is logged: it changes nothing about how the build ended.
 
@@ -62,16 +64,22 @@ def tell_failure(config: Config, environment: Mapping[str, str], artifacts: Path
     try:
         result = Result.read(artifacts / "result.json")
         parameters = Parameters.read(environment)
-        settings = config.settings.review
-        if result.result == "SUCCESS" or settings is None or not parameters.get("ZUUL_OLDREV"):
+        if config.settings.review is None or not parameters.get("ZUUL_OLDREV"):
             return
         build = " #".join(filter(None, (environment.get("JOB_NAME"), environment.get("BUILD_NUMBER")))) or "a build"
-        lines = [
-            f"Not published: {build} failed after the merge (fault: {result.fault}).",
-            printable(result.reason),
-            "What users can install has not changed. When the cause is mended, the job republish tries again.",
-            environment.get("BUILD_URL", ""),
-        ]
+        if result.result == "SUCCESS":
+            run = artifacts / "run.json"
+            untested = Run.read(run).untested if run.exists() else ""
+            if not untested:
+                return
+            lines = [f"Published by {build}. {untested}"]
+        else:
+            lines = [
+                f"Not published: {build} failed after the merge (fault: {result.fault}).",
+                printable(result.reason),
+                "What users can install has not changed. When the cause is mended, the job republish tries again.",
+            ]
+        lines.append(environment.get("BUILD_URL", ""))
         told = comment(
             config, parameters.required("ZUUL_PROJECT"), commits(config, parameters), "\n\n".join(lines).strip()
         )
@@ -224,6 +232,50 @@ def _time(stamp: str) -> datetime:
 def _say(session: "requests.Session", settings: Review, number: int, message: str, tag: str, notify: str) -> None:
     words = {"message": message, "tag": tag, "notify": notify}
     _ask(session, settings, "post", f"a/changes/{int(number)}/revisions/current/review", words)
+
+
+def files(config: Config, number: str, patch_set: str) -> list[str]:
+    """Return the paths of the files that a patch set changes, without those it deletes.
+
+    Source: https://gerrit-review.googlesource.com/Documentation/rest-api-changes.html#list-files.
+
+    Raises:
+        InfrastructureError: the review system does not know the patch set, or does not answer.
+    """
+    settings = config.settings.review
+    assert settings is not None
+    with _session(settings) as session:
+        found = _ask(session, settings, "get", f"a/changes/{int(number)}/revisions/{int(patch_set)}/files")
+        # /COMMIT_MSG and the like are none
+        return [path for path, about in found.items() if not path.startswith("/") and about.get("status") != "D"]
+
+
+def projects(config: Config) -> list[str]:
+    """Return the names of the projects that are open for changes and visible to the account, sorted.
+
+    Source: https://gerrit-review.googlesource.com/Documentation/rest-api-projects.html#list-projects.
+
+    Raises:
+        InfrastructureError: the review system does not answer.
+    """
+    settings = config.settings.review
+    assert settings is not None
+    with _session(settings) as session:
+        return sorted(_ask(session, settings, "get", "a/projects/?type=CODE&state=ACTIVE"))
+
+
+def head(config: Config, project: str) -> str:
+    """Return the name of a project's default branch.
+
+    Raises:
+        InfrastructureError: the review system does not know the project, or does not answer.
+    """
+    settings = config.settings.review
+    assert settings is not None
+    with _session(settings) as session:
+        return str(_ask(session, settings, "get", f"a/projects/{quote(project, safe='')}/HEAD")).removeprefix(
+            "refs/heads/"
+        )
 
 
 def account(config: Config) -> str:

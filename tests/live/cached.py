@@ -7,7 +7,8 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock
@@ -61,6 +62,30 @@ def jars(name: str, checksums: Mapping[str, str]) -> Path:
             assert digest(found) == known, f"{found.name} has sha256 {digest(found)}, not {known}"
 
     return cached(name, sorted(checksums.items()), make)
+
+
+def venv(name: str, constraints: Path, requirements: Sequence[str], below: str = ".") -> Path:
+    """Return a cached directory with a Python environment, from where pip is configured to look.
+
+    Args:
+        name: of the directory.
+        constraints: the exact versions of all that is in it.
+        requirements: what is in it, besides what that needs.
+        below: where it is in the directory.
+    """
+
+    def make(directory: Path) -> None:
+        place = directory / below
+        subprocess.run(supervised([sys.executable, "-m", "venv", place]), check=True)
+        pip = [place / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        subprocess.run(supervised([*pip, "-c", constraints, *requirements]), check=True)
+        # its scripts begin with where it is
+        here = os.fsencode(directory)
+        for script in (place / "bin").iterdir():
+            if script.is_file() and not script.is_symlink():
+                script.write_bytes(script.read_bytes().replace(here, here.removesuffix(b".new")))
+
+    return cached(name, (sys.version, requirements, digest(constraints), below), make)
 
 
 def java_home(major: int = 17) -> Path:

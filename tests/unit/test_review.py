@@ -9,10 +9,10 @@ import pytest
 import trees
 
 from pkgci import source
-from pkgci.artifacts import Result
+from pkgci.artifacts import Result, Run
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError
-from pkgci.review import account, comment, merged, tell_failure
+from pkgci.review import account, comment, merged, tell
 
 OLD = "0" * 40
 
@@ -47,9 +47,7 @@ def merge(commit: str, **more: str) -> dict[str, str]:
 
 def test_a_failure_after_the_merge_is_told_on_the_change(config, server, tmp_path):
     server.changes["a" * 40] = 4711
-    tell_failure(
-        config, merge("a" * 40, BUILD_URL="https://ci.example.org/7/"), ended(tmp_path, reason="no\x1b[2J disk")
-    )
+    tell(config, merge("a" * 40, BUILD_URL="https://ci.example.org/7/"), ended(tmp_path, reason="no\x1b[2J disk"))
     ((number, said),) = server.comments
     assert number == 4711
     lines = said["message"].split("\n\n")
@@ -69,32 +67,44 @@ def test_each_change_of_a_chain_or_behind_a_merge_commit_is_told_once(config, se
     new = trees.git(tree, "rev-parse", "HEAD")
     source.fetch_ref(source.init(config.cache / "git" / "hello.git"), f"file://{tree}", "refs/heads/main")
     server.changes |= {old: 1, first: 2, second: 3}
-    tell_failure(config, merge(new, ZUUL_OLDREV=old), ended(tmp_path))
+    tell(config, merge(new, ZUUL_OLDREV=old), ended(tmp_path))
     assert [number for number, _ in server.comments] == [3, 2]
 
 
 @pytest.mark.parametrize("event", [{"ZUUL_OLDREV": ""}, {"ZUUL_NEWREV": "", "ZUUL_CHANGE": "1"}])
 def test_what_no_merge_has_started_is_told_to_nobody(config, server, tmp_path, event):
     server.changes["a" * 40] = 4711
-    tell_failure(config, merge("a" * 40, **event), ended(tmp_path))
+    tell(config, merge("a" * 40, **event), ended(tmp_path))
     assert server.comments == []
 
 
 def test_a_success_is_told_to_nobody(config, server, tmp_path):
     server.changes["a" * 40] = 4711
-    tell_failure(config, merge("a" * 40), ended(tmp_path, "SUCCESS"))
+    tell(config, merge("a" * 40), ended(tmp_path, "SUCCESS"))
     assert server.comments == []
+
+
+def test_what_is_published_untested_is_said_on_the_change(config, server, tmp_path):
+    server.changes["a" * 40] = 4711
+    change = {"id": "1,1", "project": "hello", "branch": "main", "pipeline": "post"}
+    run = Run(
+        job="build-t", number=7, target="t", change=change, parameters={}, untested="NOT TESTED AS PUBLISHED: why"
+    )
+    run.write(tmp_path / "run.json")
+    tell(config, merge("a" * 40), ended(tmp_path, "SUCCESS"))
+    ((number, said),) = server.comments
+    assert (number, said["message"]) == (4711, "Published by build-bookworm-amd64 #7. NOT TESTED AS PUBLISHED: why")
 
 
 def test_that_nobody_can_be_told_is_logged_and_no_more(config, server, tmp_path, caplog):
     server.changes["a" * 40] = 4711
     (tmp_path / "password").write_text("wrong")
-    tell_failure(config, merge("a" * 40), ended(tmp_path))
+    tell(config, merge("a" * 40), ended(tmp_path))
     assert f"nobody is told in the review system: {server.url}a/changes/: HTTP status 401" in caplog.text
     assert "wrong" not in caplog.text
     assert "\x1b" not in caplog.text
     (tmp_path / "password").unlink()
-    tell_failure(config, merge("a" * 40), ended(tmp_path))
+    tell(config, merge("a" * 40), ended(tmp_path))
     assert "cannot read the password in" in caplog.text
 
 

@@ -43,6 +43,15 @@ class BuildRef:
         return cls(job, int(number))
 
 
+@dataclass(frozen=True)
+class Urls:
+    """Where a person finds a build: its page, its console log, and the directory (with `/`) of what it archived."""
+
+    build: str
+    log: str
+    archive: str
+
+
 class Tests(Part):
     """What the JUnit files of a build say: numbers of test cases."""
 
@@ -110,3 +119,9 @@ class Engine(Protocol):
 
     def record(self, ref: BuildRef) -> BuildInfo:
         """Return all that is known of a build."""
+
+    def urls(self, ref: BuildRef) -> Urls:
+        """Return where a person finds the build."""
+
+    def describe(self, ref: BuildRef, description: str) -> None:
+        """Replace a build's description by a line of plain text."""

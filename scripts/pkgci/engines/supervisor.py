@@ -223,7 +223,7 @@ class Supervisor:
             **self.record.parameters,
             "BUILD_NUMBER": str(self.ref.number),
             "BUILD_TAG": f"{self.ref.job}-{self.ref.number}",
-            "BUILD_URL": self.directory.as_uri(),
+            "BUILD_URL": self.engine.urls(self.ref).build,
             "JOB_NAME": self.ref.job,
             "NODE_NAME": "local",
             "PATH": f"{own_tools}:{os.environ.get('PATH', os.defpath)}",

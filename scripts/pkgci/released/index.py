@@ -151,6 +151,10 @@ class Index:
         )
         return self._database.execute(query, [project]).fetchall()
 
+    def since(self, key: str) -> int:
+        """Return the generation that a build which the repository has now came with."""
+        return self._one("SELECT since FROM lives WHERE key = ? AND until IS NULL", key)
+
     def live_at(self, generation: int) -> set[str]:
         """Return the keys of the builds of a generation."""
         query = "SELECT key FROM lives WHERE since <= ?1 AND (until IS NULL OR until > ?1)"
