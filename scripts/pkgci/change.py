@@ -69,10 +69,9 @@ RULES = {
     "PARENT": JOB,
     "CORRELATION": r"[A-Za-z0-9][A-Za-z0-9-]{0,63}",
 }
-# of the mirrors' jobs only: in the environment of any other, words as common as these are somebody else's
-MIRRORS = {"RELEASE": NAME, "EVERYTHING": r"true|false"}
-# of those jobs only that can say what they would do
-DRY_RUN = {"DRY_RUN": r"true|false"}
+# of the jobs only that ask for them: in the environment of any other, words as common as these are somebody else's
+COMMON = {"RELEASE": NAME, "EVERYTHING": r"true|false", "DRY_RUN": r"true|false"}
+EVERY = RULES | COMMON
 
 
 @dataclass(frozen=True)

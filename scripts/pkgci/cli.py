@@ -167,12 +167,12 @@ def republish() -> None:
 def retrigger_outstanding() -> None:
     """Job: have open reviews tested again that were tested before a merge. DRY_RUN=true in the environment only says which."""
     from pkgci.artifacts import ARTIFACTS
-    from pkgci.change import Parameters
+    from pkgci.change import EVERY, Parameters
     from pkgci.retrigger import retrigger as job
     from pkgci.retrigger import summary
 
     def body(context) -> str:
-        return summary(job(context.config, Parameters.read(os.environ), datetime.now(UTC), ARTIFACTS))
+        return summary(job(context.config, Parameters.read(os.environ, EVERY), datetime.now(UTC), ARTIFACTS))
 
     _step("retrigger-outstanding", body)
 
@@ -188,12 +188,17 @@ def jobs_update(jobs: Path | None, dry_run: bool, yes: bool) -> None:
 
     As a job it loads what is merged, and does not ask; DRY_RUN=true in the environment only shows the differences.
     """
+    from pkgci.change import EVERY, Parameters
     from pkgci.config import ROOT
     from pkgci.jobsupdate import Update
     from pkgci.jobsupdate import update as job
 
     if os.environ.get("JOB_NAME"):
-        _step("jobs-update", lambda context: job(context.config, os.environ.get("DRY_RUN") == "true"))
+
+        def body(context) -> str:
+            return job(context.config, Parameters.read(os.environ, EVERY).get("DRY_RUN") == "true")
+
+        _step("jobs-update", body)
     found = Update(Config(), jobs or ROOT / "jobs")
     click.echo(found.shown(), nl=False)
     if found.differences and not dry_run:
@@ -273,12 +278,12 @@ def systest(target: str) -> None:
 def mirror_sync(form: str) -> None:
     """Job: bring the mirrors of released repositories to their current generations. RELEASE names one release only."""
     from pkgci.artifacts import ARTIFACTS
-    from pkgci.change import MIRRORS, RULES, Parameters
+    from pkgci.change import EVERY, Parameters
     from pkgci.mirror import mirror_sync as job
     from pkgci.mirror import summary
 
     def body(context) -> str:
-        parameters = Parameters.read(os.environ, RULES | MIRRORS)
+        parameters = Parameters.read(os.environ, EVERY)
         everything = parameters.get("EVERYTHING") == "true"
         return summary(job(context.config, form, parameters.get("RELEASE"), ARTIFACTS, everything=everything))
 

@@ -8,7 +8,6 @@ that kind the change is built again, and published by its build.
 """
 
 import logging
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from pkgci import repository, source
 from pkgci.artifacts import ReleaseOutcome, Repository
 from pkgci.change import MOVED, Change, Parameters
 from pkgci.config import Config
+from pkgci.errors import PkgciError
 from pkgci.merged import Branch
 from pkgci.mirrors.jobs import start_syncs
 from pkgci.released import merges

@@ -97,7 +97,7 @@ class _Found:
 
 @dataclass
 class _Released:
-    """How far a merge is published: since when, which packages build-depend on it, and whether some target is behind."""
+    """How far a merge is published: since when, from which projects what build-depends on it is, whether a target is behind."""
 
     since: datetime
     users: set[str] = field(default_factory=set)
@@ -292,18 +292,19 @@ def _look(config: Config, merges: dict[Branched, Merge], now: datetime) -> _Foun
 
 
 def _released(config: Config, merge: Merge) -> _Released:
-    """Return how far a merge is published: its package, for all targets of its release."""
-    branch, package = Branch(config, merge.project, merge.branch), config.package_of(merge.project) or ""
-    found = _Released(merge.merged)
+    """Return how far a merge is published: what is made from its project, for all targets of its release."""
+    branch, found = Branch(config, merge.project, merge.branch), _Released(merge.merged)
     for codename in sorted({config.target(name).codename for name in config.release(merge.release).targets}):
         repository = Repository(config, merge.release, codename)
         if repository.current() is None:
             continue
         with repository.opened():
-            found.users |= set(repository.dependants_of(package))
-            for key, _, _ in repository.index.live_of(package):
+            builds = repository.index.made_from(merge.project)
+            for source in {source for _, source, _, _ in builds}:
+                found.users |= repository.users_of(source)
+            for key, source, _, _ in builds:
                 time = repository.generation(repository.index.since(key)).time.replace(microsecond=0)
-                origin = repository.origin(key, package)
+                origin = repository.origin(key, source)
                 commits = origin.commits if origin and origin.branch == merge.branch else ()
                 for one in (one for one in commits if one.project == merge.project):
                     if branch.later(one.commit, merge.commit):
@@ -315,10 +316,9 @@ def _released(config: Config, merge: Merge) -> _Released:
 
 def _outdated(config: Config, merge: Merge, released: _Released, reviews: _Reviews) -> Iterator[Open]:
     """Yield the open reviews that a merge concerns and that were tested before it, but those that a test was asked for."""
-    package, known = config.package_of(merge.project), set(config.names("packages"))
+    package = config.package_of(merge.project)
     own = config.package(package).projects if package else (merge.project,)
-    users = [project for name in sorted(released.users & known) for project in config.package(name).projects]
-    for change in reviews.of([*own, *users]):
+    for change in reviews.of([*own, *sorted(released.users.difference(own))]):
         if change.project in own:
             concerned, since = change.branch == merge.branch, merge.merged
         else:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pkgci.change import MIRRORS, RULES, Parameters, QueueItem, local_changes
+from pkgci.change import EVERY, Parameters, QueueItem, local_changes
 from pkgci.config import Config
 from pkgci.errors import RequestError
 
@@ -48,8 +48,6 @@ ACCEPTED = {
     "PARENT": ["build-bookworm-amd64/12"],
     "CORRELATION": ["0123-abc"],
 }
-
-EVERY = RULES | MIRRORS
 
 # what must not get through any parameter
 ATTACKS = [

@@ -13,7 +13,7 @@ import gear
 import pytest
 from local_jobs import JOBS, end_all, make_engine, supervisor_of, until
 
-from pkgci.change import RULES
+from pkgci.change import EVERY
 from pkgci.config import ROOT, Config
 from pkgci.engines import gearman
 from pkgci.engines.base import BuildInfo, BuildRef, Urls
@@ -234,7 +234,7 @@ def test_parameters_that_break_a_rule_start_nothing(engine, zuul, arguments):
 
 def test_each_parameter_of_our_jobs_has_a_rule(tmp_path):
     jobs = read_all(render(ROOT / "jobs", tmp_path))
-    assert not {parameter.name for job in jobs.values() for parameter in job.parameters} - set(RULES)
+    assert not {parameter.name for job in jobs.values() for parameter in job.parameters} - set(EVERY)
 
 
 def test_stop_aborts_a_build_of_this_worker_only(engine, worker, zuul):

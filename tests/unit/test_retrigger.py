@@ -10,7 +10,7 @@ import trees
 
 from pkgci import publish, review
 from pkgci.artifacts import ReleaseOutcome, Retriggers
-from pkgci.change import Parameters
+from pkgci.change import EVERY, Parameters
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError, RequestError
 from pkgci.retrigger import retrigger
@@ -63,7 +63,7 @@ def run(config: Config, commit: str, tmp_path: Path) -> Callable[..., Retriggers
         moved = {"ZUUL_PROJECT": "hello", "ZUUL_REFNAME": "main", "ZUUL_NEWREV": commit} if event else {}
         now = MERGED + timedelta(minutes=minutes)
         try:
-            return retrigger(config, Parameters.read({**moved, **more}), now, tmp_path)
+            return retrigger(config, Parameters.read({**moved, **more}, EVERY), now, tmp_path)
         finally:
             assert Retriggers.read(tmp_path / "retrigger.json").dry == ("DRY_RUN" in more)
 

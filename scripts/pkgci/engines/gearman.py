@@ -32,7 +32,7 @@ from pathlib import Path
 import gear
 
 from pkgci.artifacts import ARTIFACTS, Result
-from pkgci.change import Parameters
+from pkgci.change import EVERY, Parameters
 from pkgci.config import Config
 from pkgci.engines.base import BuildRef, Engine, Outcome
 from pkgci.engines.definitions import Definition
@@ -286,7 +286,7 @@ class Worker:
         for name, value in given.items():
             if not isinstance(value, str):
                 raise RequestError(f"parameter {name}: {str(value)[:120]!r} is not text")
-        return dict(Parameters.read(given).values)
+        return dict(Parameters.read(given, EVERY).values)
 
     def _about(self, work: _Work, ref: BuildRef, number: int) -> dict[str, object]:
         return {

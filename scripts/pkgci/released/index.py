@@ -151,6 +151,14 @@ class Index:
         )
         return self._database.execute(query, [project]).fetchall()
 
+    def projects_of(self, source: str) -> list[str]:
+        """Return the projects of the builds of a source package that the repository has now."""
+        query = (
+            "SELECT DISTINCT project FROM builds JOIN lives USING (key) JOIN origins USING (key) "
+            "WHERE source = ? AND until IS NULL"
+        )
+        return [project for (project,) in self._database.execute(query, [source])]
+
     def since(self, key: str) -> int:
         """Return the generation that a build which the repository has now came with."""
         return self._one("SELECT since FROM lives WHERE key = ? AND until IS NULL", key)

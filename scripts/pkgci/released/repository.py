@@ -370,9 +370,10 @@ class Repository:
         former = {key for key, source in self.index.live() if source in own} | set(removed)
         return sorted(self._depending(self._texts(added), former) - own)
 
-    def dependants_of(self, source: str) -> list[str]:
-        """Return the source packages, sorted, that build-depend on what readers see of another one."""
-        return sorted(self._depending({}, {key for key, _, _ in self.index.live_of(source)}) - {source})
+    def users_of(self, source: str) -> set[str]:
+        """Return the projects of the packages that build-depend on what readers see of a source package."""
+        users = self._depending({}, {key for key, _, _ in self.index.live_of(source)}) - {source}
+        return {project for user in users for project in self.index.projects_of(user)}
 
     def _depending(self, new: Mapping[str, list[bytes]], former: Collection[str]) -> set[str]:
         """Return the source packages that build-depend on what new texts, or builds that are there, offer."""
