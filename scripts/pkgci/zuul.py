@@ -60,7 +60,7 @@ class Project(_Variables):
 
 
 class Item(_Variables):
-    """One of `zuul.items`: a change of the queue, oldest first, the job's own last."""
+    """One of `zuul.items`: a change of the queue, oldest first."""
 
     project: Project
     branch: str = ""
@@ -94,11 +94,17 @@ class Job(Item):
         about = {"ZUUL_PROJECT": self.project.name, "ZUUL_PIPELINE": self.pipeline, "ZUUL_UUID": self.build}
         if self.change:
             about |= {"ZUUL_BRANCH": self.branch, "ZUUL_CHANGE": self.change, "ZUUL_PATCHSET": self.patchset}
-            return about | {"ZUUL_CHANGES": "^".join(item.queued for item in self.items if item.change)}
+            return about | {"ZUUL_CHANGES": "^".join(item.queued for item in self._queue)}
         if self.oldrev or self.newrev:
             moved = {"ZUUL_OLDREV": self.oldrev or NO_COMMIT, "ZUUL_NEWREV": self.newrev or NO_COMMIT}
             return about | {"ZUUL_REFNAME": self.branch} | moved
         return {}
+
+    @property
+    def _queue(self) -> Sequence[Item]:
+        """The changes of the queue, this one last: of changes that depend on each other any may be."""
+        others = [item for item in self.items if item.change and item.change != self.change]
+        return [*others, self]
 
     @property
     def correlation(self) -> str:

@@ -111,6 +111,12 @@ def test_the_queue_becomes_the_parameters_of_zuul_2():
     assert Parameters.read(given).values == given
 
 
+def test_of_changes_that_depend_on_each_other_the_jobs_own_is_the_last():
+    queue = [item("packages/a", "5"), item("packages/app", "1203", "2"), item("packages/b", "6")]
+    names = [part.partition(":")[0] for part in parameters(items=queue)["ZUUL_CHANGES"].split("^")]
+    assert names == ["packages/a", "packages/b", "packages/app"]
+
+
 def test_numbers_may_be_numbers():
     assert parameters(change=1203, patchset=2) == parameters()
 
