@@ -18,7 +18,9 @@ from gerrit_server import Gerrit
 from servers import Sshd, nginx
 from zuul_server import Zuul, config_project
 
+from pkgci.artifacts import ARTIFACTS
 from pkgci.config import ROOT
+from pkgci.engines.base import BuildRef
 from pkgci.engines.local import INHERITED, LocalEngine
 from pkgci.server import serve
 
@@ -45,14 +47,27 @@ class Stack:
 
     Args:
         directory: takes all files.
-        packages: source trees by the name of their package; a package's project is `packages/NAME`.
+        projects: the files of each project, by its name below `packages/`.
+        pairs: the packages that are not of one project of their own name: source and packaging.
+        submit_types: of projects, where Gerrit does not submit them as it does by default.
         settings: more of `config.yaml`.
     """
 
     def __init__(
-        self, directory: Path, packages: Mapping[str, Mapping[str, str]], settings: Mapping[str, object] | None = None
+        self,
+        directory: Path,
+        projects: Mapping[str, Mapping[str, str]],
+        pairs: Mapping[str, tuple[str, str]] | None = None,
+        submit_types: Mapping[str, str] | None = None,
+        settings: Mapping[str, object] | None = None,
     ) -> None:
-        self.directory, self.packages, self.settings = directory, packages, settings or {}
+        self.directory, self.projects, self.settings = directory, projects, settings or {}
+        self.submit_types = submit_types or {}
+        pairs = pairs or {}
+        paired = {name for pair in pairs.values() for name in pair}
+        self.packages = {name: {"source": f"packages/{name}"} for name in projects if name not in paired}
+        for name, (source, packaging) in pairs.items():
+            self.packages[name] = {"source": f"packages/{source}", "packaging": f"packages/{packaging}"}
         self._ends = contextlib.ExitStack()
 
     def __enter__(self) -> "Stack":
@@ -70,7 +85,7 @@ class Stack:
         port = trees.free_port()
         self.config = trees.config(
             self.directory,
-            {name: {"source": f"packages/{name}"} for name in self.packages},
+            self.packages,
             gerrit=self.gerrit.url,
             review={
                 "url": self.gerrit.url,
@@ -84,10 +99,11 @@ class Stack:
         )
         (self.config.directory / "releases" / "default.yaml").write_text(RELEASE)
         self.engine = LocalEngine(self.config)
-        for name, files in self.packages.items():
+        for name, files in self.projects.items():
             tree = self.tree(name)
             trees.commit(tree, files)
-            self.gerrit.create_project(f"packages/{name}", tree)
+            kind = self.submit_types.get(name, "MERGE_IF_NECESSARY")
+            self.gerrit.create_project(f"packages/{name}", tree, kind)
         ours = config_project(self.directory / "ours")
         trees.commit(ours, {"zuul/zuul.d/variants.yaml": VARIANTS})
         self.gerrit.create_project(PROJECT, ours)
@@ -159,6 +175,25 @@ class Stack:
     def said(self, number: int) -> str:
         """Return what Zuul said last on a change."""
         return self.gerrit.messages(number, "zuul")[-1]
+
+    def of_change(self, job: str, number: int) -> list[BuildRef]:
+        """Return the engine's builds of a job for a change, oldest first."""
+        parameters = {ref: self.engine.record(ref).parameters for ref in self.engine.builds(job)}
+        return [ref for ref, given in parameters.items() if given.get("ZUUL_CHANGE") == str(number)]
+
+    def of_merge(self, job: str, commit: str) -> list[BuildRef]:
+        """Return the engine's builds of a job for a branch that has moved to a commit, oldest first."""
+        parameters = {ref: self.engine.record(ref).parameters for ref in self.engine.builds(job)}
+        return [ref for ref, given in parameters.items() if given.get("ZUUL_NEWREV") == commit]
+
+    def archived(self, ref: BuildRef, name: str) -> Path:
+        """Return where a build has archived one of its artifacts."""
+        return self.engine.directory(ref) / "archive" / ARTIFACTS / name
+
+    def released(self, name: str) -> list[str]:
+        """Return the versions of a DEB package that the released repository has, or had lately."""
+        pool = self.config.data / "repositories" / "default" / "bookworm" / "pool"
+        return [path.name.split("_")[1] for path in pool.rglob(f"{name}_*.deb")]
 
     def running(self) -> list[str]:
         """Return the builds that run on the engine."""

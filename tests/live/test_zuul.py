@@ -8,7 +8,6 @@ from processes import with_marker
 from stack import Stack
 
 from pkgci.artifacts import Gate, Result, Run
-from pkgci.engines.base import BuildRef
 from pkgci.server import serve
 
 DEB = "bookworm-amd64"
@@ -36,17 +35,6 @@ def text(url: str) -> str:
     return answer.text
 
 
-def of_change(stack: Stack, job: str, number: int) -> list[BuildRef]:
-    """Return the engine's builds of a job for a change, oldest first."""
-    return [
-        ref for ref in stack.engine.builds(job) if stack.engine.record(ref).parameters.get("ZUUL_CHANGE") == str(number)
-    ]
-
-
-def archived(stack: Stack, ref: BuildRef, name: str):
-    return stack.engine.directory(ref) / "archive" / "artifacts" / name
-
-
 def offered(stack: Stack, place, name: str) -> list[str]:
     """Return the versions of a package that users can install from the released repository, as apt itself sees it."""
     root = stack.config.data / "repositories" / "default" / "bookworm"
@@ -61,7 +49,7 @@ def test_a_review_gets_its_vote_and_a_comment_that_says_how_to_try_it(stack):
     number = stack.push("full", {"README": "one\n"})
     assert stack.voted(number) == 1, stack.said(number)
     said = [line.strip() for line in stack.said(number).splitlines()]
-    (build,) = of_change(stack, f"build-{DEB}", number)
+    (build,) = stack.of_change(f"build-{DEB}", number)
     (trying,) = (line for line in said if line.startswith(f"build-{DEB}: to try it: "))
     assert trying.endswith(".deb") is False
     assert "sudo apt-get install full=1.0+pkg1.2~t" in trying
@@ -74,7 +62,7 @@ def test_a_review_gets_its_vote_and_a_comment_that_says_how_to_try_it(stack):
         "build-debianrpm-amd64": "SUCCESS",
     }
     assert {one["name"] for one in found[f"build-{DEB}"]["artifacts"]} == {"Log", "Report", "Test repository"}
-    children = [child.job for child in Result.read(archived(stack, build, "result.json")).children]
+    children = [child.job for child in Result.read(stack.archived(build, "result.json")).children]
     assert {f"{step}-{DEB}" for step in ("compile", "publish", "lint", "install", "systest")} <= set(children)
 
 
@@ -94,7 +82,7 @@ def test_a_broken_package_is_refused_with_the_reason_and_mended_by_a_new_patch_s
     asked = len(stack.gerrit.messages(number, "zuul"))
     stack.gerrit.review(number, "recheck the weather has changed")
     stack.wait(lambda: len(stack.gerrit.messages(number, "zuul")) > asked, "it is tested again")
-    assert len(of_change(stack, f"build-{DEB}", number)) == 2
+    assert len(stack.of_change(f"build-{DEB}", number)) == 2
     stack.gerrit.amend(stack.tree(LIB), {"main.c": "int main(void)\n{\n    return 0;\n}\n"}, f"packages/{LIB}")
     assert stack.voted(number) == 1, stack.said(number)
 
@@ -103,38 +91,32 @@ def test_a_new_patch_set_ends_all_that_runs_for_the_old_one(stack, tmp_path):
     marker = f"sleep 98{hash(str(tmp_path)) % 10000:04}"
     number = stack.push(LIB, rules(marker), "Take long")
     stack.wait(lambda: with_marker(marker.replace(" ", "\0")), "it is being built")
-    (build,) = of_change(stack, f"build-{DEB}", number)
+    (build,) = stack.of_change(f"build-{DEB}", number)
     stack.gerrit.amend(stack.tree(LIB), {"debian/rules": trees.RULES}, f"packages/{LIB}")
     stack.wait(lambda: not with_marker(marker.replace(" ", "\0")), "nothing of it runs any more", 60)
     assert stack.engine.wait(build, 30) == "ABORTED"
     assert stack.voted(number) == 1, stack.said(number)
 
 
-def test_two_approved_changes_are_gated_together_merged_and_released(stack, tmp_path):
+def test_two_approved_changes_are_gated_together_merged_and_stack.released(tmp_path):
     lib = stack.push(LIB, {"README": "two\n"}, "Improve the library")
     app = stack.push(APP, {"README": "two\n"}, "Improve the application")
     assert (stack.voted(lib), stack.voted(app)) == (1, 1)
     stack.gerrit.approve(lib)
     stack.gerrit.approve(app)
     stack.merged(lib, app)
-    (run,) = of_change(stack, f"gate-{DEB}", app)
-    gate = Gate.read(archived(stack, run, "gate.json"))
+    (run,) = stack.of_change(f"gate-{DEB}", app)
+    gate = Gate.read(stack.archived(run, "gate.json"))
     assert [build.package for build in gate.builds] == [LIB, APP]
     assert (gate.systest, gate.recorded) == ("SUCCESS", True)
-    tested = [child.job for child in Result.read(archived(stack, run, "result.json")).children]
+    tested = [child.job for child in Result.read(stack.archived(run, "result.json")).children]
     assert tested.count(f"systest-{DEB}") == 1
     for build in gate.builds:
         version = build.version
         stack.wait(
-            lambda name=build.package, version=version: version in released(stack, name), f"{version} is released"
+            lambda name=build.package, version=version: version in stack.released(name), f"{version} is released"
         )
         assert offered(stack, tmp_path / build.package, build.package) == [f"{build.package}_{version}_all.deb"]
-
-
-def released(stack: Stack, name: str) -> list[str]:
-    """Return the versions of a package in the released repository."""
-    pool = stack.config.data / "repositories" / "default" / "bookworm" / "pool"
-    return [path.name.split("_")[1] for path in pool.rglob(f"{name}_*.deb")]
 
 
 def test_a_change_that_fails_is_thrown_out_and_those_behind_it_are_tested_again(stack):
@@ -148,8 +130,8 @@ def test_a_change_that_fails_is_thrown_out_and_those_behind_it_are_tested_again(
     stack.merged(good)
     assert not stack.gerrit.merged(bad)
     stack.wait(lambda: stack.gerrit.votes(bad, "Verified") == {"zuul": -2}, "it is voted on")
-    *_, last = of_change(stack, f"gate-{DEB}", good)
-    assert [build.package for build in Gate.read(archived(stack, last, "gate.json")).builds] == [APP]
+    *_, last = stack.of_change(f"gate-{DEB}", good)
+    assert [build.package for build in Gate.read(stack.archived(last, "gate.json")).builds] == [APP]
 
 
 def test_a_change_is_built_against_the_one_that_it_depends_on(stack):
@@ -160,7 +142,7 @@ def test_a_change_is_built_against_the_one_that_it_depends_on(stack):
     needs = {"debian/control": control, **rules(f"cat /usr/share/{LIB}/feature")}
     app = stack.push(APP, needs, f"Use the feature\n\nDepends-On: {stack.gerrit.url}c/packages/{LIB}/+/{lib}")
     assert stack.voted(app) == 1, stack.said(app)
-    (build,) = of_change(stack, f"build-{DEB}", app)
+    (build,) = stack.of_change(f"build-{DEB}", app)
     changes = stack.engine.record(build).parameters["ZUUL_CHANGES"]
     assert [item.partition(":")[0] for item in changes.split("^")] == [f"packages/{LIB}", f"packages/{APP}"]
     # approved alone it waits for the other one
@@ -175,13 +157,9 @@ def test_what_is_submitted_by_force_is_published_as_not_tested_and_that_is_said(
     stack.gerrit.submit_by_force(number)
     stack.wait(lambda: any("NOT TESTED" in one for one in stack.gerrit.messages(number, "pkgci")), "it is said")
     commit = stack.gerrit.tip("packages/quick-other")
-    runs = [
-        ref
-        for ref in stack.engine.builds(f"build-{DEB}")
-        if stack.engine.record(ref).parameters.get("ZUUL_NEWREV") == commit
-    ]
-    assert Run.read(archived(stack, runs[-1], "run.json")).untested
-    assert released(stack, "quick-other")
+    runs = stack.of_merge(f"build-{DEB}", commit)
+    assert Run.read(stack.archived(runs[-1], "run.json")).untested
+    assert stack.released("quick-other")
 
 
 def test_a_killed_executor_and_a_restarted_gerrit_change_nothing(stack, tmp_path):
