@@ -98,7 +98,7 @@ def test_a_new_patch_set_ends_all_that_runs_for_the_old_one(stack, tmp_path):
     assert stack.voted(number) == 1, stack.said(number)
 
 
-def test_two_approved_changes_are_gated_together_merged_and_stack.released(tmp_path):
+def test_two_approved_changes_are_gated_together_merged_and_released(stack, tmp_path):
     lib = stack.push(LIB, {"README": "two\n"}, "Improve the library")
     app = stack.push(APP, {"README": "two\n"}, "Improve the application")
     assert (stack.voted(lib), stack.voted(app)) == (1, 1)
