@@ -365,7 +365,9 @@ def tenants(config: Config) -> str:
         raise RequestError(f"{config.directory / 'config.yaml'}: no `{missing}`; the tenant's configuration needs it")
     branches = [pattern for name in config.names("releases") for pattern in config.release(name).branches]
     claimed = {"include": [], "include-branches": list(dict.fromkeys(branches))}
-    ours = {"load-branch": review.head(config, settings.project), "extra-config-paths": "zuul/zuul.d/"}
+    # its jobs are for all branches, not for the one that it is on itself
+    ours = {"load-branch": review.head(config, settings.project), "implied-branch-matchers": False}
+    ours["extra-config-paths"] = "zuul/zuul.d/"
     packages = [name for name in review.projects(config) if name != settings.project and config.package_of(name)]
     source = {
         "config-projects": [{settings.project: ours}],

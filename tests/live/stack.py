@@ -25,7 +25,7 @@ from pkgci.engines.local import INHERITED, LocalEngine
 from pkgci.server import serve
 
 PROJECT = "ci/pkgci"
-RELEASE = """branches: [main]
+RELEASE = """branches: [main, stable/.*]
 targets: [bookworm-amd64, debianrpm-amd64]
 """
 # those of packages/quick-* take no tests before the gate: what a scenario is not about

@@ -182,12 +182,14 @@ def test_a_job_is_started_by_hand_with_its_parameters(stack):
     assert stack.engine.wait(ref, 300) == "SUCCESS"
 
 
-def test_a_branch_that_no_release_claims_is_not_voted_on(stack):
-    tree = stack.tree("full")
-    project = "packages/full"
-    stack.gerrit.push_directly(tree, project, "experimental")
-    trees.commit(tree, {"README": "elsewhere\n"}, "Elsewhere")
-    number = stack.gerrit.push(tree, project, "experimental")
-    other = stack.push("quick-other", {"README": "as well\n"}, "On main")
-    assert stack.voted(other) == 1
-    assert stack.gerrit.messages(number, "zuul") == []
+def test_branches_that_a_release_claims_are_voted_on_and_no_others(stack):
+    tree, project = stack.tree("quick-other"), "packages/quick-other"
+    stack.push("quick-other", {"README": "as well\n"}, "On main")
+    numbers = {}
+    for branch in ("experimental", "stable/1"):
+        trees.git(tree, "checkout", "-q", "--detach", "HEAD~")
+        stack.gerrit.push_directly(tree, project, branch)
+        trees.commit(tree, {"README": f"{branch}\n"}, f"On {branch}")
+        numbers[branch] = stack.gerrit.push(tree, project, branch)
+    assert stack.voted(numbers["stable/1"]) == 1, stack.said(numbers["stable/1"])
+    assert stack.gerrit.messages(numbers["experimental"], "zuul") == []

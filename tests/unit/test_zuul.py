@@ -313,7 +313,15 @@ def test_the_tenant_has_the_packages_that_gerrit_has_and_the_branches_that_relea
     assert (tenant["name"], tenant["max-job-timeout"]) == ("packages", zuul.JOB_SECONDS)
     claimed = list(review.config.release("default").branches)
     assert tenant["source"]["gerrit"] == {
-        "config-projects": [{"ci/pkgci": {"load-branch": "main", "extra-config-paths": "zuul/zuul.d/"}}],
+        "config-projects": [
+            {
+                "ci/pkgci": {
+                    "load-branch": "main",
+                    "implied-branch-matchers": False,
+                    "extra-config-paths": "zuul/zuul.d/",
+                }
+            }
+        ],
         "untrusted-projects": [{"packages/app": {"include": [], "include-branches": claimed}}],
     }
 
