@@ -252,11 +252,13 @@ def _answer(config: Config, job: Job, build: BuildInfo, urls: Urls, code: int, a
     lines = [reason]
     if (artifacts / report.PAGE).is_file():
         kept.append(("Report", page, "report"))
-        use = report.read(artifacts).use
-        if use:
-            kept.append(("Test repository", use.record.url, "repository"))
-            lines.append(f"to try it: {' && '.join(use.commands)}")
-        lines.append(f"report: {page}")
+        view = report.read(artifacts)
+        if view.use:
+            kept.append(("Test repository", view.use.record.url, "repository"))
+            if not code:
+                lines = [f"to try it: {' && '.join(view.use.commands)}"]
+        if view.verdict != "Nothing to build":
+            lines.append(f"report: {page} log: {urls.log}")
     about = {
         "log_url": urls.build,
         "artifacts": [{"name": name, "url": url, "metadata": {"type": kind}} for name, url, kind in kept],

@@ -51,11 +51,10 @@ def test_a_review_gets_its_vote_and_a_comment_that_says_how_to_try_it(stack):
     said = [line.strip() for line in stack.said(number).splitlines()]
     (build,) = stack.of_change(f"build-{DEB}", number)
     (trying,) = (line for line in said if line.startswith(f"build-{DEB}: to try it: "))
-    assert trying.endswith(".deb") is False
     assert "sudo apt-get install full=1.0+pkg1.2~t" in trying
-    (report,) = (line.rpartition(" ")[2] for line in said if line.startswith(f"build-{DEB}: report: "))
-    assert "full 1.0+pkg1.2~t" in text(report)
-    assert "SUCCESS" in text(stack.engine.urls(build).log)
+    (links,) = (line.split() for line in said if line.startswith(f"build-{DEB}: report: "))
+    assert "full 1.0+pkg1.2~t" in text(links[2])
+    assert "SUCCESS" in text(links[4])
     found = {one["job_name"]: one for one in stack.zuul.builds(change=number)}
     assert {name: one["result"] for name, one in found.items()} == {
         f"build-{DEB}": "SUCCESS",
@@ -71,13 +70,13 @@ def test_a_broken_package_is_refused_with_the_reason_and_mended_by_a_new_patch_s
     broken = {"main.c": "#error {{ 6 * 7 }}\nint main(void)\n{\n    return\n}\n", **rules("gcc -o main main.c")}
     number = stack.push(LIB, broken, "Break it")
     assert stack.voted(number) == -1
-    (reason,) = (line for line in stack.said(number).splitlines() if f"compile-{DEB}" in line)
-    assert "build failed" in reason or "main.c:4:1: error" in reason, reason
+    reason = f"{LIB}: the build failed: main.c:1:2: error: #error {{{{ 6 * 7 }}}}"
+    assert [line for line in stack.said(number).splitlines() if line.endswith(reason)] != [], stack.said(number)
     found = stack.gerrit.ask("get", f"changes/{number}/revisions/current/robotcomments")
-    assert [(one["line"], one["message"].partition(" [")[0]) for one in found["main.c"]] == [
-        (1, "error: #error {{ 6 * 7 }}"),
-        (5, "error: expected expression before '}' token"),
-    ]
+    first, second = found["main.c"]
+    assert (first["line"], first["message"]) == (1, f"error: #error {{{{ 6 * 7 }}}} [build-{DEB}]")
+    assert second["line"] == 5
+    assert "expected expression" in second["message"]
 
     asked = len(stack.gerrit.messages(number, "zuul"))
     stack.gerrit.review(number, "recheck the weather has changed")
