@@ -18,13 +18,14 @@ from gerrit_server import Gerrit
 from servers import Sshd, nginx
 from zuul_server import Zuul, config_project
 
-from pkgci.artifacts import ARTIFACTS
+from pkgci.artifacts import ARTIFACTS, Result
 from pkgci.config import ROOT
 from pkgci.engines.base import BuildRef
 from pkgci.engines.local import INHERITED, LocalEngine
 from pkgci.server import serve
 
 PROJECT = "ci/pkgci"
+DEB = "bookworm-amd64"
 RELEASE = """branches: [main, stable/.*]
 targets: [bookworm-amd64, debianrpm-amd64]
 """
@@ -190,10 +191,14 @@ class Stack:
         """Return where a build has archived one of its artifacts."""
         return self.engine.directory(ref) / "archive" / ARTIFACTS / name
 
-    def released(self, name: str) -> list[str]:
-        """Return the versions of a DEB package that the released repository has, or had lately."""
-        pool = self.config.data / "repositories" / "default" / "bookworm" / "pool"
-        return [path.name.split("_")[1] for path in pool.rglob(f"{name}_*.deb")]
+    def published(self, name: str) -> Result:
+        """Wait until the tip of a project's branch has been published; return how that ended."""
+        project = f"packages/{name}"
+        commit = self.gerrit.tip(project)
+        job = f"build-{DEB}"
+        (build,) = self.wait(lambda: self.of_merge(job, commit), f"a build of {project} after its merge")
+        self.wait(lambda: self.engine.wait(build, 1), f"{build} ends")
+        return Result.read(self.archived(build, "result.json"))
 
     def running(self) -> list[str]:
         """Return the builds that run on the engine."""
