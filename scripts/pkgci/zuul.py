@@ -81,6 +81,7 @@ class Job(Item):
     build: str
     buildset: str
     pipeline: str
+    attempts: int = Field(1, ge=1, le=100)
     oldrev: str = ""
     newrev: str = ""
     items: tuple[Item, ...] = ()
@@ -106,10 +107,9 @@ class Job(Item):
         others = [item for item in self.items if item.change and item.change != self.change]
         return [*others, self]
 
-    @property
-    def correlation(self) -> str:
-        """What marks the engine's build of this try; all tries of the job for a change begin the same."""
-        return f"{self.buildset}-{self.build}"[:64]
+    def correlation(self, attempt: int) -> str:
+        """What the engine's build of an attempt is found by."""
+        return f"{self.buildset}-{attempt}"
 
 
 class Request(_Variables):
@@ -122,7 +122,13 @@ class Request(_Variables):
     @property
     def parameters(self) -> dict[str, str]:
         """All parameters of the engine's build."""
-        return {**self.more, **self.zuul.parameters, "CORRELATION": self.zuul.correlation}
+        return {**self.more, **self.zuul.parameters, "CORRELATION": self.zuul.correlation(self.zuul.attempts)}
+
+    @property
+    def left(self) -> Iterator[str]:
+        """What the engine's builds are found by that must not run on: of earlier attempts, or of this one, too."""
+        last = self.zuul.attempts - (self.verb == "run")
+        return map(self.zuul.correlation, range(1, last + 1))
 
 
 class Answer(BaseModel):
@@ -156,7 +162,8 @@ def answer(config: Config, engine: Engine, stdin: BinaryIO, stdout: BinaryIO, st
     job = request.zuul
     Parameters.read(request.parameters)
     try:
-        ended = [_abort(engine, ref) for ref in _running(engine, job)]
+        left = [ref for known in request.left if (ref := engine.find(job.job, known)) and engine.record(ref).alive]
+        ended = [_abort(engine, ref) for ref in left]
         if request.verb == "abort":
             said = Answer(exit=0, reason=f"aborted: {', '.join(ended)}" if ended else "nothing runs any more")
         else:
@@ -168,16 +175,6 @@ def answer(config: Config, engine: Engine, stdin: BinaryIO, stdout: BinaryIO, st
         said = Answer(exit=int(error.exit), reason=str(error))
     stdout.write(said.model_dump_json().encode())
     stdout.flush()
-
-
-def _running(engine: Engine, job: Job) -> list[BuildRef]:
-    """Return the builds of a job that run for the same change in the same run of its pipeline."""
-    found = []
-    for ref in reversed(engine.builds(job.job)):
-        record = engine.record(ref)
-        if record.alive and record.parameters.get("CORRELATION", "").startswith(f"{job.buildset}-"):
-            found.append(ref)
-    return found
 
 
 def _abort(engine: Engine, ref: BuildRef) -> str:

@@ -200,11 +200,6 @@ class Stack:
         self.wait(lambda: self.engine.wait(build, 1), f"{build} ends")
         return Result.read(self.archived(build, "result.json"))
 
-    def running(self) -> list[str]:
-        """Return the builds that run on the engine."""
-        refs = (ref for job in self.engine.jobs() for ref in self.engine.builds(job))
-        return [str(ref) for ref in refs if self.engine.record(ref).alive]
-
 
 HOW = """
 Gerrit  {gerrit}   (REST, git and ssh, no pages; user admin, password secret)

@@ -75,7 +75,7 @@ def request(verb: str = "run", runs: str = "", **more: object) -> bytes:
 
 def parameters(**more: object) -> dict[str, str]:
     given = zuul.Request.model_validate_json(request(**more)).parameters
-    assert given.pop("CORRELATION") == f"{'c' * 32}-{'b' * 31}"
+    assert given.pop("CORRELATION") == f"{'c' * 32}-1"
     return given
 
 
@@ -194,15 +194,22 @@ def test_the_build_ends_with_its_playbook(engine, how):
     assert engine.state(ref) == "ABORTED"
 
 
-def test_what_an_earlier_try_left_is_aborted_and_nothing_else(engine):
-    left, other = (
-        engine.start("check", {"COMMAND": "exec sleep 1000", "CORRELATION": f"{buildset * 32}-{'d' * 31}"})
-        for buildset in ("c", "e")
-    )
-    said, _ = ask(engine, verb="abort")
-    assert (said["exit"], said["reason"]) == (0, f"aborted: {left}")
+def held(engine: LocalEngine, correlation: str):
+    return engine.start("check", {"COMMAND": "exec sleep 1000", "CORRELATION": correlation})
+
+
+def test_what_an_earlier_attempt_left_is_aborted_and_nothing_else(engine):
+    left, other = held(engine, f"{'c' * 32}-1"), held(engine, f"{'e' * 32}-1")
+    said, _ = ask(engine, attempts=2, runs="exit 7")
+    assert (said["exit"], said["reason"]) == (3, "check: ended without a result: see its log")
     assert (engine.state(left), engine.state(other)) == ("ABORTED", "running")
-    assert ask(engine, verb="abort")[0]["reason"] == "nothing runs any more"
+
+
+def test_what_runs_for_a_playbook_that_was_killed_is_aborted(engine):
+    own, later = held(engine, f"{'c' * 32}-2"), held(engine, f"{'c' * 32}-3")
+    assert ask(engine, verb="abort", attempts=2)[0] == {"exit": 0, "reason": f"aborted: {own}", "returned": {}}
+    assert (engine.state(own), engine.state(later)) == ("ABORTED", "running")
+    assert ask(engine, verb="abort", attempts=2)[0]["reason"] == "nothing runs any more"
 
 
 # comments on lines
