@@ -1,6 +1,6 @@
 # The two commands of a new user, and what developers and operators run beside them.
 
-.PHONY: demo test live soak bench setup clean
+.PHONY: demo test live soak bench jobs-update setup clean
 
 demo: setup
 	@.venv/bin/python -m pkgci.demo
@@ -25,6 +25,10 @@ soak:
 bench:
 	@scripts/setup.sh bench
 	@PYTHONPATH=tests .venv/bin/python tests/bench/run.py
+
+# the job definitions into the Jenkins that PKGCI_CONFIG names; it shows the differences first, and asks
+jobs-update: setup
+	@.venv/bin/pkgci jobs-update
 
 setup:
 	@scripts/setup.sh

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +13,16 @@ USER, PASSWORD = "pkgci", "secret"
 
 
 class Gerrit:
-    """Changes by the commits of their patch sets, the comments on them, and their files; projects with their HEADs."""
+    """Changes by the commits of their patch sets, the comments on them, and what is said of open ones, a page at a time.
+
+    `files` are those of every patch set, `projects` has the HEAD of each.
+    """
+
+    PAGE = 2
 
     def __init__(self) -> None:
         self.changes: dict[str, int] = {}
+        self.open: list[dict] = []
         self.files: dict[str, dict] = {}
         self.projects: dict[str, str] = {}
         self.comments: list[tuple[int, dict]] = []
@@ -27,7 +34,15 @@ class Gerrit:
         if words is None and parts.path == "/a/accounts/self":
             return {"_account_id": 1, "name": "Package CI"}
         if words is None and parts.path == "/a/changes/":
-            (query,) = parse_qs(parts.query)["q"]
+            asked = parse_qs(parts.query)
+            (query,) = asked["q"]
+            if query.startswith("status:open "):
+                found = [one for one in self.open if f"project:{one['project']}" in re.findall(r"[^() ]+", query)]
+                start = int(asked["S"][0])
+                page = [dict(one) for one in found[start : start + self.PAGE]]
+                if found[start + self.PAGE :]:
+                    page[-1]["_more_changes"] = True
+                return page
             commit = query.split()[0].removeprefix("commit:")
             return [{"_number": self.changes[commit]}] if commit in self.changes else []
         if words is None and parts.path == "/a/projects/":
@@ -37,10 +52,13 @@ class Gerrit:
         if words is None and parts.path.endswith("/files"):
             return self.files
         number, _, rest = parts.path.removeprefix("/a/changes/").partition("/")
-        if words is not None and rest == "revisions/current/review" and int(number) in self.changes.values():
+        if words is not None and rest == "revisions/current/review" and int(number) in self._numbers():
             self.comments.append((int(number), words))
             return {}
         return None
+
+    def _numbers(self) -> set[int]:
+        return {*self.changes.values(), *(one["_number"] for one in self.open)}
 
 
 @contextmanager

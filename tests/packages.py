@@ -93,7 +93,7 @@ def _tar(files: Mapping[str, bytes]) -> bytes:
     return gzip.compress(buffer.getvalue(), 6, mtime=0)
 
 
-def dsc(directory: Path, source: str, version: str) -> list[Path]:
+def dsc(directory: Path, source: str, version: str, build_depends: str = "") -> list[Path]:
     """Write a native source package into `directory`; return its files."""
     plain = version.partition(":")[2] or version
     tarball = directory / f"{source}_{plain}.tar.gz"
@@ -103,7 +103,8 @@ def dsc(directory: Path, source: str, version: str) -> list[Path]:
     path.write_text(
         f"Format: 3.0 (native)\nSource: {source}\nBinary: {source}\nArchitecture: all\nVersion: {version}\n"
         "Maintainer: A Person <person@example.org>\n"
-        f"Checksums-Sha256:\n {digest} {tarball.stat().st_size} {tarball.name}\n"
+        + (f"Build-Depends: {build_depends}\n" if build_depends else "")
+        + f"Checksums-Sha256:\n {digest} {tarball.stat().st_size} {tarball.name}\n"
         f"Files:\n {'0' * 32} {tarball.stat().st_size} {tarball.name}\n"
     )
     return [tarball, path]
@@ -121,6 +122,7 @@ def deliver_debs(
     tree: str = TREE,
     packaging: str = "",
     dsc_name: str = "",
+    build_depends: str = "",
     namespace: str = "release",
 ) -> Entry:
     """Put a build of binary packages that `deb` made into the store, with a source package (of another name, if given)."""
@@ -131,7 +133,7 @@ def deliver_debs(
     known = [path.with_suffix(".contents") for path in debs if path.with_suffix(".contents").exists()]
     said = [PackageContents.model_validate_json(path.read_bytes()) for path in known]
     Contents(packages=tuple(said)).write(contents)
-    files = [*debs, *dsc(place, dsc_name or source, version), stanzas, contents]
+    files = [*debs, *dsc(place, dsc_name or source, version, build_depends), stanzas, contents]
     packages = []
     for path in debs:
         said = dict(

@@ -262,6 +262,28 @@ class Unpublished(Record):
     problems: tuple[str, ...] = ()
 
 
+class Retriggered(Part):
+    """An open review that is tested again: its number, project and branch, and why, in one line."""
+
+    number: int
+    project: str
+    branch: str
+    reason: str
+
+
+class Retriggers(Record):
+    """`retrigger.json`: the reviews that Zuul was asked to test again, or (`dry`) would be; those `queued` for a later run.
+
+    `waiting` are projects whose merge other targets have yet to publish; `problems` says what could not be looked at, and why.
+    """
+
+    dry: bool = False
+    asked: tuple[Retriggered, ...] = ()
+    queued: tuple[Retriggered, ...] = ()
+    waiting: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
 class Tested(Record):
     """What a test leaves. `passed_before` says when it passed with all the same input: then it was not run once more."""
 

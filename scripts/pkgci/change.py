@@ -27,6 +27,8 @@ NEEDS = {"publish": "compile", "lint": "compile", "install": "publish", "systest
 TESTS = ("lint", "install", "systest")
 # how to build: what `build` hands on to `compile`, as the macro compile-parameters of jobs/ has them
 COMPILE = ("BUILD_PROFILES", "BUILD_MINUTES", "REPRODUCIBLE", "KEEP_ROOT")
+# what says which branch has moved, and how
+MOVED = ("ZUUL_PROJECT", "ZUUL_REFNAME", "ZUUL_OLDREV", "ZUUL_NEWREV")
 
 # Gerrit's own name of a patch set
 PATCH_SET = re.compile(r"refs/changes/[0-9]{2}/([0-9]{1,10})/([0-9]{1,6})", re.ASCII)
@@ -65,6 +67,7 @@ RULES = {
     "ENVIRONMENT": NAME,
     "RELEASE": NAME,
     "EVERYTHING": r"true|false",
+    "DRY_RUN": r"true|false",
     "SCENARIOS": rf"{NAME}( {NAME})*",
     "PARENT": JOB,
     "CORRELATION": r"[A-Za-z0-9][A-Za-z0-9-]{0,63}",

@@ -48,13 +48,13 @@ class Group(click.Group):
             what = spelled_out(f"{error.filename or 'this machine'}: {error.strerror or error}")
             click.echo(f"pkgci: {what}", err=True)
             sys.exit(int(Exit.INFRASTRUCTURE))
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("pkgci: aborted", err=True)
+            sys.exit(int(Exit.ABORTED))
         except Exception:
             # a bug is nobody's package's fault
             traceback.print_exc()
             sys.exit(int(Exit.INFRASTRUCTURE))
-        except KeyboardInterrupt:
-            click.echo("pkgci: aborted", err=True)
-            sys.exit(int(Exit.ABORTED))
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -123,8 +123,8 @@ def publish(target: str) -> None:
     """Job: publish a build to a test repository, or, after a merge, what a gate has tested to the released one."""
     from pkgci.artifacts import ARTIFACTS
     from pkgci.change import Parameters
+    from pkgci.publish import go_on
     from pkgci.publish import publish as job
-    from pkgci.publish import sync_mirrors
     from pkgci.released.merges import publish_tested
 
     def body(context) -> str:
@@ -136,7 +136,7 @@ def publish(target: str) -> None:
             key, test = parameters.required("BUILD_KEY"), parameters.get("TEST_REPOSITORY") == "true"
             made = job(context.config, target, change, key, parameters.run_name(key), ARTIFACTS, test)
             said = f"{len(made.packages)} packages at {made.url}"
-        sync_mirrors(context, target, ARTIFACTS)
+        go_on(context, target, parameters, ARTIFACTS)
         return said
 
     _step("publish", body)
@@ -149,6 +149,45 @@ def republish() -> None:
     from pkgci.republish import republish as job
 
     _step("republish", lambda context: job(context, Parameters.read(os.environ)))
+
+
+@main.command("retrigger-outstanding")
+def retrigger_outstanding() -> None:
+    """Job: have open reviews tested again that were tested before a merge. DRY_RUN=true in the environment only says which."""
+    from pkgci.artifacts import ARTIFACTS
+    from pkgci.change import Parameters
+    from pkgci.retrigger import retrigger as job
+    from pkgci.retrigger import summary
+
+    def body(context) -> str:
+        return summary(job(context.config, Parameters.read(os.environ), datetime.now(UTC), ARTIFACTS))
+
+    _step("retrigger-outstanding", body)
+
+
+@main.command("jobs-update")
+@click.option(
+    "--jobs", type=click.Path(path_type=Path, file_okay=False, exists=True), help="Instead of the installed ones."
+)
+@click.option("--dry-run", is_flag=True, help="Only show the differences.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def jobs_update(jobs: Path | None, dry_run: bool, yes: bool) -> None:
+    """Load the job definitions into Jenkins. It shows the differences first, and asks.
+
+    As a job it loads what is merged, and does not ask; DRY_RUN=true in the environment only shows the differences.
+    """
+    from pkgci.config import ROOT
+    from pkgci.jobsupdate import Update
+    from pkgci.jobsupdate import update as job
+
+    if os.environ.get("JOB_NAME"):
+        _step("jobs-update", lambda context: job(context.config, os.environ.get("DRY_RUN") == "true"))
+    found = Update(Config(), jobs or ROOT / "jobs")
+    click.echo(found.shown(), nl=False)
+    if found.differences and not dry_run:
+        if not yes:
+            click.confirm("Load this?", abort=True)
+        click.echo(found.apply())
 
 
 @main.command()

@@ -162,14 +162,53 @@ class Released(Section):
     )
 
 
+class Retrigger(Section):
+    """How open reviews are tested again after what they were tested against has moved; without it they are not."""
+
+    comment: Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9 _-]*$", max_length=60)] = Field(
+        "recheck", description="what starts Zuul's check; the reason follows on the same line"
+    )
+    per_hour: int = Field(
+        20, ge=1, description="so many reviews at most; the others wait, those touched last come first"
+    )
+
+
 class Review(Section):
-    """The review system's REST interface: for comments on changes, and to ask for projects and the files of changes."""
+    """The review system's REST interface: for comments on changes, `retrigger`, projects and the files of changes."""
 
     url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@]+/$")] = Field(
         description="`a/changes/` is below it"
     )
     user: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._@-]+$")]
-    password_file: AbsolutePath = Field(description="a file of one line, readable by the jobs of the label `control`")
+    password_file: AbsolutePath = Field(
+        description="a file of one line, readable by the jobs of the label `control`; `repository` for `retrigger`"
+    )
+    retrigger: Retrigger | None = None
+
+
+class Login(Section):
+    """An account of Jenkins."""
+
+    user: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._@-]+$")]
+    token_file: AbsolutePath = Field(description="a file of one line: the account's API token")
+
+
+class Definitions(Section):
+    """Where the job definitions that the job `jobs-update` loads are merged."""
+
+    project: Project
+    branch: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/+-]*$")] = "main"
+
+
+class Jenkins(Login):
+    """The server of the engine `jenkins`, and the account that starts and watches builds there."""
+
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@?#]+/$")] = Field(
+        description="`job/NAME/` is below it"
+    )
+    patience_seconds: int = Field(900, ge=0, description="how long one waits for a server that does not answer")
+    loader: Login | None = Field(None, description="who loads job definitions; without it the same account")
+    definitions: Definitions | None = Field(None, description="without it jobs-update loads those that are installed")
 
 
 class Zuul(Section):
@@ -212,6 +251,7 @@ class Settings(Section):
     released: Released | None = None
     metrics: AbsolutePath | None = Field(None, description="the file for node_exporter's textfile collector, *.prom")
     review: Review | None = None
+    jenkins: Jenkins | None = None
     builds: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@]+/$")] | None = Field(
         None, description="where a web server shows `jobs/` of the local engine's state"
     )

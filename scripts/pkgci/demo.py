@@ -35,9 +35,7 @@ def main() -> int:
         config = Config()
         targets = config.names("targets")
         prepare(config, targets)
-        tree = config.cache / "demo" / "hello"
-        if not tree.exists():
-            _import(config, tree)
+        tree = hello(config)
         _change(tree)
         change = check.prepare_change(config, tree, worktree=False)
         console = Console(highlight=False)
@@ -47,6 +45,18 @@ def main() -> int:
         return int(error.exit)
     console.print(f"in all {time.monotonic() - started:.0f} s; next: `pkgci check PATH` on your own package")
     return int(code)
+
+
+def hello(config: Config) -> Path:
+    """Return the tree of GNU hello, which is imported when it is not there; its branch is `main`.
+
+    Raises:
+        InfrastructureError: the mirror has no source of it.
+    """
+    tree = config.cache / "demo" / "hello"
+    if not tree.exists():
+        _import(config, tree)
+    return tree
 
 
 def _import(config: Config, tree: Path) -> None:

@@ -1,6 +1,7 @@
 """`pkgci jobs`: what a person does with single jobs: list them, run one, repeat a build, read its log, abort it."""
 
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,7 @@ from pkgci.errors import Exit, InfrastructureError, RequestError
 
 # of one run only: a repeated build has no parent that still runs
 _RUN = ("PARENT", "CORRELATION")
+POLL = 0.5  # seconds between looks at a queue
 
 
 def list_jobs(engine: Engine) -> str:
@@ -58,6 +60,21 @@ def run(engine: Engine, job: str, parameters: Mapping[str, str], rerun: int | No
     """
     former = {} if rerun is None else engine.record(BuildRef(job, rerun)).parameters
     return engine.start(job, {key: value for key, value in former.items() if key not in _RUN} | dict(parameters))
+
+
+def begun(engine: Engine, ref: BuildRef) -> BuildRef:
+    """Return a build with its number, once it has one: on a server it may have to wait for it. Ctrl-C aborts it.
+
+    Raises:
+        InfrastructureError: nobody can tell where it is.
+    """
+    try:
+        while not (build := engine.numbered(ref)).number and engine.state(ref) == "queued":
+            time.sleep(POLL)
+    except KeyboardInterrupt:
+        engine.abort(ref)
+        return ref
+    return build
 
 
 def follow(engine: Engine, ref: BuildRef) -> Exit:
@@ -140,7 +157,7 @@ def _run(job: str, parameters: tuple[str, ...], rerun: int | None, detach: bool)
             raise RequestError(f"{word!r} is no parameter; write NAME=VALUE")
         values[name] = value
     engine = _engine()
-    ref = run(engine, job, values, rerun)
+    ref = begun(engine, run(engine, job, values, rerun))
     click.echo(str(ref))
     if not detach:
         sys.exit(follow(engine, ref))

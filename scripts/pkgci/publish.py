@@ -8,12 +8,13 @@ that kind the change is built again, and published by its build.
 """
 
 import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pkgci import repository, source
 from pkgci.artifacts import ReleaseOutcome, Repository
-from pkgci.change import Change
+from pkgci.change import MOVED, Change, Parameters
 from pkgci.config import Config
 from pkgci.errors import PkgciError
 from pkgci.merged import Branch
@@ -58,23 +59,34 @@ def publish(
     return published
 
 
-def sync_mirrors(context: StepContext, target_name: str, artifacts: Path) -> None:
-    """Start the sync of the mirrors of what a merged change was published to; how it ends is its own result.
+def go_on(context: StepContext, target_name: str, parameters: Parameters, artifacts: Path) -> None:
+    """Start what follows the publication of a merged change: the sync of its mirrors, and tests of reviews it concerns.
+
+    How they end is their own result.
 
     Args:
-        context: starts the job.
+        context: starts the jobs.
         target_name: the target.
-        artifacts: the directory with `released.json`; without it there is nothing to sync.
+        parameters: the job's parameters.
+        artifacts: the directory with `released.json`; without it nothing follows.
     """
-    record = artifacts / merges.OUTCOME
+    config, record = context.config, artifacts / merges.OUTCOME
     outcome = ReleaseOutcome.read(record) if record.exists() else None
-    release = outcome.repository.partition("/")[0] if outcome and outcome.result != "absent" else ""
-    if not release or not context.config.release(release).mirrors:
+    if outcome is None or outcome.result == "absent":
         return
+    release = outcome.repository.partition("/")[0]
+    if config.release(release).mirrors:
+        _launch(context, f"mirror-sync-{config.target(target_name).format}", {"RELEASE": release})
+    if parameters.merged and config.settings.review and config.settings.review.retrigger:
+        moved = {name: parameters.get(name) for name in MOVED}
+        _launch(context, "retrigger-outstanding", {name: value for name, value in moved.items() if value})
+
+
+def _launch(context: StepContext, job: str, parameters: Mapping[str, str]) -> None:
     try:
-        context.launch(f"mirror-sync-{context.config.target(target_name).format}", {"RELEASE": release})
+        context.launch(job, parameters)
     except PkgciError as error:
-        log.warning("the mirrors are left to the next sync: %s", error)
+        log.warning("%s is left to its timer: %s", job, error)
 
 
 def _merged(config: Config, change: Change) -> bool:

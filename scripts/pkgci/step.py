@@ -31,7 +31,6 @@ from pkgci.text import log_plainly, spelled_out
 
 log = logging.getLogger(__name__)
 
-WATCH = 2.0  # seconds between looks at the parent
 # a step that is aborted has 10 s until it is killed; its children get most of them to end
 CHILDREN_END = 8.0
 SCRATCH = "pkgci-step-"
@@ -109,8 +108,9 @@ class StepContext:
         started_by = {"PARENT": str(self.own or ""), "CORRELATION": uuid.uuid4().hex}
         ref = self.engine.start(job, {**parameters, **started_by})
         self._running[ref] = _Running(dict(parameters), datetime.now(UTC), time.monotonic())
-        another = any(other.job == job for other in self._directories)
-        self._directories[ref] = ARTIFACTS / (f"{job}-{ref.number}" if another else job)
+        # a build in a queue may have no number yet
+        if not any(other.job == job for other in self._directories):
+            self._directories[ref] = ARTIFACTS / job
         log.info("started %s", ref)
         return ref
 
@@ -148,12 +148,14 @@ class StepContext:
         outcome = self.engine.wait(ref, timeout)
         if outcome is None:
             return None
-        directory, started = self.directory(ref), self._running.pop(ref)
+        build = self.engine.numbered(ref)
+        directory = self._directories.setdefault(ref, ARTIFACTS / f"{ref.job}-{build.number}")
+        started = self._running.pop(ref)
         seconds = round(time.monotonic() - started.since, 1)
         self.children.append(
             Child(
                 job=ref.job,
-                number=ref.number,
+                number=build.number,
                 directory=directory.name,
                 parameters=started.parameters,
                 result=outcome,
@@ -161,7 +163,7 @@ class StepContext:
                 seconds=seconds,
             )
         )
-        log.info("%s: %s after %.1f s", ref, outcome, seconds)
+        log.info("%s: %s after %.1f s", build, outcome, seconds)
         try:
             with tempfile.TemporaryDirectory(dir=ARTIFACTS.parent) as scratch:
                 self.engine.artifacts(ref, Path(scratch))
@@ -221,7 +223,7 @@ class StepContext:
                     continue
                 del running[key]
                 if outcome != "SUCCESS":
-                    raise _failure(ref, self.directory(ref))
+                    raise _failure(self.engine.numbered(ref), self.directory(ref))
                 done[key] = self.directory(ref)
         return done
 
@@ -246,11 +248,13 @@ class StepContext:
                 outcome = self.finish(ref, POLL / len(running))
                 if outcome is not None:
                     number = running.pop(ref)
-                    ended[number] = None if outcome == "SUCCESS" else _failure(ref, self.directory(ref))
+                    ended[number] = (
+                        None if outcome == "SUCCESS" else _failure(self.engine.numbered(ref), self.directory(ref))
+                    )
         return ended
 
     def directory(self, ref: BuildRef) -> Path:
-        """Return where `finish` puts what a child left: `artifacts/JOB`, with its number if it is not the job's first."""
+        """Return where `finish` has put what a child left: `artifacts/JOB`, with its number if it is not the job's first."""
         return self._directories[ref]
 
     def abort_children(self) -> None:
@@ -390,8 +394,8 @@ def _temporary() -> Iterator[None]:
 def _watch(context: StepContext, stop: _Stop):
     """Stop the step when a build that it belongs to no longer runs: nobody would wait for its result."""
     watched = [BuildRef.parse(os.environ["PARENT"])] if os.environ.get("PARENT") else []
-    # Jenkins kills the step of a lost build itself
-    if context.own and os.environ.get("PKGCI_ENGINE") == "local":
+    # a server that is restarted, or loses the agent, leaves the step of a build behind
+    if context.own and os.environ.get("PKGCI_ENGINE"):
         watched.append(context.own)
     if not watched:
         yield
@@ -399,19 +403,29 @@ def _watch(context: StepContext, stop: _Stop):
     engine = context.engine
     ended = threading.Event()
 
+    def end(reason: str) -> None:
+        if not ended.is_set():
+            stop.reason = reason
+            os.kill(os.getpid(), signal.SIGTERM)
+
     def look() -> None:
-        while not ended.wait(WATCH):
+        # the parent may have ended while this one was queued
+        told = time.monotonic()
+        while True:
             for ref in watched:
                 try:
-                    running = engine.state(ref) in ("queued", "running")
+                    if engine.state(ref) not in ("queued", "running"):
+                        return end(f"stopped, since the build {ref} no longer runs")
                 except RequestError:
-                    running = False  # discarded
-                except PkgciError:
-                    continue  # the engine cannot tell now; it is asked again
-                if not running:
-                    stop.reason = f"stopped, since the build {ref} no longer runs"
-                    os.kill(os.getpid(), signal.SIGTERM)
-                    return
+                    return end(f"stopped, since the build {ref} is no longer there")
+                except PkgciError as error:
+                    # the engine cannot tell now; it is asked again
+                    if time.monotonic() - told > engine.patience:
+                        return end(f"stopped, since nobody can tell whether the build {ref} still runs: {error}")
+                else:
+                    told = time.monotonic()
+            if ended.wait(engine.watch):
+                return
 
     thread = threading.Thread(target=look, name="watch", daemon=True)
     thread.start()
@@ -419,7 +433,8 @@ def _watch(context: StepContext, stop: _Stop):
         yield
     finally:
         ended.set()
-        thread.join()
+        # a question to a server may still be under way
+        thread.join(engine.watch)
 
 
 def _empty(directory: Path) -> None:

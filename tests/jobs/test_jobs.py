@@ -29,10 +29,12 @@ PARAMETERS = {
     "repository-maintain": STARTED_BY,
     "mirror-sync": STARTED_BY | {"RELEASE", "EVERYTHING"},
     "republish": STARTED_BY | {"PACKAGE", "ZUUL_PIPELINE"},
+    "jobs-update": STARTED_BY | {"DRY_RUN"},
+    "retrigger-outstanding": STARTED_BY | {"ZUUL_PROJECT", "ZUUL_REFNAME", "ZUUL_OLDREV", "ZUUL_NEWREV", "DRY_RUN"},
     "unpublished": STARTED_BY | {"PACKAGE"},
 }
 # made once, not for each target
-ONCE = {"repository-maintain", "republish", "unpublished"}
+ONCE = {"jobs-update", "repository-maintain", "republish", "retrigger-outstanding", "unpublished"}
 # made for each format
 SYNCS = {"mirror-sync-deb", "mirror-sync-rpm"}
 LABELS = {"build": "control", "compile": "build", "lint": "build", "publish": "repository"}
@@ -41,11 +43,19 @@ LABELS |= {
     "mirror-sync": "repository",
     "repository-maintain": "repository",
     "republish": "gate",
+    "jobs-update": "gate",
+    "retrigger-outstanding": "repository",
     "unpublished": "repository",
 }
 MINUTES = {"build": "900", "compile": "600", "publish": "30", "lint": "60", "install": "60", "systest": "120"}
 MINUTES |= {"gate": "1440", "order": "60", "verify": "60", "mirror-sync": "600"}
-MINUTES |= {"repository-maintain": "60", "republish": "900", "unpublished": "120"}
+MINUTES |= {
+    "jobs-update": "30",
+    "repository-maintain": "60",
+    "republish": "900",
+    "retrigger-outstanding": "60",
+    "unpublished": "120",
+}
 
 
 def step(job):
@@ -161,7 +171,9 @@ def test_every_parameter_is_described_and_only_run_tests_is_set_by_default(jobs)
     for xml in jobs.values():
         for parameter in xml.findall(path):
             assert parameter.findtext("description")
-            booleans = dict.fromkeys(("REPRODUCIBLE", "KEEP_ROOT", "AGAIN", "TEST_REPOSITORY", "EVERYTHING"), "false")
+            booleans = dict.fromkeys(
+                ("REPRODUCIBLE", "KEEP_ROOT", "AGAIN", "TEST_REPOSITORY", "EVERYTHING", "DRY_RUN"), "false"
+            )
             booleans |= {"RUN_TESTS": "true"}
             default = booleans.get(parameter.findtext("name"), "")
             assert parameter.findtext("defaultValue") == default

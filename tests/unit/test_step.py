@@ -33,7 +33,7 @@ from pkgci.errors import *
 def main(context):
 {body}
 
-step.WATCH = 0.2
+LocalEngine.watch = 0.2
 engine = LocalEngine(Config(Path({configuration!r})), Path({jobs!r}))
 sys.exit(step.run("some", main, engine))
 """

@@ -12,9 +12,13 @@ def current(config: Config) -> Engine:
     """Return the engine that the environment's `PKGCI_ENGINE` names, `local` without it.
 
     Raises:
-        RequestError: there is no such engine.
+        RequestError: there is no such engine, or the configuration lacks what it needs.
     """
     name = os.environ.get("PKGCI_ENGINE") or "local"
-    if name != "local":
-        raise RequestError(f"PKGCI_ENGINE: the engine {name!r} is not available yet; there is: local")
-    return LocalEngine(config)
+    if name == "local":
+        return LocalEngine(config)
+    if name == "jenkins":
+        from pkgci.engines.jenkins import JenkinsEngine
+
+        return JenkinsEngine(config)
+    raise RequestError(f"PKGCI_ENGINE: there is no engine {name!r}; there are: jenkins, local")

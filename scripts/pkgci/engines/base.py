@@ -18,13 +18,17 @@ State = Literal["queued", "running"] | Outcome
 
 @dataclass(frozen=True, order=True)
 class BuildRef:
-    """One build of a job; as text `JOB/NUMBER`, the form of the parameter `PARENT`."""
+    """One build of a job; as text `JOB/NUMBER`, the form of the parameter `PARENT`.
+
+    In a server's queue a build has no number yet: then `number` is 0, and `request` is its parameter `CORRELATION`.
+    """
 
     job: str
     number: int
+    request: str = ""
 
     def __str__(self) -> str:
-        return f"{self.job}/{self.number}"
+        return f"{self.job}/{self.number}" if self.number else f"{self.job} (request {self.request})"
 
     @classmethod
     def parse(cls, text: str) -> "BuildRef":
@@ -77,13 +81,23 @@ class BuildInfo(Record):
 
 
 class Engine(Protocol):
-    """What runs jobs. Every verb raises RequestError for a job or build that does not exist."""
+    """What runs jobs. Every verb raises RequestError for a job or build that does not exist.
+
+    `watch` is how often, in seconds, a build looks at another one that it ends with; an engine that could not tell for
+    `patience` seconds is not asked any more.
+    """
+
+    watch: float
+    patience: float
 
     def jobs(self) -> list[str]:
         """Return the names of all jobs, sorted."""
 
     def start(self, job: str, parameters: Mapping[str, str]) -> BuildRef:
-        """Start a build; return when it has a number. It may still be queued. An unknown parameter is a RequestError."""
+        """Start a build; it may still be queued, and then have no number yet. An unknown parameter is a RequestError."""
+
+    def numbered(self, ref: BuildRef) -> BuildRef:
+        """Return the build with its number, or `ref` itself while it has none. Every verb takes either."""
 
     def wait(self, ref: BuildRef, timeout: float | None = None) -> Outcome | None:
         """Wait until the build has ended; return its result, or None when `timeout` seconds passed first."""

@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -119,6 +120,23 @@ class Definition:
     junit: tuple[str, ...]
     days: int | None
     about: str | None
+
+
+def parameter_values(job: str, known: Iterable[Parameter], given: Mapping[str, str]) -> dict[str, str]:
+    """Return the values of all parameters of a job, defaults filled in.
+
+    Raises:
+        RequestError: one that is given is unknown, or its value is not what it takes.
+    """
+    parameters = {parameter.name: parameter for parameter in known}
+    for name, value in given.items():
+        if name not in parameters:
+            raise RequestError(f"job {job} has no parameter {name!r}; it has: {', '.join(parameters) or 'none'}")
+        if parameters[name].boolean and value not in ("true", "false"):
+            raise RequestError(f"job {job}: parameter {name} is {value!r}; it is true or false")
+        if re.search(r"[\0\ud800-\udfff]", value):
+            raise RequestError(f"job {job}: parameter {name} is not text: {value!r}")
+    return {name: given.get(name, parameter.default) for name, parameter in parameters.items()}
 
 
 def render(jobs: Path, cache: Path) -> Path:

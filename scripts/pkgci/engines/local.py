@@ -23,7 +23,7 @@ from pathlib import Path
 
 from pkgci.config import ROOT, Config
 from pkgci.engines.base import BuildInfo, BuildRef, Outcome, State, Urls
-from pkgci.engines.definitions import Definition, read, render
+from pkgci.engines.definitions import Definition, parameter_values, read, render
 from pkgci.engines.processes import SUPERVISOR, kill_all
 from pkgci.errors import InfrastructureError, RequestError
 
@@ -56,6 +56,9 @@ class LocalEngine:
         InfrastructureError: (any verb) the state cannot be read or written.
     """
 
+    watch = 2.0
+    patience = 900.0
+
     def __init__(self, config: Config, jobs_directory: Path = ROOT / "jobs") -> None:
         self.config = config
         self._definitions = jobs_directory
@@ -87,7 +90,7 @@ class LocalEngine:
             number=0,
             label=definition.label,
             state="queued",
-            parameters=_values(definition, parameters),
+            parameters=parameter_values(job, definition.parameters, parameters),
             cookie=uuid.uuid4().hex,
             queued=datetime.now(UTC),
         )
@@ -101,6 +104,10 @@ class LocalEngine:
                 self._supervise(ref, lock)
             finally:
                 os.close(lock)
+        return ref
+
+    def numbered(self, ref: BuildRef) -> BuildRef:
+        """See `base.Engine`. Here each build has its number from the start."""
         return ref
 
     def wait(self, ref: BuildRef, timeout: float | None = None) -> Outcome | None:
@@ -250,19 +257,6 @@ class LocalEngine:
                 stdout=log,
                 stderr=log,
             )
-
-
-def _values(definition: Definition, given: Mapping[str, str]) -> dict[str, str]:
-    """Return the values of all parameters of a job, defaults filled in."""
-    known = {parameter.name: parameter for parameter in definition.parameters}
-    for name, value in given.items():
-        if name not in known:
-            raise RequestError(f"job {definition.name} has no parameter {name!r}; it has: {', '.join(known) or 'none'}")
-        if known[name].boolean and value not in ("true", "false"):
-            raise RequestError(f"job {definition.name}: parameter {name} is {value!r}; it is true or false")
-        if re.search(r"[\0\ud800-\udfff]", value):
-            raise RequestError(f"job {definition.name}: parameter {name} is not text: {value!r}")
-    return {name: given.get(name, parameter.default) for name, parameter in known.items()}
 
 
 def _next_number(file: Path, builds: Path) -> int:

@@ -16,7 +16,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -335,8 +335,16 @@ class Repository:
 
     def dependants(self, added: Sequence[Entry], removed: Sequence[str]) -> list[str]:
         """Return the source packages, sorted, that build-depend on what a publication changes, but those that it has itself."""
-        new, own = self._texts(added), {entry.record.package for entry in added}
+        own = {entry.record.package for entry in added}
         former = {key for key, source in self.index.live() if source in own} | set(removed)
+        return sorted(self._depending(self._texts(added), former) - own)
+
+    def dependants_of(self, source: str) -> list[str]:
+        """Return the source packages, sorted, that build-depend on what readers see of another one."""
+        return sorted(self._depending({}, {key for key, _, _ in self.index.live_of(source)}) - {source})
+
+    def _depending(self, new: Mapping[str, list[bytes]], former: Collection[str]) -> set[str]:
+        """Return the source packages that build-depend on what new texts, or builds that are there, offer."""
         found: set[str] = set()
         for target in self.targets.values():
             offered: set[str] = set()
@@ -345,7 +353,7 @@ class Repository:
                 gone = [text for text in self.index.texts(name) if text not in kept]
                 offered |= closure.offered(self.format, [*new.get(name, []), *gone])
             found |= closure.build_depending(self.format, self.index.texts(self.form.sources), offered)
-        return sorted(found - own)
+        return found
 
     def _texts(self, entries: Sequence[Entry]) -> dict[str, list[bytes]]:
         """Return what the metadata files would say of builds, by the files' names."""

@@ -1,4 +1,4 @@
-"""What several files of integration tests share."""
+"""What several kinds of tests share."""
 
 import pytest
 from clients import gnupg_home
