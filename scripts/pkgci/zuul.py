@@ -113,16 +113,21 @@ class Job(Item):
 
 
 class Request(_Variables):
-    """What a playbook asks for: run the job, with more parameters than Zuul's, or abort what runs of it."""
+    """What a playbook asks for: run the job, or abort what runs of it.
+
+    `change` says whether the job is told what Zuul's is about, and `parameters` what else.
+    """
 
     verb: Literal["run", "abort"]
     zuul: Job
+    change: bool = True
     more: dict[str, str] = Field({}, alias="parameters")
 
     @property
     def parameters(self) -> dict[str, str]:
         """All parameters of the engine's build."""
-        return {**self.more, **self.zuul.parameters, "CORRELATION": self.zuul.correlation(self.zuul.attempts)}
+        about = self.zuul.parameters if self.change else {}
+        return {**self.more, **about, "CORRELATION": self.zuul.correlation(self.zuul.attempts)}
 
     @property
     def left(self) -> Iterator[str]:

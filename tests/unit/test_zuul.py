@@ -133,6 +133,12 @@ def test_a_branch_that_has_moved_is_named_with_both_of_its_commits():
     assert moved(newrev="2" * 40)["ZUUL_OLDREV"] == moved(oldrev="1" * 40)["ZUUL_NEWREV"] == "0" * 40
 
 
+def test_a_job_that_takes_no_change_is_told_about_none():
+    assert zuul.Request.model_validate(
+        {"verb": "run", "change": False, "zuul": variables(), "parameters": {"DRY_RUN": "true"}}
+    ).parameters == {"DRY_RUN": "true", "CORRELATION": f"{'c' * 32}-1"}
+
+
 def test_a_job_of_a_timer_is_about_no_change():
     assert moved(pipeline="periodic") == {}
 
