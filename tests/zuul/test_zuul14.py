@@ -8,7 +8,6 @@ import pytest
 import trees
 import yaml
 import zuul_server
-from clients import run
 from zuul_server import Zuul
 
 from pkgci.config import EMBEDDED, ROOT, Config
@@ -72,7 +71,6 @@ def test_the_jobs_time_limit_is_the_tenants_and_above_the_engines():
 
 
 ACCEPTED = ("recheck", "Recheck ", "recheck flaky mirror", "recheck: packages/lib has been merged")
-PLUGINS = {"ACTION_PLUGINS": "action", "LIBRARY": "library"}
 REFUSED = ("please recheck", "recheckin", "recheck\nor not", "not recheck", "")
 
 
@@ -82,16 +80,6 @@ def test_who_may_ask_for_a_test_and_how(before):
     (asked,) = (one["comment"] for one in check["trigger"]["gerrit"] if one["event"] == "comment-added")
     assert [words for words in ACCEPTED if not re.search(asked, before + words)] == []
     assert [words for words in REFUSED if re.search(asked, before + words)] == []
-
-
-@pytest.mark.parametrize("name", ["run", "end"])
-def test_ansible_takes_the_playbooks(name, tmp_path):
-    (plugins,) = zuul_server.zuul().glob(f"lib/python3*/site-packages/zuul/ansible/{zuul_server.ANSIBLE}")
-    settings = {f"ANSIBLE_{kind}": str(plugins / place) for kind, place in PLUGINS.items()}
-    ansible = zuul_server.ansible() / zuul_server.ANSIBLE / "bin" / "ansible-playbook"
-    run(
-        ansible, "--syntax-check", ROOT / "zuul" / "playbooks" / f"{name}.yaml", env={**settings, "HOME": str(tmp_path)}
-    )
 
 
 # Zuul itself
