@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import trees
-from clients import gnupg_home
+from clients import gnupg_home, run
 from gerrit_server import Gerrit
 from servers import Sshd, nginx
 from zuul_server import Zuul, config_project
@@ -51,6 +51,7 @@ class Stack:
         projects: the files of each project, by its name below `packages/`.
         pairs: the packages that are not of one project of their own name: source and packaging.
         submit_types: of projects, where Gerrit does not submit them as it does by default.
+        gerrit: more of `gerrit.config`.
         settings: more of `config.yaml`.
     """
 
@@ -60,10 +61,13 @@ class Stack:
         projects: Mapping[str, Mapping[str, str]],
         pairs: Mapping[str, tuple[str, str]] | None = None,
         submit_types: Mapping[str, str] | None = None,
-        settings: Mapping[str, object] | None = None,
+        gerrit: Mapping[str, str] | None = None,
     ) -> None:
-        self.directory, self.projects, self.settings = directory, projects, settings or {}
+        self.directory, self.projects = directory, projects
         self.submit_types = submit_types or {}
+        self.gerrit = Gerrit(directory / "gerrit")
+        for key, value in (gerrit or {}).items():
+            run("git", "config", "-f", self.gerrit.site / "etc/gerrit.config", key, value)
         pairs = pairs or {}
         paired = {name for pair in pairs.values() for name in pair}
         self.packages = {name: {"source": f"packages/{name}"} for name in projects if name not in paired}
@@ -82,7 +86,7 @@ class Stack:
 
     def _start(self, stack: contextlib.ExitStack) -> None:
         home, key = stack.enter_context(gnupg_home())
-        self.gerrit = stack.enter_context(Gerrit(self.directory / "gerrit"))
+        stack.enter_context(self.gerrit)
         port = trees.free_port()
         self.config = trees.config(
             self.directory,
@@ -96,7 +100,6 @@ class Stack:
             zuul={"project": PROJECT},
             builds=f"http://127.0.0.1:{port}/",
             released={"gnupg_home": home, "key": key},
-            **self.settings,
         )
         (self.config.directory / "releases" / "default.yaml").write_text(RELEASE)
         self.engine = LocalEngine(self.config)
@@ -144,7 +147,9 @@ class Stack:
         """Return the work tree of a package."""
         return self.directory / "work" / name
 
-    def push(self, name: str, files: Mapping[str, str], message: str = "Change", base: str = "origin") -> int:
+    def push(
+        self, name: str, files: Mapping[str, str], message: str = "Change", base: str = "origin", topic: str = ""
+    ) -> int:
         """Push a change to a package for review; return its number.
 
         Args:
@@ -152,6 +157,7 @@ class Stack:
             files: what changes.
             message: of its commit; a Change-Id is added.
             base: `origin` for the branch as it is merged, or `HEAD` for the last change of this tree.
+            topic: its topic.
         """
         tree = self.tree(name)
         project = f"packages/{name}"
@@ -159,7 +165,7 @@ class Stack:
             trees.git(tree, "fetch", "-q", self.gerrit.git_url() + project, "main")
             trees.git(tree, "reset", "-q", "--hard", "FETCH_HEAD")
         trees.commit(tree, files, message)
-        return self.gerrit.push(tree, project)
+        return self.gerrit.push(tree, project, topic=topic)
 
     def voted(self, number: int, seconds: float = 300) -> int:
         """Wait until Zuul has voted on the current patch set of a change; return the vote."""

@@ -24,7 +24,8 @@ def stack(tmp_path_factory):
     projects["quick-pair"] = {name: content for name, content in files.items() if name not in packaging}
     projects["quick-pair-packaging"] = packaging
     pairs = {"quick-pair": ("quick-pair", "quick-pair-packaging")}
-    with Stack(tmp_path_factory.mktemp("live"), projects, pairs, TYPES) as made:
+    gerrit = {"change.submitWholeTopic": "true"}
+    with Stack(tmp_path_factory.mktemp("live"), projects, pairs, TYPES, gerrit) as made:
         yield made
 
 
@@ -82,3 +83,17 @@ def test_a_source_and_its_packaging_that_need_each_other_are_merged_together(sta
     stack.merged(source, packaging)
     reasons = [stack.published(name).reason for name in ("quick-pair", "quick-pair-packaging")]
     assert "quick-pair 1.0+pkg1.4-1+deb12" in " ".join(reasons)
+
+
+def test_a_topic_is_tested_and_merged_at_once(stack):
+    names = ("quick-merge", "quick-pick")
+    numbers = [stack.push(name, {"TOPIC": "1\n"}, "Together", topic="together") for name in names]
+    for number in numbers:
+        assert stack.voted(number) == 1, stack.said(number)
+    for number in numbers:
+        stack.gerrit.approve(number)
+    stack.merged(*numbers)
+    for name, number in zip(names, numbers, strict=True):
+        *_, run = stack.of_change(f"gate-{DEB}", number)
+        assert sorted(one.package for one in Gate.read(stack.archived(run, "gate.json")).builds) == sorted(names)
+        published(stack, name, number)
