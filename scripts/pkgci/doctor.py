@@ -15,6 +15,7 @@ import yaml
 from pkgci.buildhost import reach
 from pkgci.command import run
 from pkgci.config import ROOT, Config
+from pkgci.engines.jenkins import JenkinsEngine
 from pkgci.errors import PkgciError
 from pkgci.released.key import ReleaseKey
 from pkgci.review import account
@@ -116,6 +117,7 @@ def _configured(config: Config) -> Iterator[Finding]:
             yield Finding(f"{review.url} lets {account(config)} in, who comments on what could not be published", True)
         except PkgciError as error:
             yield Finding(f"review system: {error}", False, f"see `review` in {config.directory / 'config.yaml'}")
+    yield from _jenkins(config)
     named = config.names("targets")
     mend = f"make {ROOT / 'jobs' / 'targets.yaml'} name what {config.directory / 'targets'} has: {', '.join(named)}"
     yield Finding(f"targets of the jobs: {', '.join(jobs)}", jobs == named, mend)
@@ -134,6 +136,20 @@ def _release_key(config: Config) -> Iterator[Finding]:
         yield Finding(warning or f"release key {key.fingerprint} signs, and {until}", not warning, warning)
     except PkgciError as error:
         yield Finding(f"release key: {error}", False, f"import it into {released.gnupg_home}, or unlock its gpg-agent")
+
+
+def _jenkins(config: Config) -> Iterator[Finding]:
+    """Look at the server of the engine `jenkins`, on a machine that has the account's token."""
+    settings = config.settings.jenkins
+    if settings is None or not Path(settings.token_file).exists():
+        return
+    try:
+        there = JenkinsEngine(config).jobs()
+        yield Finding(
+            f"{settings.url} lets {settings.user} in: {len(there)} of our jobs", bool(there), "make jobs-update"
+        )
+    except PkgciError as error:
+        yield Finding(f"Jenkins: {error}", False, f"see `jenkins` in {config.directory / 'config.yaml'}")
 
 
 def _existing(path: Path) -> Path:

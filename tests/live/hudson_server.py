@@ -165,6 +165,22 @@ class Hudson:
         assert answer.ok, answer.text[:2000]
         return answer.text
 
+    def let_in(self, accounts: Mapping[str, tuple[str, ...]]) -> None:
+        """Let nobody in but these accounts, with the password `secret`, and give each its permissions (`Item.Read`) only."""
+        given = [
+            f"realm.createAccount('{user}', 'secret')\n"
+            + "".join(f"strategy.add(Permission.fromId('hudson.model.{one}'), '{user}')\n" for one in permissions)
+            for user, permissions in accounts.items()
+        ]
+        self.groovy(
+            "import hudson.security.*; import org.eclipse.hudson.security.*\n"
+            "def realm = new HudsonPrivateSecurityRealm(false)\n"
+            "def strategy = new GlobalMatrixAuthorizationStrategy()\n"
+            f"{''.join(given)}"
+            "def manager = HudsonSecurityEntitiesHolder.getHudsonSecurityManager()\n"
+            "manager.setSecurityRealm(realm); manager.setAuthorizationStrategy(strategy)\n"
+        )
+
     def agent(self) -> str:
         """Return the command that is an agent, for who is connected by its standard input and output."""
         jar = self.directory / "agent.jar"

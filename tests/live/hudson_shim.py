@@ -47,7 +47,10 @@ class Handler(BaseHTTPRequestHandler):
             item = re.fullmatch(r"/queue/item/([0-9]+)/api/json", urlsplit(self.path).path)
             if item:
                 return self._answer_item(int(item[1]))
-            self._say(*self._pass_on("GET", self.path))
+            status, data, headers = self._pass_on("GET", self.path)
+            if status == http.client.OK and urlsplit(self.path).path == "/queue/api/json":
+                data = self._renumbered(data)
+            self._say(status, data, headers)
         except OSError:
             self._away()
 
@@ -88,6 +91,14 @@ class Handler(BaseHTTPRequestHandler):
         if self._queued(item) is None and (build := self._number(item)):
             said["executable"] = {"number": build}
         self._say(200, json.dumps(said).encode(), [("Content-Type", "application/json")])
+
+    def _renumbered(self, data: bytes) -> bytes:
+        """Return what Hudson says of its queue with the numbers that were given out here."""
+        said = json.loads(data)
+        given = {item["correlation"]: number for number, item in self.server.items.items()}
+        for one in said["items"]:
+            one["id"] = given.get(_correlation(one), one.get("id"))
+        return json.dumps(said).encode()
 
     def _cancel(self, number: int) -> None:
         item = self.server.items.get(number)
@@ -151,7 +162,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def _correlation(said: dict) -> str | None:
     """Return the correlation in what Hudson says of a build or an item of the queue."""
-    parameters = [one for action in said["actions"] if action for one in action.get("parameters") or ()]
+    parameters = [one for action in said.get("actions") or () if action for one in action.get("parameters") or ()]
     return next((one["value"] for one in parameters if one["name"] == "CORRELATION"), None)
 
 

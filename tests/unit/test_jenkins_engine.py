@@ -11,6 +11,7 @@ from local_jobs import until
 
 from pkgci import engines, jobsupdate
 from pkgci.config import Config
+from pkgci.doctor import examine
 from pkgci.engines import jenkins as module
 from pkgci.engines.base import BuildRef, Urls
 from pkgci.errors import InfrastructureError, RequestError
@@ -152,6 +153,14 @@ def test_a_request_taken_out_of_the_queue_is_aborted_and_has_left_nothing(engine
     assert (server.queue, list(engine.log(ref, follow=True))) == ([], [])
     engine.artifacts(ref, tmp_path)
     engine.abort(ref)
+
+
+def test_what_was_taken_out_of_the_queue_is_not_asked_for_again_by_a_server_that_forgets_it(engine, server):
+    ref = engine.start(JOB, {})
+    engine.abort(ref)
+    server.restart()
+    assert engine.wait(ref, 10) == "ABORTED"
+    assert server.queue == []
 
 
 # a server that is away
@@ -318,6 +327,16 @@ def test_the_environment_chooses_the_engine_and_the_configuration_names_the_serv
     (place / "config.yaml").write_text("{}\n")
     with pytest.raises(RequestError, match="no `jenkins`"):
         engines.current(Config(place))
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [(None, "lets pkgci in: 1 of our jobs"), ("forbidden", "HTTP status 403"), ("away", "HTTP status 503")],
+)
+def test_doctor_says_whether_the_server_lets_this_machine_in(server, tmp_path, fault, said):
+    server.faults = [("/api/json", fault)] if fault else []
+    (found,) = (one for one in examine(configured(tmp_path, server.url).config) if server.url in one.what)
+    assert (found.good, said in found.what) == (fault is None, True)
 
 
 # the definitions

@@ -55,11 +55,15 @@ class AwayError(InfrastructureError):
 
 @dataclass
 class _Request:
-    """What was asked for and has no number yet: its parameters, its place in the queue, since when it is in no place."""
+    """What was asked for and has no number yet: its parameters, its place in the queue, since when it is in no place.
+
+    An abort makes it `unwanted`; it is `cancelled` when it has left the queue by that.
+    """
 
     values: dict[str, str]
     item: int | None = None
     missing: float | None = None
+    unwanted: bool = False
     cancelled: bool = False
 
 
@@ -224,10 +228,15 @@ class JenkinsEngine:
         ref = self.numbered(ref)
         request = self._requests.get(ref.request)
         if not ref.number and request and request.item:
+            request.unwanted = True
             self._post(f"queue/cancelItem?id={request.item}")
             # it may have begun in this very moment
             ref = self.numbered(ref)
         if ref.number:
+            # those that are queued would begin in its place
+            for child in self._children(ref):
+                if not child.number:
+                    self.abort(child)
             self._post(f"{_path(ref)}/stop")
             for child in self._children(ref):
                 self.abort(child)
@@ -400,6 +409,9 @@ class JenkinsEngine:
             return "running" if ref.request in self._numbers else "queued"
         request.missing = request.missing or time.monotonic()
         if time.monotonic() - request.missing > LEAVING:
+            if request.unwanted:
+                request.cancelled = True
+                return "ABORTED"
             if not request.values:
                 raise NotFoundError(f"{self.url} knows nothing of {ref}")
             log.warning("%s lost %s from its queue; it is asked again", self.url, ref)
@@ -445,11 +457,11 @@ class JenkinsEngine:
             state = self.state(ref)
             poll.away = None
         except AwayError as error:
-            poll.away = poll.away or time.monotonic()
+            if poll.away is None:
+                poll.away = time.monotonic()
+                log.warning("%s; trying again for up to %d s", error, self.patience)
             if time.monotonic() - poll.away > self.patience:
                 raise
-            if poll.due and poll.away > poll.due:
-                log.warning("%s; trying again for up to %d s", error, self.patience)
         except NotFoundError as error:
             raise InfrastructureError(f"{self.url} no longer knows {ref}: was it restarted?") from error
         now = time.monotonic()
