@@ -13,9 +13,9 @@ USER, PASSWORD = "pkgci", "secret"
 
 
 class Gerrit:
-    """Changes by the commits of their patch sets, the comments on them, and what is said of open ones, a page at a time.
+    """Changes by the commits of their patch sets, the comments on them, and their files; projects with their HEADs.
 
-    `files` are those of every patch set, `projects` has the HEAD of each.
+    `open` are the open changes, which are told a page at a time.
     """
 
     PAGE = 2

@@ -463,6 +463,38 @@ def build_host() -> None:
     answer(Config(), sys.stdin.fileno(), sys.stdout.fileno())
 
 
+@main.command("gearman-worker")
+@click.option(
+    "--server", default="127.0.0.1", show_default=True, help="The host of the Gearman server that Zuul 2 uses."
+)
+@click.option("--port", type=click.IntRange(1, 65535), default=4730, show_default=True)
+@click.option(
+    "--at-once",
+    type=click.IntRange(1, 500),
+    default=20,
+    show_default=True,
+    help="Builds that are started at once; the rest waits at the server, in Zuul's order.",
+)
+def gearman_worker(server: str, port: int, at_once: int) -> None:
+    """Run jobs for Zuul 2 until SIGTERM; then finish those that run, and take no more."""
+    from pkgci import engines
+    from pkgci.config import ROOT
+    from pkgci.engines.definitions import read_all, render
+    from pkgci.engines.gearman import Worker
+
+    _console_log()
+    config = Config()
+    definitions = read_all(render(ROOT / "jobs", config.cache / "jobs"))
+    worker = Worker(config, engines.current(config), definitions, server, port, at_once)
+
+    def finish(*_: object) -> None:
+        worker.stopping = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, finish)
+    worker.run()
+
+
 @main.command()
 def zuul() -> None:
     """Answer a playbook of Zuul: the forced command of the executor's key, not for persons."""

@@ -174,7 +174,7 @@ class Retrigger(Section):
 
 
 class Review(Section):
-    """The review system's REST interface: for comments on changes, `retrigger`, projects and the files of changes."""
+    """The review system's REST interface: for comments on changes, and to ask for projects, changes and their files."""
 
     url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s@]+/$")] = Field(
         description="`a/changes/` is below it"

@@ -19,7 +19,7 @@ from pkgci.config import Config
 from pkgci.errors import InfrastructureError, PkgciError, RequestError
 from pkgci.locks import waiting
 from pkgci.merged import Branch
-from pkgci.released.repository import Repository, released_from
+from pkgci.released.repository import Repository
 from pkgci.review import Open
 
 log = logging.getLogger(__name__)
@@ -35,30 +35,39 @@ NAMED = 3
 Branched = tuple[str, str]  # project and branch
 
 
-class Merge(Part):
-    """The last merge of a project's branch that was published.
-
-    `merged` is when, by Gerrit's clock; `published`, when all targets had it; `asked` are the reviews that a test was asked
-    for because of it. When no review is left that it concerns, it is `done`.
-    """
+class Event(Part):
+    """A merge that was published, as a job's parameters say."""
 
     project: str
     branch: str
+    before: str
     commit: str
-    release: str
-    merged: datetime
     noted: datetime
-    published: datetime | None = None
-    asked: tuple[int, ...] = ()
-    done: bool = False
 
     def __str__(self) -> str:
         return f"{self.project} {self.branch} {self.commit[:12]}"
 
 
-class Queued(Record):
-    """`queue.json`, what one run leaves to the next: the merges, and when tests were asked for in the last hour."""
+class Merge(Event):
+    """The last merge of a project's branch that was published, as Git and Gerrit say.
 
+    `merged` is when, by Gerrit's clock; `asked` are the reviews that a test was asked for because of it. When no review is
+    left that it concerns, it is `done`.
+    """
+
+    release: str
+    merged: datetime
+    asked: tuple[int, ...] = ()
+    done: bool = False
+
+
+class Queued(Record):
+    """`queue.json`, what one run leaves to the next: the merges, and when tests were asked for in the last hour.
+
+    `events` are those that Git or Gerrit could not be asked about yet.
+    """
+
+    events: tuple[Event, ...] = ()
     merges: tuple[Merge, ...] = ()
     asked: tuple[datetime, ...] = ()
 
@@ -86,12 +95,22 @@ class _Found:
     problems: list[str] = field(default_factory=list)
 
 
+@dataclass
+class _Released:
+    """How far a merge is published: since when, which packages build-depend on it, and whether some target is behind."""
+
+    since: datetime
+    users: set[str] = field(default_factory=set)
+    behind: bool = False
+
+
 class _Queue:
     """What former runs have left, and this one leaves; a dry run leaves nothing."""
 
     def __init__(self, path: Path, now: datetime, dry: bool) -> None:
         known = Queued.read(path) if path.exists() else Queued()
         self.path, self.now, self.dry = path, now, dry
+        self.events = [one for one in known.events if one.noted > now - KEEP]
         self.merges = {(one.project, one.branch): one for one in known.merges if one.noted > now - KEEP}
         self.recent = [time for time in known.asked if time > now - timedelta(hours=1)]
 
@@ -105,7 +124,8 @@ class _Queue:
 
     def write(self) -> None:
         if not self.dry:
-            Queued(merges=tuple(self.merges.values()), asked=tuple(self.recent)).write(self.path)
+            known = Queued(events=tuple(self.events), merges=tuple(self.merges.values()), asked=tuple(self.recent))
+            known.write(self.path)
 
 
 class _Reviews:
@@ -117,10 +137,10 @@ class _Reviews:
 
     def of(self, projects: Sequence[str]) -> Iterator[Open]:
         """Yield those of some projects."""
-        new = [name for name in projects if name not in self._found]
-        self._found |= {name: [] for name in new}
-        for change in review.open_changes(self.config, new):
-            self._found[change.project].append(change)
+        new: dict[str, list[Open]] = {name: [] for name in projects if name not in self._found}
+        for change in review.open_changes(self.config, [*new]):
+            new[change.project].append(change)
+        self._found |= new
         for name in projects:
             yield from self._found[name]
 
@@ -153,13 +173,12 @@ def retrigger(config: Config, parameters: Parameters, now: datetime, artifacts: 
     place.mkdir(parents=True, exist_ok=True)
     with waiting(place, "the queue of retriggers", seconds=WAIT_SECONDS, on_wait=log.info):
         queue = _Queue(place / "queue.json", now, dry)
-        if parameters.merged:
-            _note(config, parameters, queue.merges, now)
+        unknown = _take(config, queue, parameters, now)
         found = _look(config, queue.merges, now)
         # the reviews that people work on come first
         due = sorted(found.wanted.values(), key=lambda one: (one.change.updated, one.change.number), reverse=True)
         room = max(0, settings.retrigger.per_hour - len(queue.recent))
-        left, asked, problems = due[room:], [], found.problems
+        left, asked, problems = due[room:], [], [*unknown, *found.problems]
         for one in due[:room]:
             about = one.record()
             try:
@@ -201,91 +220,112 @@ def summary(made: Retriggers) -> str:
     return f"{len(made.asked)} reviews {done}, {len(made.queued)} wait{names}"
 
 
-def _note(config: Config, parameters: Parameters, merges: dict[Branched, Merge], now: datetime) -> None:
-    """Note a merge, unless it or a later one is known.
+def _take(config: Config, queue: _Queue, parameters: Parameters, now: datetime) -> list[str]:
+    """Note the merge that the parameters name, and those that could not be noted before; return what is still in the way.
 
     Raises:
         RequestError: the commit is not merged, or no release claims the branch.
     """
-    change = parameters.change(config)
-    branch, key = Branch(config, change.project, change.branch), (change.project, change.branch)
-    claimed = config.release_of(change.branch)
-    if claimed is None or not branch.has(change.commit):
+    own = None
+    if parameters.merged:
+        change = parameters.change(config)
+        about = {"project": change.project, "branch": change.branch, "commit": change.commit}
+        own = Event(**about, before=parameters.get("ZUUL_OLDREV"), noted=now)
+        queue.events.append(own)
+    problems = []
+    for event in list(queue.events):
+        try:
+            _note(config, event, queue.merges)
+        except InfrastructureError as error:
+            problems.append(f"{event}: {error}")
+            continue
+        except RequestError as error:
+            if event is own:
+                raise
+            log.warning("%s", error)
+        queue.events.remove(event)
+    queue.write()
+    return problems
+
+
+def _note(config: Config, event: Event, merges: dict[Branched, Merge]) -> None:
+    """Note a merge, unless it or a later one is known.
+
+    Raises:
+        RequestError: as of `_take`.
+        InfrastructureError: the remote or the review system does not answer.
+    """
+    branch, key = Branch(config, event.project, event.branch), (event.project, event.branch)
+    claimed = config.release_of(event.branch)
+    if claimed is None or not branch.has(event.commit):
         why = "is not merged into it" if claimed else "is not of a release: none claims it"
-        raise RequestError(f"{change.branch} of {change.project}: {change.commit[:12]} {why}")
-    if key in merges and branch.later(merges[key].commit, change.commit):
-        log.info("%s, or a later merge, is known", change.commit[:12])
+        raise RequestError(f"{event.branch} of {event.project}: {event.commit[:12]} {why}")
+    if key in merges and branch.later(merges[key].commit, event.commit):
+        if merges[key].commit == event.commit:
+            # it may be a publication for another target
+            merges[key] = merges[key].model_copy(update={"done": False})
         return
+    moved = {"ZUUL_PROJECT": event.project, "ZUUL_OLDREV": event.before, "ZUUL_NEWREV": event.commit}
     # a push past all review has no change
-    merged = review.submitted(config, change.project, review.commits(config, parameters)) or now
-    about = {"project": change.project, "branch": change.branch, "commit": change.commit}
-    merges[key] = Merge(**about, release=claimed[0], merged=merged, noted=now)
+    merged = review.submitted(config, event.project, review.commits(config, Parameters(moved))) or event.noted
+    merges[key] = Merge(**event.model_dump(), release=claimed[0], merged=merged)
 
 
 def _look(config: Config, merges: dict[Branched, Merge], now: datetime) -> _Found:
-    """Find the reviews that are due; note of merges when all targets had them. What fails for one keeps no other back."""
+    """Find the reviews that are due. What fails for one merge keeps no other back."""
     found, reviews = _Found(), _Reviews(config)
-    for key, merge in list(merges.items()):
+    for key, merge in merges.items():
         if merge.done:
             continue
         try:
-            if merge.published is None and now - merge.noted < SETTLE and _behind(config, merge):
+            released = _released(config, merge)
+            if released.behind and now - merge.noted < SETTLE:
                 found.open.add(key)
                 found.waiting.append(f"{merge.project} {merge.branch}")
                 continue
-            merges[key] = merge.model_copy(update={"published": merge.published or now})
-            for change in _outdated(config, merges[key], reviews):
-                found.wanted.setdefault(change.number, _Wanted(change)).merges[key] = merges[key]
+            for change in _outdated(config, merge, released, reviews):
+                found.wanted.setdefault(change.number, _Wanted(change)).merges[key] = merge
         except PkgciError as error:
             found.open.add(key)
             found.problems.append(f"{merge}: {error}")
     return found
 
 
-def _behind(config: Config, merge: Merge) -> list[str]:
-    """Return the targets for which the package is released from before the merge."""
+def _released(config: Config, merge: Merge) -> _Released:
+    """Return how far a merge is published: its package, for all targets of its release."""
     branch, package = Branch(config, merge.project, merge.branch), config.package_of(merge.project) or ""
-    return [
-        target
-        for codename in _codenames(config, merge.release)
-        for target, (_, origin) in released_from(config, merge.release, codename, package).items()
-        if origin and origin.branch == merge.branch
-        for one in origin.commits
-        if one.project == merge.project and not branch.later(one.commit, merge.commit)
-    ]
+    found = _Released(merge.merged)
+    for codename in sorted({config.target(name).codename for name in config.release(merge.release).targets}):
+        repository = Repository(config, merge.release, codename)
+        if repository.current() is None:
+            continue
+        with repository.opened():
+            found.users |= set(repository.dependants_of(package))
+            for key, _, _ in repository.index.live_of(package):
+                time = repository.generation(repository.index.since(key)).time.replace(microsecond=0)
+                origin = repository.origin(key, package)
+                commits = origin.commits if origin and origin.branch == merge.branch else ()
+                for one in (one for one in commits if one.project == merge.project):
+                    if branch.later(one.commit, merge.commit):
+                        found.since = max(found.since, time)
+                    else:
+                        found.behind = True
+    return found
 
 
-def _outdated(config: Config, merge: Merge, reviews: _Reviews) -> Iterator[Open]:
+def _outdated(config: Config, merge: Merge, released: _Released, reviews: _Reviews) -> Iterator[Open]:
     """Yield the open reviews that a merge concerns and that were tested before it, but those that a test was asked for."""
-    package = config.package_of(merge.project)
+    package, known = config.package_of(merge.project), set(config.names("packages"))
     own = config.package(package).projects if package else (merge.project,)
-    known = set(config.names("packages"))
-    users = [config.package(name).projects for name in _dependants(config, merge, package or "") if name in known]
-    others = [project for projects in users for project in projects]
-    for change in reviews.of([*own, *others]):
+    users = [project for name in sorted(released.users & known) for project in config.package(name).projects]
+    for change in reviews.of([*own, *users]):
         if change.project in own:
             concerned, since = change.branch == merge.branch, merge.merged
         else:
             claimed = config.release_of(change.branch)
             # what it is built against are the released packages
-            concerned, since = claimed is not None and claimed[0] == merge.release, merge.published
-        assert since is not None
+            concerned, since = claimed is not None and claimed[0] == merge.release, released.since
         tested, asked = change.tested, change.asked
         outdated = tested is not None and tested < since and (asked is None or asked < since)
         if concerned and outdated and change.number not in merge.asked:
             yield change
-
-
-def _dependants(config: Config, merge: Merge, package: str) -> list[str]:
-    """Return the source packages of the merge's release that build-depend on what is released of a package."""
-    found: set[str] = set()
-    for codename in _codenames(config, merge.release):
-        repository = Repository(config, merge.release, codename)
-        if repository.current() is not None:
-            with repository.opened():
-                found |= set(repository.dependants_of(package))
-    return sorted(found)
-
-
-def _codenames(config: Config, release: str) -> list[str]:
-    return sorted({config.target(name).codename for name in config.release(release).targets})

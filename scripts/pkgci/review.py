@@ -1,7 +1,7 @@
-"""What is asked of the review system and said there: by Gerrit's REST interface, to which the configuration has an account.
+"""What is said on changes in the review system, and asked of it: by Gerrit's REST interface.
 
-After a merge nobody waits for a vote: when the publication fails, a comment is how the change's people know. What was
-tested before a merge may need another test: open changes say when they were tested last. Zuul's tenant has the projects.
+The configuration has an account there. After a merge nobody waits for a vote: when the publication fails, a comment is how
+the change's people know. What was tested before a merge may need another test: open changes say when they were tested last.
 
 Source: https://gerrit-review.googlesource.com/Documentation/rest-api-changes.html.
 """

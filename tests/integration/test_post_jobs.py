@@ -31,7 +31,7 @@ class Site:
             gerrit=f"file://{place}/gerrit/",
             metrics=f"{place}/pkgci.prom",
             released={"gnupg_home": gnupg[0], "key": gnupg[1], "sibling_seconds": 0},
-            review={"url": url, "user": review.USER, "password_file": f"{place}/password"},
+            review={"url": url, "user": review.USER, "password_file": f"{place}/password", "retrigger": {}},
         )
         self.engine = LocalEngine(self.config)
         self.repository = Repository(self.config, "default", "bookworm")
@@ -47,6 +47,10 @@ class Site:
         """What a merge event starts; Zuul 2 says the ref by its own name, too."""
         moved = {"ZUUL_REFNAME": "main", "ZUUL_OLDREV": old, "ZUUL_NEWREV": new, "ZUUL_REF": "main", "ZUUL_COMMIT": new}
         return self.run(f"build-{target}", ZUUL_PROJECT="small", ZUUL_PIPELINE="post", **moved)
+
+    def retriggered(self) -> list[str]:
+        """How the jobs that publications have started for open reviews ended, oldest first."""
+        return [self.engine.wait(ref) for ref in self.engine.builds("retrigger-outstanding")]
 
     def children(self, result: Result) -> list[str]:
         return [child.job.partition("-")[0] for child in result.children]
@@ -90,7 +94,10 @@ def test_a_merge_is_published_as_it_was_gated_and_what_was_missed_or_failed_is_t
     gaterecord.write(site.config, record)
     assert site.repository.current() is None
 
-    # merged: published with no compile, the very files
+    # merged: published with no compile, the very files; another review, tested long ago, is tested again
+    vote = {"value": 1, "date": "2020-01-01 00:00:00.000000000"}
+    about = {"_number": 7, "project": "small", "branch": "main", "updated": vote["date"]}
+    site.review.open.append({**about, "labels": {"Verified": {"all": [vote]}}})
     trees.git(site.tree, "cherry-pick", proposed)
     new = trees.git(site.tree, "rev-parse", "main")
     result, archive = site.post(old, new)
@@ -102,6 +109,11 @@ def test_a_merge_is_published_as_it_was_gated_and_what_was_missed_or_failed_is_t
     (deb,) = entry.directory.glob("*.deb")
     (published,) = site.repository.root.glob("pool/small/*/*.deb")
     assert published.samefile(deb)
+    assert site.retriggered() == ["SUCCESS"]
+    ((number, said),) = site.review.comments
+    assert (number, said["message"]) == (7, f"recheck tested before the merge of small main {new[:12]}")
+    site.review.open.clear()
+    site.review.comments.clear()
     again, _ = site.post(old, new)
     assert (again.exit, site.children(again), site.repository.current().number) == (0, ["publish"], 1)
     nothing, _ = site.post(old, new, "debianrpm-amd64")
@@ -135,6 +147,7 @@ def test_a_merge_is_published_as_it_was_gated_and_what_was_missed_or_failed_is_t
     result, archive = site.run("republish")
     assert (result.exit, result.reason) == (0, "0 of 0 missing builds published")
     assert list(audit(site.repository)) == []
+    assert set(site.retriggered()) == {"SUCCESS"}
     assert (
         'pkgci_unpublished_packages{release="default",codename="bookworm"} 0\n'
         in Path(site.config.settings.metrics).read_text()

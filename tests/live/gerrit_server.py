@@ -63,16 +63,18 @@ START_SECONDS = 300
 class Gerrit:
     """A server with a site of its own below `directory`: `site/`, `keys/`, `home/`, `log`.
 
-    Usage: `with Gerrit(directory) as gerrit`, or `start` and `stop`. The server ends with the process that starts it.
+    Usage: `with Gerrit(directory) as gerrit`, or `start` and `stop`. The server ends with the process that starts it. With
+    `whole_topic` what has one topic is submitted together.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, whole_topic: bool = False) -> None:
         self.directory, self.site, self.log = directory, directory / "site", directory / "log"
         if not self.site.exists():
             shutil.copytree(_made(), directory, dirs_exist_ok=True)
         self.http_port, self.ssh_port = trees.free_port(), trees.free_port()
         self.process: subprocess.Popen | None = None
         _configure(self.site, self.http_port, self.ssh_port)
+        _set(self.site, "change.submitWholeTopic", str(whole_topic).lower())
 
     @property
     def url(self) -> str:
@@ -227,6 +229,11 @@ class Gerrit:
         """Abandon a change."""
         self.ask("post", f"changes/{number}/abandon", {})
 
+    def ref(self, number: int) -> str:
+        """Return the ref of a change's current patch set."""
+        change = self.change(number)
+        return change["revisions"][change["current_revision"]]["ref"]
+
     def change(self, number: int) -> dict:
         """Return a change, as its `detail` is: `status` (NEW, MERGED, ABANDONED), `current_revision`, `submittable`, ..."""
         options = "o=CURRENT_REVISION&o=CURRENT_COMMIT&o=SUBMITTABLE&o=MESSAGES&o=DETAILED_LABELS&o=DETAILED_ACCOUNTS"
@@ -285,7 +292,11 @@ def _configure(site: Path, http: int, ssh: int) -> None:
         "sshd.advertisedAddress": f"127.0.0.1:{ssh}",
     }
     for key, value in {**SETTINGS, **ports}.items():
-        subprocess.run(["git", "config", "-f", site / "etc/gerrit.config", key, value], check=True)
+        _set(site, key, value)
+
+
+def _set(site: Path, key: str, value: str) -> None:
+    subprocess.run(["git", "config", "-f", site / "etc/gerrit.config", key, value], check=True)
 
 
 def _daemon(place: Path, libraries: str, url: str) -> subprocess.Popen:

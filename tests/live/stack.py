@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import trees
-from clients import gnupg_home, run
+from clients import gnupg_home
 from gerrit_server import Gerrit
 from servers import Sshd, nginx
 from zuul_server import Zuul, config_project
@@ -50,8 +50,6 @@ class Stack:
         directory: takes all files.
         projects: the files of each project, by its name below `packages/`.
         pairs: the packages that are not of one project of their own name: source and packaging.
-        submit_types: of projects, where Gerrit does not submit them as it does by default.
-        gerrit: more of `gerrit.config`.
         settings: more of `config.yaml`.
     """
 
@@ -60,14 +58,9 @@ class Stack:
         directory: Path,
         projects: Mapping[str, Mapping[str, str]],
         pairs: Mapping[str, tuple[str, str]] | None = None,
-        submit_types: Mapping[str, str] | None = None,
-        gerrit: Mapping[str, str] | None = None,
     ) -> None:
         self.directory, self.projects = directory, projects
-        self.submit_types = submit_types or {}
-        self.gerrit = Gerrit(directory / "gerrit")
-        for key, value in (gerrit or {}).items():
-            run("git", "config", "-f", self.gerrit.site / "etc/gerrit.config", key, value)
+        self.gerrit = Gerrit(directory / "gerrit", whole_topic=True)
         pairs = pairs or {}
         paired = {name for pair in pairs.values() for name in pair}
         self.packages = {name: {"source": f"packages/{name}"} for name in projects if name not in paired}
@@ -106,8 +99,7 @@ class Stack:
         for name, files in self.projects.items():
             tree = self.tree(name)
             trees.commit(tree, files)
-            kind = self.submit_types.get(name, "MERGE_IF_NECESSARY")
-            self.gerrit.create_project(f"packages/{name}", tree, kind)
+            self.gerrit.create_project(f"packages/{name}", tree)
         ours = config_project(self.directory / "ours")
         trees.commit(ours, {"zuul/zuul.d/variants.yaml": VARIANTS})
         self.gerrit.create_project(PROJECT, ours)

@@ -15,8 +15,12 @@ LIB, APP = "quick-lib", "quick-app"
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
-    packages = {name: trees.deb(name) for name in ("full", LIB, APP, "quick-other")}
-    with Stack(tmp_path_factory.mktemp("live"), packages) as made:
+    projects = {name: trees.deb(name) for name in ("full", LIB, APP, "quick-other")}
+    files = trees.deb("quick-pair")
+    projects["quick-pair-packaging"] = {name: files[name] for name in files if name.startswith("debian/")}
+    projects["quick-pair"] = {name: files[name] for name in files.keys() - projects["quick-pair-packaging"].keys()}
+    pairs = {"quick-pair": ("quick-pair", "quick-pair-packaging")}
+    with Stack(tmp_path_factory.mktemp("live"), projects, pairs) as made:
         yield made
 
 
@@ -42,6 +46,17 @@ def offered(stack: Stack, place, name: str) -> list[str]:
         apt("update")
         apt("-y", "--download-only", "install", name)
     return sorted(path.name for path in (place / "cache" / "archives").glob(f"{name}_*.deb"))
+
+
+def published(stack: Stack, name: str, number: int) -> str:
+    """Wait until a merged change is published; return its version, which is that of its gate, and was not built again."""
+    result = stack.published(name)
+    assert [child.job for child in result.children] == [f"publish-{DEB}"], result.reason
+    *_, run = stack.of_change(f"gate-{DEB}", number)
+    gated = {one.project: one.version for one in Gate.read(stack.archived(run, "gate.json")).builds}
+    version = gated[f"packages/{name}"]
+    assert f"{name} {version} at" in result.reason
+    return version
 
 
 def test_a_review_gets_its_vote_and_a_comment_that_says_how_to_try_it(stack):
@@ -109,12 +124,9 @@ def test_two_approved_changes_are_gated_together_merged_and_released(stack, tmp_
     assert (gate.systest, gate.recorded) == ("SUCCESS", True)
     tested = [child.job for child in Result.read(stack.archived(run, "result.json")).children]
     assert tested.count(f"systest-{DEB}") == 1
-    for build in gate.builds:
-        result = stack.published(build.package)
+    for name, number in ((LIB, lib), (APP, app)):
         # the very files that the gate has tested
-        assert [child.job for child in result.children] == [f"publish-{DEB}"], result.reason
-        file = f"{build.package}_{build.version}_all.deb"
-        assert offered(stack, tmp_path / build.package, build.package) == [file]
+        assert offered(stack, tmp_path / name, name) == [f"{name}_{published(stack, name, number)}_all.deb"]
 
 
 def test_a_change_that_fails_is_thrown_out_and_those_behind_it_are_tested_again(stack):
@@ -148,6 +160,36 @@ def test_a_change_is_built_against_the_one_that_it_depends_on(stack):
     assert stack.voted(lib) == 1
     stack.gerrit.approve(lib)
     stack.merged(lib, app)
+
+
+def test_a_source_and_its_packaging_that_need_each_other_are_merged_together(stack):
+    source = stack.push("quick-pair", {"data": "1\n"}, "Data")
+    packaging = stack.push(
+        "quick-pair-packaging",
+        {"debian/quick-pair.install": "quick-pair usr/bin\ndata usr/share/quick-pair\n"},
+        f"Install the data\n\nDepends-On: {stack.gerrit.url}c/packages/quick-pair/+/{source}",
+    )
+    assert stack.voted(packaging) == 1, stack.said(packaging)
+    assert stack.voted(source) == 1
+    stack.gerrit.approve(packaging)
+    stack.gerrit.approve(source)
+    stack.merged(source, packaging)
+    reasons = [stack.published(name).reason for name in ("quick-pair", "quick-pair-packaging")]
+    assert "quick-pair 1.0+pkg1.4-1+deb12" in " ".join(reasons)
+
+
+def test_a_topic_is_tested_and_merged_at_once(stack):
+    names = (LIB, "quick-other")
+    numbers = [stack.push(name, {"topic": "1\n"}, "Together", topic="together") for name in names]
+    for number in numbers:
+        assert stack.voted(number) == 1, stack.said(number)
+    for number in numbers:
+        stack.gerrit.approve(number)
+    stack.merged(*numbers)
+    for name, number in zip(names, numbers, strict=True):
+        *_, run = stack.of_change(f"gate-{DEB}", number)
+        assert sorted(one.package for one in Gate.read(stack.archived(run, "gate.json")).builds) == sorted(names)
+        published(stack, name, number)
 
 
 def test_what_is_submitted_by_force_is_published_as_not_tested_and_that_is_said(stack, tmp_path):

@@ -2,15 +2,8 @@
 
 import subprocess
 
-import pytest
 import trees
-from gerrit_server import VERSION, Gerrit
-
-
-@pytest.fixture(scope="module")
-def gerrit(tmp_path_factory):
-    with Gerrit(tmp_path_factory.mktemp("gerrit")) as server:
-        yield server
+from gerrit_server import VERSION
 
 
 def test_a_change_is_pushed_reviewed_submitted_and_survives_a_restart(gerrit, tmp_path):

@@ -12,20 +12,15 @@ from gerrit_server import Gerrit
 from released import configure
 
 from pkgci import source
-from pkgci.artifacts import Retriggers
+from pkgci.artifacts import Result, Retriggers
 from pkgci.change import Parameters
 from pkgci.config import Config
+from pkgci.engines.local import LocalEngine
 from pkgci.errors import RequestError
 from pkgci.released.merges import publish_build
 from pkgci.retrigger import retrigger
 
 PROJECTS = {"lib": "", "app": ", lib", "alone": ""}
-
-
-@pytest.fixture(scope="module")
-def gerrit(tmp_path_factory):
-    with Gerrit(tmp_path_factory.mktemp("gerrit")) as server:
-        yield server
 
 
 class Site:
@@ -35,7 +30,8 @@ class Site:
         self.place, self.gerrit, self.name = place, gerrit, name
         account = {"url": gerrit.url, "user": "pkgci", "password_file": str(gerrit.password_file("pkgci"))}
         review = {"review": {**account, "retrigger": {"per_hour": 2}}, "gerrit": gerrit.url}
-        self.config = configure(place, gnupg, review)
+        paths = {"paths": {kind: f"{place}/{kind}" for kind in ("cache", "data", "state")}}
+        self.config = configure(place, gnupg, review | paths)
         (self.config.directory / "packages").mkdir()
         self.sources = {one: self.tree(one, trees.deb(one, depends=more)) for one, more in PROJECTS.items()}
         self.packaging = self.tree("lib-packaging", trees.deb("lib"))
@@ -65,7 +61,9 @@ class Site:
         change = merged(f"{self.name}/{project}", self.gerrit.tip(f"{self.name}/{project}"))
         sources = source.fetch(self.config, change)
         release = f"1.pkg1.{sources.count}"
-        made = packages.rpmbuilt(self.place / "rpm" / release, project, "1.0", release)
+        place = self.place / "rpm" / release
+        place.mkdir(parents=True)
+        made = packages.rpmbuilt(place, project, "1.0", release)
         entry = packages.deliver_rpms(self.config, project, f"1.0-{release}", made, tree=sources.source.id)
         publish_build(self.config, "debianrpm-amd64", change, entry, self.place)
 
@@ -92,6 +90,14 @@ class Site:
         given = {**(moved if project else {}), "DRY_RUN": "true" if dry else ""}
         now = datetime.now(UTC) + timedelta(seconds=later)
         return retrigger(self.config, Parameters.read(given), now, self.place)
+
+    def job(self, project: str, commit: str) -> Result:
+        """Run the job dry, as rendered, for a merge."""
+        engine = LocalEngine(self.config)
+        moved = {"ZUUL_PROJECT": f"{self.name}/{project}", "ZUUL_REFNAME": "main", "ZUUL_NEWREV": commit}
+        ref = engine.start("retrigger-outstanding", {**moved, "DRY_RUN": "true"})
+        engine.wait(ref)
+        return Result.read(engine.directory(ref) / "archive" / "artifacts" / "result.json")
 
     def comments(self, *numbers: int) -> list[list[str]]:
         return [self.gerrit.messages(number, "pkgci") for number in numbers]
@@ -121,6 +127,8 @@ def test_reviews_of_both_projects_and_of_what_build_depends_are_tested_again_onc
     everyone = (own, failed, untested, packaging, uses, other, closed, late)
 
     # a dry run says what would be done, and does nothing
+    said = site.job("lib", commit)
+    assert (said.result, said.reason) == ("SUCCESS", "2 reviews would be tested again, 2 wait")
     made = site.run("lib", commit, dry=True)
     assert made.dry
     # those that were touched last come first

@@ -41,6 +41,7 @@ ACCEPTED = {
     "ENVIRONMENT": ["plain", "cluster-3"],
     "RELEASE": ["rocket-2"],
     "EVERYTHING": ["true", "false"],
+    "DRY_RUN": ["true", "false"],
     "SCENARIOS": ["smoke", "smoke upgrade"],
     "SOURCE_TREE": [ID],
     "PACKAGING_TREE": [ID],

@@ -316,6 +316,14 @@ def test_a_record_says_what_the_server_knows(engine, server):
     assert (record.ended - record.started).total_seconds() == 2
 
 
+def test_a_build_is_described_once_it_has_a_number(engine, server):
+    ref = engine.start(JOB, {})
+    engine.describe(ref, "nobody sees it")
+    server.begin()
+    engine.describe(ref, "packages/app 4711,2")
+    assert engine.record(ref).description == "packages/app 4711,2"
+
+
 def test_the_environment_chooses_the_engine_and_the_configuration_names_the_server(tmp_path, monkeypatch):
     monkeypatch.setenv("PKGCI_ENGINE", "jenkins")
     configured(tmp_path, "http://127.0.0.1:1/")

@@ -123,6 +123,20 @@ def test_one_that_cannot_be_asked_for_keeps_no_other_back(run, server, monkeypat
     assert numbers(run(1, event=False).asked) == [2]
 
 
+def test_a_merge_is_not_forgotten_while_the_review_system_or_the_remote_does_not_answer(run, server, config, tmp_path):
+    server.open = [change(1, -1)]
+    password, remote = Path(config.settings.review.password_file), tmp_path / "remote"
+    password.write_text("wrong")
+    with pytest.raises(InfrastructureError, match=r"0 reviews are tested again, 0 wait; hello main .*HTTP status 401"):
+        run()
+    remote.rename(tmp_path / "away")
+    with pytest.raises(InfrastructureError, match=rf"hello main .*: cannot fetch .*{remote}/hello"):
+        run(10, event=False)
+    (tmp_path / "away").rename(remote)
+    password.write_text(gerrit.PASSWORD)
+    assert numbers(run(20, event=False).asked) == [1]
+
+
 def test_what_is_not_configured_or_not_merged_is_refused(config, tmp_path, commit):
     parameters = Parameters.read({"ZUUL_PROJECT": "hello", "ZUUL_REFNAME": "main", "ZUUL_NEWREV": "1" * 40})
     with pytest.raises(RequestError, match="main of hello: 111111111111 is not merged into it"):

@@ -125,3 +125,6 @@ class Engine(Protocol):
 
     def urls(self, ref: BuildRef) -> Urls:
         """Return where a person finds the build."""
+
+    def describe(self, ref: BuildRef, description: str) -> None:
+        """Replace a build's description by a line of plain text."""

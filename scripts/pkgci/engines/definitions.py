@@ -197,6 +197,11 @@ def read(path: Path, name: str) -> Definition:
         raise InfrastructureError(f"job {name}: cannot read its definition {path}: {error.strerror}") from error
 
 
+def read_all(rendered: Path) -> dict[str, Definition]:
+    """Read the jobs that `render` returned, by name; see `parse`."""
+    return {path.name: read(path / "config.xml", path.name) for path in sorted(rendered.iterdir())}
+
+
 def parse(name: str, project: ElementTree.Element) -> Definition:
     """Read a job from its XML.
 

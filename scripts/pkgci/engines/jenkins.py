@@ -258,6 +258,13 @@ class JenkinsEngine:
         place = f"{self.url}{_path(build) if build.number else _job(ref.job)}"
         return Urls(build=f"{place}/", log=f"{place}/consoleText", archive=f"{place}/artifact/")
 
+    def describe(self, ref: BuildRef, description: str) -> None:
+        """See `base.Engine`. What is still queued has none."""
+        build = self._patiently(lambda: self.numbered(ref))
+        if build.number:
+            given = {"description": description}
+            self._patiently(lambda: self.ask("POST", f"{_path(build)}/submitDescription", data=given))
+
     def record(self, ref: BuildRef) -> BuildInfo:
         """See `base.Engine`. A server says when a build began, and not since when it was queued."""
         build = self.numbered(ref)

@@ -1,9 +1,10 @@
 """The engine that needs no server: it runs `jobs/` as Jenkins would, and its state is files.
 
 Below the state directory, `jobs/NAME/builds/N/` holds one build: `build.json` (`BuildRecord`), `job.xml` (the definition
-it runs by), `log`, `archive/`, and `lock`. Each build has one supervising process (`supervisor.py`), which holds `lock`
-for as long as it lives: a build that has not ended and whose lock is free has lost its supervisor, and whoever looks next
-ends it as aborted. There is no daemon; any number of processes may use the engine at once.
+it runs by), `log`, `archive/`, `lock`, and, once somebody has described it, `description`. Each build has one supervising
+process (`supervisor.py`), which holds `lock` for as long as it lives: a build that has not ended and whose lock is free has
+lost its supervisor, and whoever looks next ends it as aborted. There is no daemon; any number of processes may use the
+engine at once.
 """
 
 import contextlib
@@ -164,6 +165,20 @@ class LocalEngine:
 
     def record(self, ref: BuildRef) -> BuildRecord:
         """See `base.Engine`. A build whose supervisor was killed is ended as aborted."""
+        record = self._record(ref)
+        with _disk(f"read the description of {ref}"), contextlib.suppress(FileNotFoundError):
+            described = (self.directory(ref) / "description").read_text()
+            return record.model_copy(update={"description": described})
+        return record
+
+    def describe(self, ref: BuildRef, description: str) -> None:
+        """See `base.Engine`. It is a file of its own: `build.json` is its supervisor's, as long as that lives."""
+        new = self.directory(ref) / f".description.{uuid.uuid4().hex}"
+        with _disk(f"describe {ref}"):
+            new.write_text(description)
+            new.replace(new.with_name("description"))
+
+    def _record(self, ref: BuildRef) -> BuildRecord:
         directory = self.directory(ref)
         record = BuildRecord.read(directory / "build.json")
         if not record.alive:

@@ -141,6 +141,10 @@ class Index:
         query = "SELECT key, target, version FROM builds JOIN lives USING (key) WHERE source = ? AND until IS NULL"
         return self._database.execute(query, [source]).fetchall()
 
+    def since(self, key: str) -> int:
+        """Return the generation that a build which the repository has now came with."""
+        return self._one("SELECT since FROM lives WHERE key = ? AND until IS NULL", key)
+
     def live_at(self, generation: int) -> set[str]:
         """Return the keys of the builds of a generation."""
         query = "SELECT key FROM lives WHERE since <= ?1 AND (until IS NULL OR until > ?1)"
