@@ -177,7 +177,8 @@ def answer(config: Config, engine: Engine, stdin: BinaryIO, stdout: BinaryIO, st
     except Aborted:
         raise
     except PkgciError as error:
-        said = Answer(exit=int(error.exit), reason=str(error))
+        reason = printable(f"{job.job}: {error}")
+        said = Answer(exit=int(error.exit), reason=reason, returned={"zuul": {"warnings": [reason]}})
     stdout.write(said.model_dump_json().encode())
     stdout.flush()
 

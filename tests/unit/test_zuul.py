@@ -177,7 +177,8 @@ def test_a_build_without_a_result_is_the_infrastructures_fault(engine):
 
 def test_an_unknown_job_is_said(engine):
     said, _ = ask(engine, job="chekc")
-    assert (said["exit"], said["reason"]) == (2, "there is no job 'chekc'; `pkgci jobs list` shows all")
+    reason = "chekc: there is no job 'chekc'; `pkgci jobs list` shows all"
+    assert said == {"exit": 2, "reason": reason, "returned": {"zuul": {"warnings": [reason]}}}
 
 
 @pytest.mark.parametrize("how", ["the reader goes", signal.SIGTERM, "the log's reader goes"])
