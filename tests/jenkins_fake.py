@@ -27,6 +27,7 @@ class Build:
         self.number: int | None = None
         self.cancelled = False
         self.result: str | None = None
+        self.description: str | None = None
         self.log = b""
         self.artifacts: dict[str, bytes] = {}
 
@@ -142,7 +143,7 @@ class Handler(BaseHTTPRequestHandler):
             return {"cancelled": found.cancelled} | ({"executable": {"number": found.number}} if found.number else {})
         if build:
             said = {"building": build.result is None, "result": build.result, "timestamp": 1_700_000_000_000}
-            said |= {"duration": 2000, "description": None, "actions": build.actions}
+            said |= {"duration": 2000, "description": build.description, "actions": build.actions}
             return said | {"artifacts": [{"relativePath": name} for name in build.artifacts]}
         pages: dict[str, Callable[[], dict]] = {
             "/api/json": lambda: {
@@ -195,6 +196,9 @@ class Handler(BaseHTTPRequestHandler):
             return 204, b"", {}
         if build and path.endswith("/stop"):
             build.result = build.result or "ABORTED"
+            return 302, b"", {"Location": "http://ci.invalid/"}
+        if build and path.endswith("/submitDescription"):
+            build.description = given["description"]
             return 302, b"", {"Location": "http://ci.invalid/"}
         return 404, b"", {}
 

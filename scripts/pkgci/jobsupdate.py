@@ -189,6 +189,8 @@ def update(config: Config, dry_run: bool) -> str:
         RequestError: as of `Update` and `definitions`.
         InfrastructureError: as of these.
     """
+    if config.settings.jenkins is None:
+        return "nothing to load: the configuration names no Jenkins, and the local engine reads jobs/ itself"
     with definitions(config) as jobs:
         found = Update(config, jobs)
         for line in found.shown().splitlines():

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pkgci import report, review
 from pkgci.artifacts import ARTIFACTS, Child, Lint, Result
-from pkgci.change import Parameters
+from pkgci.change import EVERY, Parameters
 from pkgci.config import Config
 from pkgci.engines.base import BuildInfo, BuildRef, Engine, Urls
 from pkgci.errors import Aborted, InfrastructureError, PkgciError, RequestError
@@ -60,7 +60,7 @@ class Project(_Variables):
 
 
 class Item(_Variables):
-    """One of `zuul.items`: a change of the queue, oldest first, the job's own last."""
+    """One of `zuul.items`: a change of the queue, oldest first."""
 
     project: Project
     branch: str = ""
@@ -81,6 +81,7 @@ class Job(Item):
     build: str
     buildset: str
     pipeline: str
+    attempts: int = Field(1, ge=1, le=100)
     oldrev: str = ""
     newrev: str = ""
     items: tuple[Item, ...] = ()
@@ -94,29 +95,45 @@ class Job(Item):
         about = {"ZUUL_PROJECT": self.project.name, "ZUUL_PIPELINE": self.pipeline, "ZUUL_UUID": self.build}
         if self.change:
             about |= {"ZUUL_BRANCH": self.branch, "ZUUL_CHANGE": self.change, "ZUUL_PATCHSET": self.patchset}
-            return about | {"ZUUL_CHANGES": "^".join(item.queued for item in self.items if item.change)}
+            return about | {"ZUUL_CHANGES": "^".join(item.queued for item in self._queue)}
         if self.oldrev or self.newrev:
             moved = {"ZUUL_OLDREV": self.oldrev or NO_COMMIT, "ZUUL_NEWREV": self.newrev or NO_COMMIT}
             return about | {"ZUUL_REFNAME": self.branch} | moved
         return {}
 
     @property
-    def correlation(self) -> str:
-        """What marks the engine's build of this try; all tries of the job for a change begin the same."""
-        return f"{self.buildset}-{self.build}"[:64]
+    def _queue(self) -> Sequence[Item]:
+        """The changes of the queue, this one last: of changes that depend on each other any may be."""
+        others = [item for item in self.items if item.change and item.change != self.change]
+        return [*others, self]
+
+    def correlation(self, attempt: int) -> str:
+        """What the engine's build of an attempt is found by."""
+        return f"{self.buildset}-{attempt}"
 
 
 class Request(_Variables):
-    """What a playbook asks for: run the job, with more parameters than Zuul's, or abort what runs of it."""
+    """What a playbook asks for: run the job, or abort what runs of it.
+
+    `change` says whether the job is told what Zuul's is about, and `parameters` what else.
+    """
 
     verb: Literal["run", "abort"]
     zuul: Job
+    change: bool = True
     more: dict[str, str] = Field({}, alias="parameters")
 
     @property
     def parameters(self) -> dict[str, str]:
         """All parameters of the engine's build."""
-        return {**self.more, **self.zuul.parameters, "CORRELATION": self.zuul.correlation}
+        about = self.zuul.parameters if self.change else {}
+        return {**self.more, **about, "CORRELATION": self.zuul.correlation(self.zuul.attempts)}
+
+    @property
+    def left(self) -> Iterator[str]:
+        """What the engine's builds are found by that must not run on: of earlier attempts, or of this one, too."""
+        last = self.zuul.attempts - (self.verb == "run")
+        return map(self.zuul.correlation, range(1, last + 1))
 
 
 class Answer(BaseModel):
@@ -148,9 +165,10 @@ def answer(config: Config, engine: Engine, stdin: BinaryIO, stdout: BinaryIO, st
         raise RequestError(f"the playbook's request: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
     # names and ids become parts of paths and parameters: all are held against their rules first
     job = request.zuul
-    Parameters.read(request.parameters)
+    Parameters.read(request.parameters, EVERY)
     try:
-        ended = [_abort(engine, ref) for ref in _running(engine, job)]
+        left = [ref for known in request.left if (ref := engine.find(job.job, known)) and engine.record(ref).alive]
+        ended = [_abort(engine, ref) for ref in left]
         if request.verb == "abort":
             said = Answer(exit=0, reason=f"aborted: {', '.join(ended)}" if ended else "nothing runs any more")
         else:
@@ -159,19 +177,10 @@ def answer(config: Config, engine: Engine, stdin: BinaryIO, stdout: BinaryIO, st
     except Aborted:
         raise
     except PkgciError as error:
-        said = Answer(exit=int(error.exit), reason=str(error))
+        reason = printable(f"{job.job}: {error}")
+        said = Answer(exit=int(error.exit), reason=reason, returned={"zuul": {"warnings": [reason]}})
     stdout.write(said.model_dump_json().encode())
     stdout.flush()
-
-
-def _running(engine: Engine, job: Job) -> list[BuildRef]:
-    """Return the builds of a job that run for the same change in the same run of its pipeline."""
-    found = []
-    for ref in reversed(engine.builds(job.job)):
-        record = engine.record(ref)
-        if record.alive and record.parameters.get("CORRELATION", "").startswith(f"{job.buildset}-"):
-            found.append(ref)
-    return found
 
 
 def _abort(engine: Engine, ref: BuildRef) -> str:
@@ -246,11 +255,13 @@ def _answer(config: Config, job: Job, build: BuildInfo, urls: Urls, code: int, a
     lines = [reason]
     if (artifacts / report.PAGE).is_file():
         kept.append(("Report", page, "report"))
-        use = report.read(artifacts).use
-        if use:
-            kept.append(("Test repository", use.record.url, "repository"))
-            lines.append(f"to try it: {' && '.join(use.commands)}")
-        lines.append(f"report: {page}")
+        view = report.read(artifacts)
+        if view.use:
+            kept.append(("Test repository", view.use.record.url, "repository"))
+            if not code:
+                lines = [f"to try it: {' && '.join(view.use.commands)}"]
+        if view.verdict != "Nothing to build":
+            lines.append(f"report: {page} log: {urls.log}")
     about = {
         "log_url": urls.build,
         "artifacts": [{"name": name, "url": url, "metadata": {"type": kind}} for name, url, kind in kept],
@@ -359,7 +370,9 @@ def tenants(config: Config) -> str:
         raise RequestError(f"{config.directory / 'config.yaml'}: no `{missing}`; the tenant's configuration needs it")
     branches = [pattern for name in config.names("releases") for pattern in config.release(name).branches]
     claimed = {"include": [], "include-branches": list(dict.fromkeys(branches))}
-    ours = {"load-branch": review.head(config, settings.project), "extra-config-paths": "zuul/zuul.d/"}
+    # its jobs are for all branches, not for the one that it is on itself
+    ours = {"load-branch": review.head(config, settings.project), "implied-branch-matchers": False}
+    ours["extra-config-paths"] = "zuul/zuul.d/"
     packages = [name for name in review.projects(config) if name != settings.project and config.package_of(name)]
     source = {
         "config-projects": [{settings.project: ours}],

@@ -18,12 +18,15 @@ from gerrit_server import Gerrit
 from servers import Sshd, nginx
 from zuul_server import Zuul, config_project
 
+from pkgci.artifacts import ARTIFACTS, Result
 from pkgci.config import ROOT
+from pkgci.engines.base import BuildRef
 from pkgci.engines.local import INHERITED, LocalEngine
 from pkgci.server import serve
 
 PROJECT = "ci/pkgci"
-RELEASE = """branches: [main]
+DEB = "bookworm-amd64"
+RELEASE = """branches: [main, stable/.*]
 targets: [bookworm-amd64, debianrpm-amd64]
 """
 # those of packages/quick-* take no tests before the gate: what a scenario is not about
@@ -45,14 +48,24 @@ class Stack:
 
     Args:
         directory: takes all files.
-        packages: source trees by the name of their package; a package's project is `packages/NAME`.
+        projects: the files of each project, by its name below `packages/`.
+        pairs: the packages that are not of one project of their own name: source and packaging.
         settings: more of `config.yaml`.
     """
 
     def __init__(
-        self, directory: Path, packages: Mapping[str, Mapping[str, str]], settings: Mapping[str, object] | None = None
+        self,
+        directory: Path,
+        projects: Mapping[str, Mapping[str, str]],
+        pairs: Mapping[str, tuple[str, str]] | None = None,
     ) -> None:
-        self.directory, self.packages, self.settings = directory, packages, settings or {}
+        self.directory, self.projects = directory, projects
+        self.gerrit = Gerrit(directory / "gerrit", whole_topic=True)
+        pairs = pairs or {}
+        paired = {name for pair in pairs.values() for name in pair}
+        self.packages = {name: {"source": f"packages/{name}"} for name in projects if name not in paired}
+        for name, (source, packaging) in pairs.items():
+            self.packages[name] = {"source": f"packages/{source}", "packaging": f"packages/{packaging}"}
         self._ends = contextlib.ExitStack()
 
     def __enter__(self) -> "Stack":
@@ -66,11 +79,11 @@ class Stack:
 
     def _start(self, stack: contextlib.ExitStack) -> None:
         home, key = stack.enter_context(gnupg_home())
-        self.gerrit = stack.enter_context(Gerrit(self.directory / "gerrit"))
+        stack.enter_context(self.gerrit)
         port = trees.free_port()
         self.config = trees.config(
             self.directory,
-            {name: {"source": f"packages/{name}"} for name in self.packages},
+            self.packages,
             gerrit=self.gerrit.url,
             review={
                 "url": self.gerrit.url,
@@ -80,11 +93,10 @@ class Stack:
             zuul={"project": PROJECT},
             builds=f"http://127.0.0.1:{port}/",
             released={"gnupg_home": home, "key": key},
-            **self.settings,
         )
         (self.config.directory / "releases" / "default.yaml").write_text(RELEASE)
         self.engine = LocalEngine(self.config)
-        for name, files in self.packages.items():
+        for name, files in self.projects.items():
             tree = self.tree(name)
             trees.commit(tree, files)
             self.gerrit.create_project(f"packages/{name}", tree)
@@ -127,7 +139,9 @@ class Stack:
         """Return the work tree of a package."""
         return self.directory / "work" / name
 
-    def push(self, name: str, files: Mapping[str, str], message: str = "Change", base: str = "origin") -> int:
+    def push(
+        self, name: str, files: Mapping[str, str], message: str = "Change", base: str = "origin", topic: str = ""
+    ) -> int:
         """Push a change to a package for review; return its number.
 
         Args:
@@ -135,6 +149,7 @@ class Stack:
             files: what changes.
             message: of its commit; a Change-Id is added.
             base: `origin` for the branch as it is merged, or `HEAD` for the last change of this tree.
+            topic: its topic.
         """
         tree = self.tree(name)
         project = f"packages/{name}"
@@ -142,7 +157,7 @@ class Stack:
             trees.git(tree, "fetch", "-q", self.gerrit.git_url() + project, "main")
             trees.git(tree, "reset", "-q", "--hard", "FETCH_HEAD")
         trees.commit(tree, files, message)
-        return self.gerrit.push(tree, project)
+        return self.gerrit.push(tree, project, topic=topic)
 
     def voted(self, number: int, seconds: float = 300) -> int:
         """Wait until Zuul has voted on the current patch set of a change; return the vote."""
@@ -160,10 +175,28 @@ class Stack:
         """Return what Zuul said last on a change."""
         return self.gerrit.messages(number, "zuul")[-1]
 
-    def running(self) -> list[str]:
-        """Return the builds that run on the engine."""
-        refs = (ref for job in self.engine.jobs() for ref in self.engine.builds(job))
-        return [str(ref) for ref in refs if self.engine.record(ref).alive]
+    def of_change(self, job: str, number: int) -> list[BuildRef]:
+        """Return the engine's builds of a job for a change, oldest first."""
+        parameters = {ref: self.engine.record(ref).parameters for ref in self.engine.builds(job)}
+        return [ref for ref, given in parameters.items() if given.get("ZUUL_CHANGE") == str(number)]
+
+    def of_merge(self, job: str, commit: str) -> list[BuildRef]:
+        """Return the engine's builds of a job for a branch that has moved to a commit, oldest first."""
+        parameters = {ref: self.engine.record(ref).parameters for ref in self.engine.builds(job)}
+        return [ref for ref, given in parameters.items() if given.get("ZUUL_NEWREV") == commit]
+
+    def archived(self, ref: BuildRef, name: str) -> Path:
+        """Return where a build has archived one of its artifacts."""
+        return self.engine.directory(ref) / "archive" / ARTIFACTS / name
+
+    def published(self, name: str) -> Result:
+        """Wait until the tip of a project's branch has been published; return how that ended."""
+        project = f"packages/{name}"
+        commit = self.gerrit.tip(project)
+        job = f"build-{DEB}"
+        (build,) = self.wait(lambda: self.of_merge(job, commit), f"a build of {project} after its merge")
+        self.wait(lambda: self.engine.wait(build, 1), f"{build} ends")
+        return Result.read(self.archived(build, "result.json"))
 
 
 HOW = """

@@ -305,8 +305,12 @@ class Zuul:
         found = self.ask("components")
         states = {part: [one["state"] for one in found.get(part, [])] for part in ("scheduler", "executor")}
         running = all(states[part] == ["running"] for part in states)
-        listens = self.gerrit is None or "Authentication (publickey) successful" in self.log("scheduler")
+        listens = self.gerrit is None or self._listens(self.gerrit)
         return running and listens and bool(self.ask("tenants"))
+
+    def _listens(self, gerrit: Gerrit) -> bool:
+        log = gerrit.site / "logs" / "sshd_log"
+        return log.exists() and " zuul " in log.read_text()
 
     def _start(self, part: str, words: list[str | Path]) -> None:
         with (self.directory / f"{part}.log").open("ab") as log:

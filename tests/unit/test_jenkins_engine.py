@@ -13,7 +13,7 @@ from pkgci import engines, jobsupdate
 from pkgci.config import Config
 from pkgci.doctor import examine
 from pkgci.engines import jenkins as module
-from pkgci.engines.base import BuildRef
+from pkgci.engines.base import BuildRef, Urls
 from pkgci.errors import InfrastructureError, RequestError
 
 
@@ -130,6 +130,20 @@ def test_another_process_finds_a_request_by_its_correlation(engine, server, tmp_
     another.state(unknown)
     with pytest.raises(RequestError, match="knows nothing of"):
         until(lambda: another.state(unknown) is None)
+
+
+def test_who_knows_the_correlation_finds_the_build_queued_or_running(engine, server, tmp_path):
+    ref = engine.start(JOB, {"CORRELATION": "c" * 32 + "-1"})
+    (tmp_path / "other").mkdir()
+    other = configured(tmp_path / "other", server.url)
+    assert other.find(JOB, "c" * 32 + "-2") is None
+    assert other.find(JOB, ref.request) == ref
+    assert other.urls(ref).build == f"{server.url}job/{JOB}/"
+    server.begin()
+    again = other.find(JOB, ref.request)
+    assert other.numbered(again).number == 1
+    place = f"{server.url}job/{JOB}/1"
+    assert other.urls(again) == Urls(f"{place}/", f"{place}/consoleText", f"{place}/artifact/")
 
 
 def test_a_request_taken_out_of_the_queue_is_aborted_and_has_left_nothing(engine, server, tmp_path):
@@ -300,6 +314,14 @@ def test_a_record_says_what_the_server_knows(engine, server):
     record = engine.record(ref)
     assert (record.state, record.parameters["COMMAND"], record.number) == ("SUCCESS", "x", 1)
     assert (record.ended - record.started).total_seconds() == 2
+
+
+def test_a_build_is_described_once_it_has_a_number(engine, server):
+    ref = engine.start(JOB, {})
+    engine.describe(ref, "nobody sees it")
+    server.begin()
+    engine.describe(ref, "packages/app 4711,2")
+    assert engine.record(ref).description == "packages/app 4711,2"
 
 
 def test_the_environment_chooses_the_engine_and_the_configuration_names_the_server(tmp_path, monkeypatch):

@@ -75,7 +75,7 @@ def request(verb: str = "run", runs: str = "", **more: object) -> bytes:
 
 def parameters(**more: object) -> dict[str, str]:
     given = zuul.Request.model_validate_json(request(**more)).parameters
-    assert given.pop("CORRELATION") == f"{'c' * 32}-{'b' * 31}"
+    assert given.pop("CORRELATION") == f"{'c' * 32}-1"
     return given
 
 
@@ -111,6 +111,12 @@ def test_the_queue_becomes_the_parameters_of_zuul_2():
     assert Parameters.read(given).values == given
 
 
+def test_of_changes_that_depend_on_each_other_the_jobs_own_is_the_last():
+    queue = [item("packages/a", "5"), item("packages/app", "1203", "2"), item("packages/b", "6")]
+    names = [part.partition(":")[0] for part in parameters(items=queue)["ZUUL_CHANGES"].split("^")]
+    assert names == ["packages/a", "packages/b", "packages/app"]
+
+
 def test_numbers_may_be_numbers():
     assert parameters(change=1203, patchset=2) == parameters()
 
@@ -125,6 +131,12 @@ def test_a_branch_that_has_moved_is_named_with_both_of_its_commits():
     about = {"ZUUL_PROJECT": "packages/app", "ZUUL_PIPELINE": "post", "ZUUL_UUID": "b" * 32}
     assert given == about | {"ZUUL_REFNAME": "main", "ZUUL_OLDREV": "1" * 40, "ZUUL_NEWREV": "2" * 40}
     assert moved(newrev="2" * 40)["ZUUL_OLDREV"] == moved(oldrev="1" * 40)["ZUUL_NEWREV"] == "0" * 40
+
+
+def test_a_job_that_takes_no_change_is_told_about_none():
+    assert zuul.Request.model_validate(
+        {"verb": "run", "change": False, "zuul": variables(), "parameters": {"DRY_RUN": "true"}}
+    ).parameters == {"DRY_RUN": "true", "CORRELATION": f"{'c' * 32}-1"}
 
 
 def test_a_job_of_a_timer_is_about_no_change():
@@ -165,7 +177,8 @@ def test_a_build_without_a_result_is_the_infrastructures_fault(engine):
 
 def test_an_unknown_job_is_said(engine):
     said, _ = ask(engine, job="chekc")
-    assert (said["exit"], said["reason"]) == (2, "there is no job 'chekc'; `pkgci jobs list` shows all")
+    reason = "chekc: there is no job 'chekc'; `pkgci jobs list` shows all"
+    assert said == {"exit": 2, "reason": reason, "returned": {"zuul": {"warnings": [reason]}}}
 
 
 @pytest.mark.parametrize("how", ["the reader goes", signal.SIGTERM, "the log's reader goes"])
@@ -188,15 +201,22 @@ def test_the_build_ends_with_its_playbook(engine, how):
     assert engine.state(ref) == "ABORTED"
 
 
-def test_what_an_earlier_try_left_is_aborted_and_nothing_else(engine):
-    left, other = (
-        engine.start("check", {"COMMAND": "exec sleep 1000", "CORRELATION": f"{buildset * 32}-{'d' * 31}"})
-        for buildset in ("c", "e")
-    )
-    said, _ = ask(engine, verb="abort")
-    assert (said["exit"], said["reason"]) == (0, f"aborted: {left}")
+def held(engine: LocalEngine, correlation: str):
+    return engine.start("check", {"COMMAND": "exec sleep 1000", "CORRELATION": correlation})
+
+
+def test_what_an_earlier_attempt_left_is_aborted_and_nothing_else(engine):
+    left, other = held(engine, f"{'c' * 32}-1"), held(engine, f"{'e' * 32}-1")
+    said, _ = ask(engine, attempts=2, runs="exit 7")
+    assert (said["exit"], said["reason"]) == (3, "check: ended without a result: see its log")
     assert (engine.state(left), engine.state(other)) == ("ABORTED", "running")
-    assert ask(engine, verb="abort")[0]["reason"] == "nothing runs any more"
+
+
+def test_what_runs_for_a_playbook_that_was_killed_is_aborted(engine):
+    own, later = held(engine, f"{'c' * 32}-2"), held(engine, f"{'c' * 32}-3")
+    assert ask(engine, verb="abort", attempts=2)[0] == {"exit": 0, "reason": f"aborted: {own}", "returned": {}}
+    assert (engine.state(own), engine.state(later)) == ("ABORTED", "running")
+    assert ask(engine, verb="abort", attempts=2)[0]["reason"] == "nothing runs any more"
 
 
 # comments on lines
@@ -307,7 +327,15 @@ def test_the_tenant_has_the_packages_that_gerrit_has_and_the_branches_that_relea
     assert (tenant["name"], tenant["max-job-timeout"]) == ("packages", zuul.JOB_SECONDS)
     claimed = list(review.config.release("default").branches)
     assert tenant["source"]["gerrit"] == {
-        "config-projects": [{"ci/pkgci": {"load-branch": "main", "extra-config-paths": "zuul/zuul.d/"}}],
+        "config-projects": [
+            {
+                "ci/pkgci": {
+                    "load-branch": "main",
+                    "implied-branch-matchers": False,
+                    "extra-config-paths": "zuul/zuul.d/",
+                }
+            }
+        ],
         "untrusted-projects": [{"packages/app": {"include": [], "include-branches": claimed}}],
     }
 

@@ -117,6 +117,9 @@ class Engine(Protocol):
     def builds(self, job: str) -> list[BuildRef]:
         """Return the builds of `job` that are kept, oldest first."""
 
+    def find(self, job: str, correlation: str) -> BuildRef | None:
+        """Return the build of `job` that was started with this value of CORRELATION; None when there is none."""
+
     def record(self, ref: BuildRef) -> BuildInfo:
         """Return all that is known of a build."""
 

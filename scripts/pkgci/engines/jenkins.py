@@ -27,7 +27,7 @@ from jenkins_jobs.constants import MAGIC_MANAGE_STRING
 
 from pkgci import web
 from pkgci.config import Config, Login
-from pkgci.engines.base import BuildInfo, BuildRef, Outcome, State, Tests
+from pkgci.engines.base import BuildInfo, BuildRef, Outcome, State, Tests, Urls
 from pkgci.engines.definitions import Parameter, parameter_values
 from pkgci.errors import InfrastructureError, RequestError
 from pkgci.text import printable
@@ -245,6 +245,25 @@ class JenkinsEngine:
         """See `base.Engine`. The newest hundred: a server reads each from its disk."""
         listed = self.ask_json(_job(job), "builds[number]").get("builds") or []
         return [BuildRef(job, number) for number in sorted(one["number"] for one in listed)]
+
+    def find(self, job: str, correlation: str) -> BuildRef | None:
+        """See `base.Engine`. In the queue, or among the newest hundred builds."""
+        ref = BuildRef(job, 0, correlation)
+        self._requests.setdefault(correlation, _Request({}))
+        return ref if self._patiently(lambda: self._found(ref)) else None
+
+    def urls(self, ref: BuildRef) -> Urls:
+        """See `base.Engine`. Of what is still queued, the job's."""
+        build = self._patiently(lambda: self.numbered(ref))
+        place = f"{self.url}{_path(build) if build.number else _job(ref.job)}"
+        return Urls(build=f"{place}/", log=f"{place}/consoleText", archive=f"{place}/artifact/")
+
+    def describe(self, ref: BuildRef, description: str) -> None:
+        """See `base.Engine`. What is still queued has none."""
+        build = self._patiently(lambda: self.numbered(ref))
+        if build.number:
+            given = {"description": description}
+            self._patiently(lambda: self.ask("POST", f"{_path(build)}/submitDescription", data=given))
 
     def record(self, ref: BuildRef) -> BuildInfo:
         """See `base.Engine`. A server says when a build began, and not since when it was queued."""

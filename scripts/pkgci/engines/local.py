@@ -158,6 +158,11 @@ class LocalEngine:
             raise RequestError(f"there is no job {job!r}; `pkgci jobs list` shows all")
         return [BuildRef(job, number) for number in sorted(int(name) for name in names if name.isdigit())]
 
+    def find(self, job: str, correlation: str) -> BuildRef | None:
+        """See `base.Engine`."""
+        refs = reversed(self.builds(job))
+        return next((ref for ref in refs if self.record(ref).parameters.get("CORRELATION") == correlation), None)
+
     def record(self, ref: BuildRef) -> BuildRecord:
         """See `base.Engine`. A build whose supervisor was killed is ended as aborted."""
         record = self._record(ref)
