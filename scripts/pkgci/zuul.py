@@ -186,7 +186,7 @@ def answer(config: Config, engine: Engine, stdin: BinaryIO, stdout: BinaryIO, st
 def _abort(engine: Engine, ref: BuildRef) -> str:
     engine.abort(ref)
     engine.wait(ref, ENDS)
-    return str(ref)
+    return str(engine.numbered(ref))
 
 
 def _run(config: Config, engine: Engine, request: Request, stderr: BinaryIO) -> Answer:
@@ -195,9 +195,12 @@ def _run(config: Config, engine: Engine, request: Request, stderr: BinaryIO) -> 
     ref = engine.start(job.job, request.parameters)
     try:
         with PlainLog(stderr) as log:
-            log.write(f"{ref} on the engine: {engine.urls(ref).build}\n".encode())
+            log.write(f"{ref} {'on the engine' if ref.number else 'queued'}: {engine.urls(ref).build}\n".encode())
             stderr.flush()
             for piece in engine.log(ref, follow=True):
+                if not ref.number:
+                    ref = engine.numbered(ref)
+                    log.write(f"{ref} on the engine: {engine.urls(ref).build}\n".encode())
                 log.write(piece)
                 stderr.flush()
         code = exit_of(engine, ref)

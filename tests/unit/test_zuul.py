@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import gerrit
+import jenkins_fake
 import pytest
 import trees
 import yaml
@@ -17,6 +19,7 @@ from local_jobs import end_all, make_engine, until
 from pkgci import zuul
 from pkgci.artifacts import Child, Lint, LintFinding, Result
 from pkgci.change import Parameters
+from pkgci.engines import jenkins
 from pkgci.engines.local import LocalEngine
 from pkgci.errors import RequestError
 
@@ -168,6 +171,29 @@ def test_the_log_is_passed_on_and_the_reason_is_returned(engine):
     about = said["returned"]["zuul"]
     assert (about["log_url"], about["warnings"]) == (url, ["check: no rule to make all"])
     assert about["artifacts"] == [{"name": "Log", "url": f"{url}log", "metadata": {"type": "log"}}]
+
+
+def test_a_build_that_waits_on_a_server_is_named_by_its_number_once_it_has_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(jenkins, "POLLS", (0.01, 0.05))
+    log = io.BytesIO()
+    asked = {"verb": "run", "change": False, "zuul": variables(job=jenkins_fake.JOB)}
+
+    def run() -> None:
+        until(lambda: b"queued" in log.getvalue())
+        build = server.begin()
+        build.log, build.result = b"built\n", "SUCCESS"
+
+    with jenkins_fake.Jenkins() as server:
+        engine = jenkins_fake.configured(tmp_path, server.url)
+        thread = threading.Thread(target=run)
+        thread.start()
+        zuul._run(engine.config, engine, zuul.Request.model_validate(asked), log)
+        thread.join()
+        server.shutdown()
+    page = f"{server.url}job/run-build/"
+    queued, *said = log.getvalue().decode().splitlines()
+    assert queued == f"run-build (request {'c' * 32}-1) queued: {page}"
+    assert said == [f"run-build/1 on the engine: {page}1/", "built"]
 
 
 def test_a_build_without_a_result_is_the_infrastructures_fault(engine):

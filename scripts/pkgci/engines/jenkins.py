@@ -178,6 +178,8 @@ class JenkinsEngine:
         while follow and not build.number and self._patiently(lambda: self.state(ref)) in ("queued", "running"):
             time.sleep(POLLS[0])
             build = self._patiently(lambda: self.numbered(ref))
+        # it may have begun and ended between the two questions
+        build = self._patiently(lambda: self.numbered(ref))
         if not build.number:
             return
         # where the next answer begins, and how much of it was yielded before it broke off

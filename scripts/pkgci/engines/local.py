@@ -23,6 +23,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pkgci.config import ROOT, Config
+from pkgci.disk import replacing
 from pkgci.engines.base import BuildInfo, BuildRef, Outcome, State, Urls
 from pkgci.engines.definitions import Definition, parameter_values, read, render
 from pkgci.engines.processes import SUPERVISOR, kill_all
@@ -173,10 +174,8 @@ class LocalEngine:
 
     def describe(self, ref: BuildRef, description: str) -> None:
         """See `base.Engine`. It is a file of its own: `build.json` is its supervisor's, as long as that lives."""
-        new = self.directory(ref) / f".description.{uuid.uuid4().hex}"
-        with _disk(f"describe {ref}"):
-            new.write_text(description)
-            new.replace(new.with_name("description"))
+        with _disk(f"describe {ref}"), replacing(self.directory(ref) / "description") as new:
+            new.write(description.encode())
 
     def _record(self, ref: BuildRef) -> BuildRecord:
         directory = self.directory(ref)
