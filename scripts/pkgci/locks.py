@@ -79,8 +79,8 @@ def make_once(place: Path, usable: Callable[[], bool], make: Callable[[Path], No
     Args:
         place: the directory.
         usable: whether it is, now.
-        make: makes the content, files only, in the new directory that it is given. What a killed process left of one is
-            removed by the next.
+        make: makes the content in the new directory that it is given; of files only it is sure that they are on the disk.
+            What a killed process left of one is removed by the next.
     """
     if usable():
         return

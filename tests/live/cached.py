@@ -1,19 +1,22 @@
 """What the servers of these tests are made from, made once a user: `$XDG_CACHE_HOME/pkgci-test/NAME-DIGEST/`.
 
-A directory appears whole, by a rename, under a lock; what it is made from decides its name.
+What a directory is made from decides its name.
 """
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from filelock import FileLock
+from pkgci.command import run, supervised
+from pkgci.config import EMBEDDED, Config
+from pkgci.locks import make_once
+from pkgci.upstream import Source, apt_sources, isolated_apt
 
-from pkgci.command import supervised
+PIP = ("-m", "pip", "install", "-q", "--disable-pip-version-check")
 
 
 def cached(name: str, parts: object, make: Callable[[Path], None]) -> Path:
@@ -22,20 +25,17 @@ def cached(name: str, parts: object, make: Callable[[Path], None]) -> Path:
     Args:
         name: what it is, and its version.
         parts: all that decides its content; its `repr` gives the digest.
-        make: fills the directory that it gets, which is renamed afterwards.
+        make: fills the directory that it gets, which is `final` afterwards.
     """
     place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pkgci-test"
     directory = place / f"{name}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:12]}"
-    if not directory.exists():
-        place.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{directory}.lock"):
-            if not directory.exists():
-                new = directory.with_name(f"{directory.name}.new")
-                shutil.rmtree(new, ignore_errors=True)
-                new.mkdir()
-                make(new)
-                new.rename(directory)
+    make_once(directory, directory.exists, make)
     return directory
+
+
+def final(making: Path) -> Path:
+    """Return where a directory will be that is being made."""
+    return making.with_name(making.name.removeprefix(".").removesuffix(".new"))
 
 
 def digest(*files: Path) -> str:
@@ -76,16 +76,41 @@ def venv(name: str, constraints: Path, requirements: Sequence[str], below: str =
 
     def make(directory: Path) -> None:
         place = directory / below
-        subprocess.run(supervised([sys.executable, "-m", "venv", place]), check=True)
-        pip = [place / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-        subprocess.run(supervised([*pip, "-c", constraints, *requirements]), check=True)
+        run([sys.executable, "-m", "venv", place])
+        run([place / "bin/python", *PIP, "-c", constraints, *requirements])
         # its scripts begin with where it is
-        here = os.fsencode(directory)
+        here, there = os.fsencode(directory), os.fsencode(final(directory))
         for script in (place / "bin").iterdir():
             if script.is_file() and not script.is_symlink():
-                script.write_bytes(script.read_bytes().replace(here, here.removesuffix(b".new")))
+                script.write_bytes(script.read_bytes().replace(here, there))
 
     return cached(name, (sys.version, requirements, digest(constraints), below), make)
+
+
+def unpack(suite: str, packages: Mapping[str, Path]) -> None:
+    """Unpack packages of one of Debian's suites, from the mirror that this machine's apt uses; nothing of it is changed.
+
+    Args:
+        suite: its name, also of one that this machine does not use.
+        packages: by name, the directory that takes the files of each.
+    """
+    target = Config(EMBEDDED).target("bookworm-amd64")
+    mirror = next(source.uri for source in apt_sources(target) if source.suite == target.codename)
+    with tempfile.TemporaryDirectory() as scratch:
+        apt = Path(scratch)
+        for name in ("lists/partial", "cache/archives/partial"):
+            (apt / name).mkdir(parents=True)
+        (apt / "sources.list").write_text(f"{Source(mirror, suite, ('main',)).line()}\n")
+        own = {"Dir::State": apt, "Dir::State::status": "/dev/null", "Dir::Cache": apt / "cache"}
+        own |= {"Dir::State::lists": apt / "lists", "Dir::Etc::sourcelist": apt / "sources.list"}
+        own |= {"Dir::Etc::preferencesparts": "/dev/null", "Dir::Etc::preferences": "/dev/null"}
+        # the index of an old suite says no more until when it is valid
+        options = [f"-o{name}={value}" for name, value in own.items()] + ["-oAcquire::Check-Valid-Until=false"]
+        for words in (["update"], ["download", *packages]):
+            run(["apt-get", "-q", *options, *words], cwd=apt, env=isolated_apt(apt))
+        for name, place in packages.items():
+            (file,) = apt.glob(f"{name}_*.deb")
+            run(["dpkg-deb", "-x", file, place])
 
 
 def java_home(major: int = 17) -> Path:

@@ -9,7 +9,6 @@ With JENKINS_URL, JENKINS_USER and JENKINS_TOKEN_FILE in the environment the tes
 """
 
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -19,12 +18,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import requests
-from cached import cached, jars
+from cached import cached, final, jars, unpack
 from trees import free_port
 
-from pkgci.command import supervised
-from pkgci.config import Jenkins, Target, Upstream
-from pkgci.upstream import KEYRING, apt_sources, isolated_apt
+from pkgci.command import run, supervised
+from pkgci.config import Jenkins
 
 VERSION = "3.3.2"
 PARTS = {
@@ -236,39 +234,15 @@ def _java() -> Path:
 
 
 def _make_java(directory: Path) -> None:
-    codename = platform.freedesktop_os_release()["VERSION_CODENAME"]
-    own = Target(
-        format="deb",
-        codename=codename,
-        architecture="amd64",
-        tag="own",
-        upstream=Upstream(machine=True, suites=(codename,)),
-    )
-    mirror = apt_sources(own)[0].uri
-    apt = directory / "apt"
-    for place in ("state/lists/partial", "cache/archives/partial", "debs"):
-        (apt / place).mkdir(parents=True)
-    (apt / "sources.list").write_text(f"deb [signed-by={KEYRING}] {mirror} sid main\n")
-    environment = {**os.environ, **isolated_apt(apt)}
-    with (apt / "apt.conf").open("a") as stream:
-        stream.write(
-            f'Dir::Etc::sourcelist "{apt}/sources.list";\nDir::State "{apt}/state";\nDir::Cache "{apt}/cache";\n'
-            'Dir::State::status "/var/lib/dpkg/status";\n'
-        )
-    for words in (["update"], ["download", *PACKAGES]):
-        subprocess.run(supervised(["apt-get", "-qq", *words]), cwd=apt / "debs", env=environment, check=True)
-    for package, place in zip(PACKAGES, ("java", "libc"), strict=True):
-        (file,) = (apt / "debs").glob(f"{package}_*.deb")
-        subprocess.run(["dpkg-deb", "-x", file, directory / place], check=True)
+    unpack("sid", {PACKAGES[0]: directory / "java", PACKAGES[1]: directory / "libc"})
     home = directory / "java/usr/lib/jvm/java-8-openjdk-amd64/jre"
     # paths are absolute: those of the final place
-    libraries = directory.with_name(directory.name.removesuffix(".new")) / "libc/usr/lib/x86_64-linux-gnu"
+    libraries = final(directory) / "libc/usr/lib/x86_64-linux-gnu"
     linked = ["--set-interpreter", libraries / "ld-linux-x86-64.so.2", "--force-rpath"]
     search = f"$ORIGIN/../lib/amd64/jli:{libraries}"
-    subprocess.run(["patchelf", *linked, "--set-rpath", search, home / "bin/java"], check=True)
+    run(["patchelf", *linked, "--set-rpath", search, home / "bin/java"])
     for link in home.rglob("*"):
         # its settings, which the package has in /etc
         if link.is_symlink() and (target := os.readlink(link)).startswith("/etc/"):
             link.unlink()
             shutil.copy(directory / "java" / target[1:], link) if (directory / "java" / target[1:]).exists() else None
-    shutil.rmtree(apt)

@@ -19,12 +19,11 @@ from pathlib import Path
 import gear
 import trees
 import yaml
-from cached import cached, digest
+from cached import PIP, cached, digest, unpack
 from gerrit_server import Gerrit
 
-from pkgci.command import supervised
-from pkgci.config import EMBEDDED, ROOT, Config
-from pkgci.upstream import Source, apt_sources, isolated_apt
+from pkgci.command import run, supervised
+from pkgci.config import ROOT
 
 HERE = Path(__file__).parent
 VERSION = "2.6.0"
@@ -236,37 +235,14 @@ def _free_address() -> str:
 
 
 def _install(place: Path) -> None:
-    target = Config(EMBEDDED).target("bookworm-amd64")
-    mirror = next(source.uri for source in apt_sources(target) if source.suite == target.codename)
-    apt = place / "apt"
-    for directory in ("lists/partial", "cache/archives/partial", "packages"):
-        (apt / directory).mkdir(parents=True)
-    (apt / "sources.list").write_text(f"{Source(mirror, SUITE, ('main',)).line()}\n")
-    variables = {**os.environ, **isolated_apt(apt)}
-    own = {"Dir::State": apt, "Dir::State::status": "/dev/null", "Dir::Cache": apt / "cache"}
-    own |= {"Dir::State::lists": apt / "lists", "Dir::Etc::sourcelist": apt / "sources.list"}
-    own |= {"Dir::Etc::preferencesparts": "/dev/null", "Dir::Etc::preferences": "/dev/null"}
-    # bullseye's index says no more until when it is valid
-    options = [f"-o{name}={value}" for name, value in own.items()] + ["-oAcquire::Check-Valid-Until=false"]
-    for words in (["update"], ["download", *PACKAGES]):
-        _run(["apt-get", "-q", *options, *words], apt / "packages", variables)
-    for package in sorted((apt / "packages").glob("*.deb")):
-        _run(["dpkg-deb", "-x", package, place / "python2.7"], place, variables)
+    unpack(SUITE, dict.fromkeys(PACKAGES, place / "python2.7"))
     (place / "libraries").mkdir()
     for library in (place / "python2.7/usr/lib/x86_64-linux-gnu").glob("lib*.so.*"):
         library.rename(place / "libraries" / library.name)
-    maker, pip = (
-        place / "virtualenv",
-        ["pip", "install", "-q", "--disable-pip-version-check", "--no-deps"],
-    )
-    _run([sys.executable, "-m", "venv", maker], place, variables)
-    _run([maker / "bin/python", "-m", *pip, *VIRTUALENV], place, variables)
-    python2 = {name: value for name, value in environment(place).items() if name != "PIP_FIND_LINKS"}
+    maker, pip = place / "virtualenv", [*PIP, "--no-deps"]
+    run([sys.executable, "-m", "venv", maker])
+    run([maker / "bin/python", *pip, *VIRTUALENV])
+    python2 = {**environment(place), "PIP_FIND_LINKS": None}
     make = [maker / "bin/virtualenv", "-q", "--no-download", "--no-periodic-update"]
-    _run([*make, "--python", place / PYTHON, place / "zuul"], place, python2)
-    _run([place / "zuul/bin/python", "-m", *pip, "-r", REQUIREMENTS], place, python2)
-
-
-def _run(words: list, place: Path, variables: Mapping[str, str]) -> None:
-    done = subprocess.run(supervised(words), cwd=place, env=variables, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{' '.join(map(str, words))}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+    run([*make, "--python", place / PYTHON, place / "zuul"], env=python2)
+    run([place / "zuul/bin/python", *pip, "-r", REQUIREMENTS], env=python2)

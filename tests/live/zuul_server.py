@@ -21,7 +21,7 @@ from cached import cached, java_home, venv
 from gerrit_server import PASSWORDS, Gerrit
 from servers import wait_for
 
-from pkgci.command import supervised
+from pkgci.command import run, supervised
 from pkgci.engines.processes import COOKIE, kill_all
 
 HERE = Path(__file__).parent
@@ -130,7 +130,7 @@ def ansible() -> Path:
 
 def certificates() -> Path:
     """Return a directory with an authority of our own, and keys that it has certified, for ten years."""
-    return cached("zuul-certificates", CERTIFY, lambda place: _run("sh", "-euc", CERTIFY, cwd=place))
+    return cached("zuul-certificates", CERTIFY, lambda place: run(["sh", "-euc", CERTIFY], cwd=place))
 
 
 CERTIFY = """
@@ -269,7 +269,7 @@ class Zuul:
 
     def reconfigure(self) -> None:
         """Let the scheduler list the projects again."""
-        _run(zuul() / "bin/zuul-scheduler", "-c", self.directory / "zuul.conf", "smart-reconfigure")
+        run([zuul() / "bin/zuul-scheduler", "-c", self.directory / "zuul.conf", "smart-reconfigure"])
 
     def log(self, part: str) -> str:
         """Return what a part has said."""
@@ -330,8 +330,3 @@ def config_project(tree: Path) -> Path:
     shutil.copytree(HERE.parents[1] / "zuul", tree / "zuul")
     trees.commit(tree, {}, "The pipelines")
     return tree
-
-
-def _run(*words: str | Path, cwd: Path | None = None) -> None:
-    done = subprocess.run(supervised(words), cwd=cwd, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{words[0]}: {done.stdout[-1000:]}{done.stderr[-2000:]}"
