@@ -1,9 +1,12 @@
 """From a push to its vote, its gate and its publication, with all servers real."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import requests
 import trees
-from clients import Apt
+from clients import Apt, run
 from processes import with_marker
 from stack import DEB, Stack
 
@@ -52,8 +55,8 @@ def published(stack: Stack, name: str, number: int) -> str:
     """Wait until a merged change is published; return its version, which is that of its gate, and was not built again."""
     result = stack.published(name)
     assert [child.job for child in result.children] == [f"publish-{DEB}"], result.reason
-    *_, run = stack.of_change(f"gate-{DEB}", number)
-    gated = {one.project: one.version for one in Gate.read(stack.archived(run, "gate.json")).builds}
+    *_, last = stack.of_change(f"gate-{DEB}", number)
+    gated = {one.project: one.version for one in Gate.read(stack.archived(last, "gate.json")).builds}
     version = gated[f"packages/{name}"]
     assert f"{name} {version} at" in result.reason
     return version
@@ -118,11 +121,11 @@ def test_two_approved_changes_are_gated_together_merged_and_released(stack, tmp_
     stack.gerrit.approve(lib)
     stack.gerrit.approve(app)
     stack.merged(lib, app)
-    (run,) = stack.of_change(f"gate-{DEB}", app)
-    gate = Gate.read(stack.archived(run, "gate.json"))
+    (build,) = stack.of_change(f"gate-{DEB}", app)
+    gate = Gate.read(stack.archived(build, "gate.json"))
     assert [build.package for build in gate.builds] == [LIB, APP]
     assert (gate.systest, gate.recorded) == ("SUCCESS", True)
-    tested = [child.job for child in Result.read(stack.archived(run, "result.json")).children]
+    tested = [child.job for child in Result.read(stack.archived(build, "result.json")).children]
     assert tested.count(f"systest-{DEB}") == 1
     for name, number in ((LIB, lib), (APP, app)):
         # the very files that the gate has tested
@@ -187,8 +190,8 @@ def test_a_topic_is_tested_and_merged_at_once(stack):
         stack.gerrit.approve(number)
     stack.merged(*numbers)
     for name, number in zip(names, numbers, strict=True):
-        *_, run = stack.of_change(f"gate-{DEB}", number)
-        assert sorted(one.package for one in Gate.read(stack.archived(run, "gate.json")).builds) == sorted(names)
+        *_, last = stack.of_change(f"gate-{DEB}", number)
+        assert sorted(one.package for one in Gate.read(stack.archived(last, "gate.json")).builds) == sorted(names)
         published(stack, name, number)
 
 
@@ -217,8 +220,11 @@ def test_a_killed_executor_and_a_restarted_gerrit_change_nothing(stack, tmp_path
 
 
 def test_a_job_is_started_by_hand_with_its_parameters(stack):
-    ref = stack.engine.start(f"compile-{DEB}", {"ZUUL_PROJECT": f"packages/{LIB}", "ZUUL_BRANCH": "main"})
-    assert stack.engine.wait(ref, 300) == "SUCCESS"
+    given = ("ZUUL_PROJECT=packages/full", "ZUUL_BRANCH=main", "ONLY=compile")
+    pkgci = Path(sys.executable).parent / "pkgci"
+    done = run(pkgci, "jobs", "run", f"build-{DEB}", *given, env={"PKGCI_CONFIG": str(stack.config.directory)})
+    assert f"compile-{DEB}" in done.stdout
+    assert "full 1.0+pkg1.1" in done.stdout
 
 
 def test_branches_that_a_release_claims_are_voted_on_and_no_others(stack):
