@@ -19,6 +19,7 @@ import requests
 import trees
 from cached import cached, digest, jars, java_home
 
+from pkgci import web
 from pkgci.command import supervised
 
 VERSION = "3.9.1"
@@ -255,9 +256,7 @@ class Gerrit:
 
 
 def _ask(url: str, verb: str, path: str, words: object, user: str):
-    with requests.Session() as session:
-        # no proxy of the machine is between
-        session.trust_env = False
+    with web.session(url, upstream=False) as session:
         answer = session.request(verb, f"{url}a/{path}", json=words, auth=(user, PASSWORDS[user]), timeout=120)
     assert answer.ok, f"{verb} {path}: {answer.status_code} {answer.text[:2000]}"
     return json.loads(answer.text.removeprefix(")]}'")) if answer.text else None
@@ -305,8 +304,7 @@ def _daemon(place: Path, libraries: str, url: str) -> subprocess.Popen:
         words = _java(place, libraries, "daemon", "--headless", "--console-log", "-d", place / "site")
         process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     deadline = time.monotonic() + START_SECONDS
-    with requests.Session() as session:
-        session.trust_env = False
+    with web.session(url, upstream=False) as session:
         while True:
             with suppress(requests.RequestException):
                 if session.get(f"{url}config/server/version", timeout=10).ok:

@@ -21,6 +21,7 @@ import requests
 from cached import cached, final, jars, unpack
 from trees import free_port
 
+from pkgci import web
 from pkgci.command import run, supervised
 from pkgci.config import Jenkins
 
@@ -116,8 +117,7 @@ class Hudson:
             with (self.directory / "shim.log").open("ab") as log:
                 self.shim = subprocess.Popen(supervised(shim), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         deadline = time.monotonic() + START_SECONDS
-        with requests.Session() as session:
-            session.trust_env = False
+        with web.session(self.url, upstream=False) as session:
             while True:
                 with suppress(requests.RequestException):
                     answer = session.get(f"{self.url}api/json", timeout=10)
@@ -157,8 +157,7 @@ class Hudson:
 
     def groovy(self, script: str) -> str:
         """Let the server run a script, as an administrator does, and return what it says."""
-        with requests.Session() as session:
-            session.trust_env = False
+        with web.session(self.url, upstream=False) as session:
             answer = session.post(f"{self.url}scriptText", data={"script": script}, timeout=60)
         assert answer.ok, answer.text[:2000]
         return answer.text
@@ -183,8 +182,7 @@ class Hudson:
         """Return the command that is an agent, for who is connected by its standard input and output."""
         jar = self.directory / "agent.jar"
         if not jar.exists():
-            with requests.Session() as session:
-                session.trust_env = False
+            with web.session(self.url, upstream=False) as session:
                 jar.write_bytes(session.get(f"{self.url}jnlpJars/slave.jar", timeout=60).content)
         path = f"PATH={Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
         return f"env {path} {_java() / 'bin/java'} -Xmx128m -jar {jar}"

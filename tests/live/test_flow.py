@@ -4,12 +4,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import requests
 import trees
 from clients import Apt, run
 from processes import with_marker
 from stack import DEB, Stack
 
+from pkgci import web
 from pkgci.artifacts import Gate, Result
 from pkgci.server import serve
 
@@ -34,11 +34,7 @@ def rules(*script: str, step: str = "override_dh_auto_build") -> dict[str, str]:
 
 
 def text(url: str) -> str:
-    with requests.Session() as session:
-        session.trust_env = False
-        answer = session.get(url, timeout=30)
-    answer.raise_for_status()
-    return answer.text
+    return web.read(url, upstream=False, largest=1 << 24).decode()
 
 
 def offered(stack: Stack, place, name: str) -> list[str]:

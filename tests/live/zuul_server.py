@@ -21,6 +21,7 @@ from cached import cached, java_home, venv
 from gerrit_server import PASSWORDS, Gerrit
 from servers import wait_for
 
+from pkgci import web
 from pkgci.command import run, supervised
 from pkgci.engines.processes import COOKIE, kill_all
 
@@ -277,8 +278,7 @@ class Zuul:
 
     def ask(self, path: str):
         """Return what the REST interface answers, from its JSON; `path` is what comes after `api/`."""
-        with requests.Session() as session:
-            session.trust_env = False
+        with web.session(self.url, upstream=False) as session:
             answer = session.get(f"{self.url}api/{path}", timeout=30)
         answer.raise_for_status()
         return answer.json()
