@@ -320,7 +320,10 @@ def test_a_package_is_known_by_what_it_is_made_from_whatever_its_name(config, ge
     assert "of this merge is released already" in publish_tested(config, RPM, change, tmp_path).reason
     unpublished(config, "lib", tmp_path)
     assert {one.target for one in Unpublished.read(tmp_path / "unpublished.json").missing} == {DEB}
-    Repository(config, "rocket", "debianrpm").hold("LibMixed", "eats disks", 1)
+    repository = Repository(config, "rocket", "debianrpm")
+    with repository.opened():
+        assert repository.index.projects_of("LibMixed") == ["lib"]
+    repository.hold("LibMixed", "eats disks", 1)
     change = merged("lib", gerrit.push("lib", {"text": "3"}))
     unpublished(config, "lib", tmp_path)
     (found,) = (one for one in Unpublished.read(tmp_path / "unpublished.json").missing if one.target == RPM)
