@@ -139,11 +139,14 @@ def test_a_merge_is_published_as_it_was_gated_and_what_was_missed_or_failed_is_t
     assert [number for number, _ in site.review.comments] == [42]
     assert f"Not published: build-{DEB} #" in site.review.comments[0][1]["message"]
 
-    # mended, and the event of that merge is lost
+    # mended, and the event of that merge is lost: as it was before, it is what is released; then not any more
     trees.commit(site.tree, {"debian/rules": trees.RULES})
     result, archive = site.run("republish", PACKAGE="small")
+    assert (result.exit, result.reason) == (0, "0 of 0 missing builds published")
+    trees.commit(site.tree, {"more": "y"})
+    result, archive = site.run("republish", PACKAGE="small")
     assert (result.exit, result.reason) == (0, "1 of 1 missing builds published")
-    assert site.released() == [built.version.replace("pkg1.2", "pkg1.5")]
+    assert site.released() == [built.version.replace("pkg1.2", "pkg1.6")]
     result, archive = site.run("republish")
     assert (result.exit, result.reason) == (0, "0 of 0 missing builds published")
     assert list(audit(site.repository)) == []
