@@ -9,12 +9,13 @@ import yaml
 
 from pkgci import maintain, mirror
 from pkgci.artifacts import Maintained, Maintenance, ReleaseOutcome, Sync
+from pkgci.change import Parameters
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError, RequestError
 from pkgci.mirrors import standing
 from pkgci.mirrors.jobs import sync_job
 from pkgci.mirrors.standing import mirrored, standings
-from pkgci.publish import sync_mirrors
+from pkgci.publish import go_on
 from pkgci.released.records import Generation
 from pkgci.released.repository import Repository
 from pkgci.step import StepContext
@@ -175,11 +176,11 @@ class Context(StepContext):
 def test_what_is_published_and_what_is_signed_anew_goes_to_the_mirrors(config: Config, tmp_path):
     context = Context(describe(config, "alone"))
     wanted = [("mirror-sync-deb", {"RELEASE": "rocket"})]
-    sync_mirrors(context, tmp_path)
+    go_on(context, Parameters({}), tmp_path)
     maintain.sync_mirrors(context, tmp_path)
     for repository, result in (("", "absent"), ("alone/bookworm", "published")):
         ReleaseOutcome(repository=repository, result=result, reason="").write(tmp_path / "released.json")
-        sync_mirrors(context, tmp_path)
+        go_on(context, Parameters({}), tmp_path)
     about = {"generation": 1, "valid_until": None, "cleaned": ()}
     names = {"rocket/bookworm": "", "alone/bookworm": "it is due"}
     for renewed in ("", "it is due"):
@@ -191,6 +192,6 @@ def test_what_is_published_and_what_is_signed_anew_goes_to_the_mirrors(config: C
         maintain.sync_mirrors(context, tmp_path)
         assert context.launched == (wanted if renewed else [])
     ReleaseOutcome(repository="rocket/bookworm", result="published", reason="").write(tmp_path / "released.json")
-    sync_mirrors(context, tmp_path)
+    go_on(context, Parameters({}), tmp_path)
     assert context.launched == wanted * 2
     assert sync_job(config, "rocket/debianrpm") is None
