@@ -345,6 +345,8 @@ class Queue(Away):
         return BuildRef(job, 0, "request")
 
     def numbered(self, _: BuildRef) -> BuildRef:
+        if "numbered" in self.lost:
+            raise InfrastructureError("the engine is away")
         return BuildRef(self.real.job, 0, "request") if self.queued else self.real
 
     def wait(self, _: BuildRef, timeout: float) -> str | None:
@@ -378,10 +380,12 @@ def test_a_build_that_waits_in_a_servers_queue_can_be_stopped(engine, work, zuul
 
 def test_a_build_that_gets_its_number_soon_is_told_by_it(engine, work, zuul, tmp_path):
     queue = Queue(engine)
+    queue.lost.add("numbered")
     work(on=queue)
     job = zuul.submit("build:hold")
     until(lambda: engine.builds("hold"))
     assert not job.data
+    queue.lost.clear()
     queue.queued = False
     until(lambda: job.data)
     assert json.loads(job.data[0])["number"] == 1

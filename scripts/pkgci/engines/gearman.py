@@ -274,9 +274,13 @@ class Worker:
     def _numbered(self, ref: BuildRef) -> BuildRef:
         """Return a build with its number, if it gets one soon."""
         until = time.monotonic() + NUMBERED
-        while not (build := self.engine.numbered(ref)).number and time.monotonic() < until:
+        while True:
+            # a server that is away for a moment has the build all the same
+            with suppress(InfrastructureError):
+                ref = self.engine.numbered(ref)
+            if ref.number or time.monotonic() > until:
+                return ref
             time.sleep(POLL)
-        return build
 
     def _values(self, work: _Work) -> dict[str, str]:
         """Return the parameters of a job that are given and known, validated."""

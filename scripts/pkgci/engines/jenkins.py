@@ -224,7 +224,8 @@ class JenkinsEngine:
         """See `base.Engine`. What the build has started, and what that has started, is asked to stop as well."""
         if self.state(ref) not in ("queued", "running"):
             return
-        for poll in self._polls.values():
+        # a copy: other threads wait for other builds
+        for poll in list(self._polls.values()):
             # it is about to end
             poll.since, poll.due = time.monotonic(), 0.0
         ref = self.numbered(ref)
