@@ -58,21 +58,9 @@ DNF = ("ca-certificates", "dnf", "rpm")
 SMALL = ("ca-certificates", "coreutils", "dnf", "tar", "util-linux")
 # What Fedora and its kin build in, by the names that they have in common, and what the scripts in formats/ use. What only
 # one of them has (the package of its release, that of its macros) is the target's to say.
-BUILD = ("bash", "bzip2", "ca-certificates", "coreutils", "cpio", "createrepo_c", "diffutils", "dnf")
-BUILD += (
-    "file",
-    "findutils",
-    "gawk",
-    "grep",
-    "gzip",
-    "patch",
-    "perl(JSON::PP)",
-    "rpm-build",
-    "sed",
-    "shadow-utils",
-    "tar",
-)
-BUILD += ("unzip", "util-linux", "which", "xz", "zstd")
+BUILD = ("bash", "bzip2", "ca-certificates", "coreutils", "cpio", "createrepo_c", "diffutils", "dnf", "file")
+BUILD += ("findutils", "gawk", "grep", "gzip", "patch", "perl(JSON::PP)", "rpm-build", "sed", "shadow-utils")
+BUILD += ("tar", "unzip", "util-linux", "which", "xz", "zstd")
 SCRIPT = Path(__file__).with_suffix(".sh")
 LIMITS = Limits(seconds=1800, processes=4096, disk_mib=12288, memory_mib=4096)
 

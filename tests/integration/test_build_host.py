@@ -440,6 +440,7 @@ def test_a_hostile_archive_from_there_is_refused(host: BuildHost, box, tmp_path:
 
 def test_the_key_is_good_for_nothing_else(host: BuildHost):
     client = paramiko.SSHClient()
+    # the host is this test's own sshd on loopback; what is asked is what it lets this key do
     client.set_missing_host_key_policy(paramiko.AutoAddPolicy())
     key = paramiko.Ed25519Key.from_private_key_file(str(host.directory / "identity"))
     client.connect("127.0.0.1", host.port, getpass.getuser(), pkey=key, allow_agent=False, look_for_keys=False)
