@@ -29,6 +29,7 @@ from pkgci.engines.jenkins import JenkinsEngine
 from pkgci.engines.local import INHERITED, LocalEngine
 from pkgci.released.repository import CURRENT
 from pkgci.server import serve
+from pkgci.zuul import claimed
 
 PROJECT = "ci/pkgci"
 DEB, RPM = "bookworm-amd64", "debianrpm-amd64"
@@ -106,22 +107,25 @@ class Stack:
         )
         stack.enter_context(self.hudson)
         load(self.config.settings.jenkins, ROOT / "jobs", self.directory)
-        for name, files in self.projects.items():
-            tree = self.tree(name)
-            trees.commit(tree, files)
-            self.gerrit.create_project(f"packages/{name}", tree)
-        ours = config_project(self.directory / "ours")
-        trees.commit(ours, {"zuul/zuul.d/variants.yaml": VARIANTS})
-        self.gerrit.create_project(PROJECT, ours)
-        jobs = self.config.state / "jobs"
-        jobs.mkdir(parents=True)
         self.mirror = self.directory / "mirror"
         rsyncd = Rsyncd(self.directory / "rsyncd", self.mirror)
         stack.callback(rsyncd.end)
         self.mirror_url = f"http://127.0.0.1:{mirror}/"
         release = RELEASE.format(url=self.mirror_url, rsync=rsyncd.url)
         (etc / "releases" / "default.yaml").write_text(release)
-        listen = f"listen 127.0.0.1:{builds}; root {jobs};"
+        for name, files in self.projects.items():
+            tree = self.tree(name)
+            trees.commit(tree, files)
+            self.gerrit.create_project(f"packages/{name}", tree)
+        ours = config_project(self.directory / "ours")
+        definitions = "zuul/zuul.d/jobs.yaml"
+        # what an operator changes there: `pkgci doctor` says so
+        jobs = (ours / definitions).read_text().replace("branches: ^(.*)$", f"branches: {claimed(self.config)}")
+        trees.commit(ours, {definitions: jobs, "zuul/zuul.d/variants.yaml": VARIANTS})
+        self.gerrit.create_project(PROJECT, ours)
+        kept = self.config.state / "jobs"
+        kept.mkdir(parents=True)
+        listen = f"listen 127.0.0.1:{builds}; root {kept};"
         served = f"server {{ {listen} autoindex on; default_type text/plain; charset utf-8; }}\n"
         served += example("nginx.conf", self.mirror).replace("listen 80;", f"listen 127.0.0.1:{mirror};")
         stack.enter_context(nginx(self.directory / "nginx", mirror, served))

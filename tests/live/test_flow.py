@@ -19,7 +19,8 @@ LIB, APP = "quick-lib", "quick-app"
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
     projects = {name: trees.deb(name) for name in (LIB, APP, "quick-other")}
-    projects["full"] = trees.deb("full") | trees.rpm("full")
+    # a dnf that knows one repository has no shell to offer
+    projects["full"] = trees.deb("full") | trees.rpm("full", more="AutoReq: no\n")
     files = trees.deb("quick-pair")
     projects["quick-pair-packaging"] = {name: files[name] for name in files if name.startswith("debian/")}
     projects["quick-pair"] = {name: files[name] for name in files.keys() - projects["quick-pair-packaging"].keys()}
@@ -257,3 +258,4 @@ def test_branches_that_a_release_claims_are_voted_on_and_no_others(stack):
         numbers[branch] = stack.gerrit.push(tree, project, branch)
     assert stack.voted(numbers["stable/1"]) == 1, stack.said(numbers["stable/1"])
     assert stack.gerrit.messages(numbers["experimental"], "zuul") == []
+    assert stack.of_change(f"build-{DEB}", numbers["experimental"]) == []
