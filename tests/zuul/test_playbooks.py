@@ -76,8 +76,9 @@ def job(tmp_path):
 def test_the_engines_host_is_asked_and_zuul_is_told_what_it_says(job):
     returned = {"zuul": {"log_url": "https://builds.example.org/1/", "warnings": [HOSTILE]}}
     job.answers(json.dumps({"exit": 1, "reason": HOSTILE, "returned": returned}))
-    done = job.play("run", pkgci_parameters={"AGAIN": "true"}, pkgci_change=False)
-    assert done.returncode == 2, done.stdout
+    done = job.play("follow", pkgci_parameters={"AGAIN": "true"}, pkgci_change=False)
+    # only what Zuul is to try again fails here
+    assert done.returncode == 0, done.stdout
     # what a package has said is no template
     assert HOSTILE in done.stdout
     assert json.loads((job.place / "work" / "results.json").read_text())["data"] == returned
@@ -88,11 +89,23 @@ def test_the_engines_host_is_asked_and_zuul_is_told_what_it_says(job):
     assert asked["argv"][-4:] == ["-p", "2222", "--", "zuul@engine.example.org"]
     assert {"StrictHostKeyChecking=yes", "BatchMode=yes", "HostKeyAlias=engine"} <= set(asked["argv"])
     assert asked["known"] == "engine ssh-ed25519 AAAA\n"
+    failed = job.play("run")
+    assert failed.returncode == 2
+    assert HOSTILE in failed.stdout
+
+
+def test_an_infrastructure_fault_fails_before_the_run_so_that_zuul_tries_again(job):
+    returned = {"zuul": {"warnings": ["no disk"]}}
+    job.answers(json.dumps({"exit": 3, "reason": "no disk", "returned": returned}))
+    done = job.play("follow")
+    assert done.returncode == 2
+    assert "no disk" in done.stdout
+    assert json.loads((job.place / "work" / "results.json").read_text())["data"] == returned
 
 
 def test_a_job_that_passes_is_not_asked_about_again(job):
     job.answers(json.dumps({"exit": 0, "reason": "built", "returned": {}}))
-    assert job.play("run").returncode == 0
+    assert [job.play(name).returncode for name in ("follow", "run")] == [0, 0]
     assert (job.asked["stdin"]["change"], job.asked["stdin"]["parameters"]) == (True, {})
     (job.place / "asked.json").unlink()
     assert job.play("end").returncode == 0
