@@ -131,7 +131,8 @@ class Stack:
         stack.enter_context(nginx(self.directory / "nginx", mirror, served))
         host = self.directory / "host"
         host.mkdir()
-        self.sshd = Sshd(host, str(self._forced_command(host)))
+        self.command = self._forced_command(host)
+        self.sshd = Sshd(host, str(self.command))
         stack.callback(self.sshd.end)
         self.engines: dict[str, Engine] = {
             "local": LocalEngine(self.config),
@@ -220,7 +221,8 @@ class Stack:
 
     def archived(self, ref: BuildRef, name: str) -> Path:
         """Return a copy of one of the artifacts of a build that has ended."""
-        place = self.directory / "archived" / str(ref)
+        # each engine counts by itself
+        place = self.directory / "archived" / type(self.engine).__name__ / str(ref)
         if not place.exists():
             place.mkdir(parents=True)
             self.engine.artifacts(ref, place)
