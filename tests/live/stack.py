@@ -264,7 +264,7 @@ Push a review, which Zuul tests by jobs of Jenkins:
     echo hello >README && git add README && git commit -m 'Say hello'
     git push origin HEAD:refs/for/main
 What came of it, where 1 is the change's number, which the push has said:
-    curl -s {gerrit}changes/1/messages
+    curl -s {gerrit}changes/1/messages | tail -n +2 | python3 -m json.tool
 Approve it, which has it gated, merged and published:
     curl -s -u admin:secret -H 'Content-Type: application/json' {gerrit}a/changes/1/revisions/current/review \\
         -d '{{"labels": {{"Code-Review": 2, "Workflow": 1}}}}'
