@@ -205,6 +205,15 @@ class Stack:
         """Wait for a condition; return what it returned."""
         return self.zuul.wait(condition, what, seconds)
 
+    def idle(self) -> None:
+        """Wait until Zuul has nothing to do."""
+
+        def waiting() -> list:
+            pipelines = self.zuul.ask("tenant/packages/status")["pipelines"]
+            return [head for one in pipelines for queue in one["change_queues"] for head in queue["heads"]]
+
+        self.wait(lambda: not waiting(), "nothing is queued")
+
     def said(self, number: int) -> str:
         """Return what Zuul said last on a change."""
         return self.gerrit.messages(number, "zuul")[-1]

@@ -183,6 +183,8 @@ def test_a_change_is_built_against_the_one_that_it_depends_on(stack):
     assert stack.voted(lib) == 1
     stack.gerrit.approve(lib)
     stack.merged(lib, app)
+    for name, number in ((LIB, lib), (APP, app)):
+        published(stack, name, number)
 
 
 def test_a_source_and_its_packaging_that_need_each_other_are_merged_together(stack):
@@ -224,6 +226,7 @@ def test_what_is_submitted_by_force_is_published_as_not_tested_and_that_is_said(
 
 
 def test_an_infrastructure_fault_a_killed_executor_and_a_restarted_gerrit_change_nothing(stack, tmp_path):
+    stack.idle()
     fault = tmp_path / "fault"
     fault.mkdir()
     # of the first one who asks
