@@ -131,7 +131,8 @@ class Stack:
         stack.enter_context(nginx(self.directory / "nginx", mirror, served))
         host = self.directory / "host"
         host.mkdir()
-        self.sshd = Sshd(host, str(self._forced_command(host)))
+        self.command = self._forced_command(host)
+        self.sshd = Sshd(host, str(self.command))
         stack.callback(self.sshd.end)
         self.engines: dict[str, Engine] = {
             "local": LocalEngine(self.config),
@@ -204,6 +205,15 @@ class Stack:
         """Wait for a condition; return what it returned."""
         return self.zuul.wait(condition, what, seconds)
 
+    def idle(self) -> None:
+        """Wait until Zuul has nothing to do."""
+
+        def waiting() -> list:
+            pipelines = self.zuul.ask("tenant/packages/status")["pipelines"]
+            return [head for one in pipelines for queue in one["change_queues"] for head in queue["heads"]]
+
+        self.wait(lambda: not waiting(), "nothing is queued")
+
     def said(self, number: int) -> str:
         """Return what Zuul said last on a change."""
         return self.gerrit.messages(number, "zuul")[-1]
@@ -220,7 +230,8 @@ class Stack:
 
     def archived(self, ref: BuildRef, name: str) -> Path:
         """Return a copy of one of the artifacts of a build that has ended."""
-        place = self.directory / "archived" / str(ref)
+        # each engine counts by itself
+        place = self.directory / "archived" / type(self.engine).__name__ / str(ref)
         if not place.exists():
             place.mkdir(parents=True)
             self.engine.artifacts(ref, place)
@@ -262,7 +273,7 @@ Push a review, which Zuul tests by jobs of Jenkins:
     echo hello >README && git add README && git commit -m 'Say hello'
     git push origin HEAD:refs/for/main
 What came of it, where 1 is the change's number, which the push has said:
-    curl -s {gerrit}changes/1/messages
+    curl -s {gerrit}changes/1/messages | tail -n +2 | python3 -m json.tool
 Approve it, which has it gated, merged and published:
     curl -s -u admin:secret -H 'Content-Type: application/json' {gerrit}a/changes/1/revisions/current/review \\
         -d '{{"labels": {{"Code-Review": 2, "Workflow": 1}}}}'

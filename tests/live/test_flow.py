@@ -11,6 +11,7 @@ from stack import DEB, RPM, Stack
 
 from pkgci import web
 from pkgci.artifacts import Gate, Result
+from pkgci.engines.base import BuildRef
 from pkgci.server import serve
 
 LIB, APP = "quick-lib", "quick-app"
@@ -63,6 +64,12 @@ def published(stack: Stack, name: str, number: int, target: str = DEB) -> str:
     version = gated[f"packages/{name}"]
     assert f"{name} {version} at" in result.reason
     return version
+
+
+def queued(stack: Stack, build: BuildRef) -> list[str]:
+    """Return the packages' projects in the queue that a build was started with."""
+    changes = stack.engine.record(build).parameters["ZUUL_CHANGES"].split("^")
+    return [item.partition(":")[0].removeprefix("packages/") for item in changes]
 
 
 @pytest.fixture
@@ -133,38 +140,32 @@ def test_a_new_patch_set_ends_all_that_runs_for_the_old_one(stack, tmp_path):
     assert stack.voted(number) == 1, stack.said(number)
 
 
-def test_two_approved_changes_are_gated_together_merged_and_released(stack, tmp_path):
+def test_approved_changes_are_gated_together_and_one_that_fails_is_thrown_out(stack, tmp_path):
+    # what a check builds has a version of its own
+    only_checked = rules("dpkg-parsechangelog -S Version | grep -q '~t'", step="override_dh_install")
+    bad = stack.push("quick-other", only_checked, "Fail in the gate")
     lib = stack.push(LIB, {"README": "two\n"}, "Improve the library")
     app = stack.push(APP, {"README": "two\n"}, "Improve the application")
-    assert (stack.voted(lib), stack.voted(app)) == (1, 1)
-    stack.gerrit.approve(lib)
-    stack.gerrit.approve(app)
+    for number in (bad, lib, app):
+        assert stack.voted(number) == 1, stack.said(number)
+    for number in (bad, lib, app):
+        stack.gerrit.approve(number)
     stack.merged(lib, app)
-    (build,) = stack.of_change(f"gate-{DEB}", app)
-    gate = Gate.read(stack.archived(build, "gate.json"))
+    assert not stack.gerrit.merged(bad)
+    assert stack.gerrit.votes(bad, "Verified") == {"zuul": -2}
+    first, *_, last = stack.of_change(f"gate-{DEB}", app)
+    assert queued(stack, first) == ["quick-other", LIB, APP]
+    assert queued(stack, last) == [LIB, APP]
+    gate = Gate.read(stack.archived(last, "gate.json"))
     assert [build.package for build in gate.builds] == [LIB, APP]
     assert (gate.systest, gate.recorded) == ("SUCCESS", True)
-    tested = [child.job for child in Result.read(stack.archived(build, "result.json")).children]
-    assert tested.count(f"systest-{DEB}") == 1
+    children = Result.read(stack.archived(last, "result.json")).children
+    (together,) = (child.parameters["REPOSITORIES"] for child in children if child.job == f"systest-{DEB}")
+    assert len([url for url in together.split() if "/test/" in url]) == len(gate.builds)
     for name, number in ((LIB, lib), (APP, app)):
         # the very files that the gate has tested
         file = f"{name}_{published(stack, name, number)}_all.deb"
         assert offered(stack, tmp_path / name, name, stack.released()) == [file]
-
-
-def test_a_change_that_fails_is_thrown_out_and_those_behind_it_are_tested_again(stack):
-    # what a check builds has a version of its own
-    only_checked = rules("dpkg-parsechangelog -S Version | grep -q '~t'", step="override_dh_install")
-    bad = stack.push("quick-other", only_checked, "Fail in the gate")
-    good = stack.push(APP, {"README": "three\n"}, "Behind it")
-    assert (stack.voted(bad), stack.voted(good)) == (1, 1)
-    stack.gerrit.approve(bad)
-    stack.gerrit.approve(good)
-    stack.merged(good)
-    assert not stack.gerrit.merged(bad)
-    stack.wait(lambda: stack.gerrit.votes(bad, "Verified") == {"zuul": -2}, "it is voted on")
-    *_, last = stack.of_change(f"gate-{DEB}", good)
-    assert [build.package for build in Gate.read(stack.archived(last, "gate.json")).builds] == [APP]
 
 
 def test_a_change_is_built_against_the_one_that_it_depends_on(stack):
@@ -176,13 +177,14 @@ def test_a_change_is_built_against_the_one_that_it_depends_on(stack):
     app = stack.push(APP, needs, f"Use the feature\n\nDepends-On: {stack.gerrit.url}c/packages/{LIB}/+/{lib}")
     assert stack.voted(app) == 1, stack.said(app)
     (build,) = stack.of_change(f"build-{DEB}", app)
-    changes = stack.engine.record(build).parameters["ZUUL_CHANGES"]
-    assert [item.partition(":")[0] for item in changes.split("^")] == [f"packages/{LIB}", f"packages/{APP}"]
+    assert queued(stack, build) == [LIB, APP]
     # approved alone it waits for the other one
     stack.gerrit.approve(app)
     assert stack.voted(lib) == 1
     stack.gerrit.approve(lib)
     stack.merged(lib, app)
+    for name, number in ((LIB, lib), (APP, app)):
+        published(stack, name, number)
 
 
 def test_a_source_and_its_packaging_that_need_each_other_are_merged_together(stack):
@@ -223,7 +225,12 @@ def test_what_is_submitted_by_force_is_published_as_not_tested_and_that_is_said(
     assert offered(stack, tmp_path, "quick-other", stack.released()) != []
 
 
-def test_a_killed_executor_and_a_restarted_gerrit_change_nothing(stack, tmp_path):
+def test_an_infrastructure_fault_a_killed_executor_and_a_restarted_gerrit_change_nothing(stack, tmp_path):
+    stack.idle()
+    fault = tmp_path / "fault"
+    fault.mkdir()
+    # of the first one who asks
+    stack.sshd.answers(f"rmdir {fault} && exit 3; exec {stack.command}")
     marker = f"sleep 5.{hash(str(tmp_path)) % 10000:04}"
     number = stack.push(LIB, {**rules(marker), "README": str(tmp_path)}, "Meet a crash")
     stack.wait(lambda: with_marker(marker.replace(" ", "\0")), "it is being built")
@@ -237,6 +244,11 @@ def test_a_killed_executor_and_a_restarted_gerrit_change_nothing(stack, tmp_path
     assert stack.voted(again) == 1
     ended = [stack.engine.state(ref) for ref in stack.of_change(f"build-{DEB}", number)]
     assert ended == ["ABORTED", "SUCCESS"]
+    assert not fault.exists()
+    results = [one["result"] for one in stack.zuul.builds(change=number)]
+    # the fault, and what the executor had
+    assert results.count("RETRY") >= 2
+    assert results.count("SUCCESS") == 2
 
 
 def test_a_job_is_started_by_hand_with_its_parameters(stack):
