@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 import zuul_server
 
 from pkgci.config import ROOT
@@ -21,6 +22,7 @@ said = {{"argv": sys.argv[1:], "stdin": json.load(sys.stdin), "known": Path(know
 print("built", file=sys.stderr)
 sys.stdout.write((place / "answers").read_text())
 """
+JOBS = ROOT / "zuul" / "zuul.d" / "jobs.yaml"
 HOSTILE = "bad {{ 6 * 7 }} {% raw %} {{ lookup('pipe', 'id') }}"
 
 
@@ -77,9 +79,12 @@ def test_the_engines_host_is_asked_and_zuul_is_told_what_it_says(job):
     returned = {"zuul": {"log_url": "https://builds.example.org/1/", "warnings": [HOSTILE]}}
     job.answers(json.dumps({"exit": 1, "reason": HOSTILE, "returned": returned}))
     done = job.play("run", pkgci_parameters={"AGAIN": "true"}, pkgci_change=False)
-    assert done.returncode == 2, done.stdout
+    assert done.returncode == 0, done.stdout
+    verdict = job.play("verdict")
+    assert verdict.returncode == 2, verdict.stdout
     # what a package has said is no template
     assert HOSTILE in done.stdout
+    assert HOSTILE in verdict.stdout
     assert json.loads((job.place / "work" / "results.json").read_text())["data"] == returned
     assert (job.place / "work" / "logs" / "job-output.txt").read_text() == "built\n"
     asked = job.asked
@@ -92,11 +97,21 @@ def test_the_engines_host_is_asked_and_zuul_is_told_what_it_says(job):
 
 def test_a_job_that_passes_is_not_asked_about_again(job):
     job.answers(json.dumps({"exit": 0, "reason": "built", "returned": {}}))
-    assert job.play("run").returncode == 0
+    assert [job.play(name).returncode for name in ("run", "verdict")] == [0, 0]
     assert (job.asked["stdin"]["change"], job.asked["stdin"]["parameters"]) == (True, {})
     (job.place / "asked.json").unlink()
     assert job.play("end").returncode == 0
     assert not (job.place / "asked.json").exists()
+
+
+def test_zuul_tries_again_what_the_machines_are_at_fault_for(job):
+    (engine,) = (one["job"] for one in yaml.safe_load(JOBS.read_text()) if one["job"]["name"] == "engine")
+    # of a playbook before the run, each failure; of the run, none
+    assert (engine["pre-run"], engine["run"]) == ("zuul/playbooks/run.yaml", "zuul/playbooks/verdict.yaml")
+    job.answers(json.dumps({"exit": 3, "reason": "no space left", "returned": {"zuul": {"warnings": ["no space left"]}}}))
+    done = job.play("run")
+    assert done.returncode == 2, done.stdout
+    assert "no space left" in done.stdout
 
 
 @pytest.mark.parametrize("started", [False, True])
