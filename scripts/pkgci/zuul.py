@@ -42,8 +42,9 @@ COMMENTS = 30
 # of the job in zuul.d/, and so for every job of the tenant
 JOB_SECONDS = 172800
 NO_COMMIT = "0" * 40
-# gcc, clang, and what else prints findings as they do: FILE:LINE[:COLUMN]: error: WORDS
-FINDING = re.compile(r"([^\s:][^:\n]{0,300}):([1-9][0-9]{0,6})(?::[0-9]{1,6})?: ((?:fatal )?error|warning): (.{1,500})")
+# gcc, clang, and what else prints findings as they do: FILE:LINE[:COLUMN]: error: WORDS; what follows the file
+FINDING = re.compile(r":([1-9][0-9]{0,6})(?::[0-9]{1,6})?: ((?:fatal )?error|warning): (.{1,500})")
+PATH_LENGTH = 300
 PLACE = re.compile(r"([^:]{1,300}):([1-9][0-9]{0,6})")
 
 
@@ -327,8 +328,10 @@ def _compiled(job: Job, artifacts: Path) -> Iterator[Found]:
         with (directory / "logs" / "build.log").open(errors="replace") as stream:
             for line in stream.read(LOG_BYTES).splitlines():
                 match = FINDING.search(line)
-                if match:
-                    yield match[1], int(match[2]), match[3].removeprefix("fatal "), printable(match[4], 500)
+                # what stands before it is a package's words, of any length
+                said = line[: match.start()].rpartition(":")[2].strip() if match else ""
+                if match and len(said) <= PATH_LENGTH:
+                    yield said, int(match[1]), match[2].removeprefix("fatal "), printable(match[3], 500)
 
 
 def _compilations(job: Job, artifacts: Path) -> Sequence[Path]:

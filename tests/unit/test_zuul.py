@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import gerrit
@@ -326,6 +327,15 @@ def test_what_compilers_say_is_on_the_lines_too(review, tmp_path):
     ]
     assert said["src/util.c"][0]["message"] == "warning: unused variable 'x?[2J' [-Wunused-variable] [check]"
     assert set(said) == {"src/main.c", "src/util.c"}
+
+
+def test_a_log_that_is_made_to_take_long_does_not(review, tmp_path):
+    review.files = {"main.c": {}}
+    line = "a" * 60_000 + ":1x" * 2000
+    place = artifacts(tmp_path / "a", log=f"{line}\n" * 120 + "main.c:1: error: x\n" + f"{line}:1: error: x\n")
+    since = time.monotonic()
+    assert len(comments(review, place)["main.c"]) == 1
+    assert time.monotonic() - since < 5
 
 
 def test_a_file_that_two_may_be_gets_no_comment_nor_does_another_packages(review, tmp_path):
