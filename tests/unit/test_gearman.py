@@ -404,6 +404,23 @@ def test_a_build_whose_engine_is_lost_is_aborted_and_without_result(engine, work
     until(lambda: engine.state(BuildRef("hold", 1)) == "ABORTED")
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_build_that_nobody_wants_any_more_is_aborted_once_the_engine_takes_it(engine, work, server, zuul, lost):
+    away = Away(engine)
+    worker = work(on=away)
+    job = zuul.submit("build:hold")
+    until(lambda: job.data)
+    away.lost.add("abort")
+    if lost:
+        server.shutdown()
+    else:
+        stop = zuul.submit(f"stop:{worker.name}", {"name": "hold", "number": 1})
+        until(lambda: stop.complete)
+    assert engine.wait(BuildRef("hold", 1), 1.5) is None
+    away.lost.clear()
+    until(lambda: engine.state(BuildRef("hold", 1)) == "ABORTED")
+
+
 def test_nothing_is_taken_while_the_engine_is_away(engine, work, zuul, monkeypatch, caplog):
     monkeypatch.setattr(gearman, "ENGINE_AWAY", 0.1)
     away = Away(engine)
