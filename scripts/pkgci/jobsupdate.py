@@ -82,7 +82,9 @@ class Update:
         done: list[str] = []
         with locked(self._memory):
             if tuple(self._compare()) != self.differences:
-                raise InfrastructureError(f"{self.engine.url} has changed since its differences were shown; start again")
+                raise InfrastructureError(
+                    f"{self.engine.url} has changed since its differences were shown; start again"
+                )
             for one in self.differences:
                 if one.kind == "deleted":
                     if self._busy(one.job):

@@ -50,7 +50,9 @@ def update(server, tmp_path):
     def make(said: str) -> jobsupdate.Update:
         jobs = tmp_path / f"jobs-{said}"
         jobs.mkdir(exist_ok=True)
-        (jobs / "jobs.yaml").write_text(f"- job: {{name: a, description: '{DESCRIPTION}', builders: [shell: {said}]}}\n")
+        (jobs / "jobs.yaml").write_text(
+            f"- job: {{name: a, description: '{DESCRIPTION}', builders: [shell: {said}]}}\n"
+        )
         return jobsupdate.Update(config, jobs)
 
     return make

@@ -119,7 +119,9 @@ def test_zuul_tries_again_what_the_machines_are_at_fault_for(job):
     (engine,) = (one["job"] for one in yaml.safe_load(JOBS.read_text()) if one["job"]["name"] == "engine")
     # of a playbook before the run, each failure; of the run, none
     assert (engine["pre-run"], engine["run"]) == ("zuul/playbooks/run.yaml", "zuul/playbooks/verdict.yaml")
-    job.answers(json.dumps({"exit": 3, "reason": "no space left", "returned": {"zuul": {"warnings": ["no space left"]}}}))
+    job.answers(
+        json.dumps({"exit": 3, "reason": "no space left", "returned": {"zuul": {"warnings": ["no space left"]}}})
+    )
     done = job.play("run")
     assert done.returncode == 2, done.stdout
     assert "no space left" in done.stdout
