@@ -376,8 +376,9 @@ def tenants(config: Config) -> str:
         raise RequestError(f"{config.directory / 'config.yaml'}: no `{missing}`; the tenant's configuration needs it")
     branches = [pattern for name in config.names("releases") for pattern in config.release(name).branches]
     claimed = {"include": [], "include-branches": list(dict.fromkeys(branches))}
-    # its jobs are for all branches, not for the one that it is on itself
-    ours = {"load-branch": review.head(config, settings.project), "implied-branch-matchers": False}
+    head = review.head(config, settings.project)
+    # its jobs are for all branches, not for the one that it is on itself; a timer would start them for each of its own
+    ours = {"load-branch": head, "include-branches": [re.escape(head)], "implied-branch-matchers": False}
     ours["extra-config-paths"] = "zuul/zuul.d/"
     packages = [name for name in review.projects(config) if name != settings.project and config.package_of(name)]
     source = {

@@ -367,6 +367,7 @@ def test_the_tenant_has_the_packages_that_gerrit_has_and_the_branches_that_relea
             {
                 "ci/pkgci": {
                     "load-branch": "main",
+                    "include-branches": ["main"],
                     "implied-branch-matchers": False,
                     "extra-config-paths": "zuul/zuul.d/",
                 }
