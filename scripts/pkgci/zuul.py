@@ -27,10 +27,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pkgci import report, review
 from pkgci.artifacts import ARTIFACTS, Child, Lint, Result
-from pkgci.change import EVERY, Parameters
+from pkgci.change import EVERY, NO_COMMIT, Parameters
 from pkgci.config import Config
 from pkgci.engines.base import BuildInfo, BuildRef, Engine, Urls
-from pkgci.errors import Aborted, InfrastructureError, PkgciError, RequestError
+from pkgci.errors import Aborted, Exit, InfrastructureError, PkgciError, RequestError
 from pkgci.jobs import exit_of
 from pkgci.text import PlainLog, printable
 
@@ -41,7 +41,6 @@ LOG_BYTES = 64 << 20  # of a build's log, what compiler's findings are looked fo
 COMMENTS = 30
 # of the job in zuul.d/, and so for every job of the tenant
 JOB_SECONDS = 172800
-NO_COMMIT = "0" * 40
 # gcc, clang, and what else prints findings as they do: FILE:LINE[:COLUMN]: error: WORDS; what follows the file
 FINDING = re.compile(r":([1-9][0-9]{0,6})(?::[0-9]{1,6})?: ((?:fatal )?error|warning): (.{1,500})")
 PATH_LENGTH = 300
@@ -251,6 +250,9 @@ def _answer(config: Config, job: Job, build: BuildInfo, urls: Urls, code: int, a
     try:
         result = Result.read(artifacts / "result.json")
     except InfrastructureError:
+        if code and build.started:
+            # killed from outside, or never able to run
+            code = Exit.INFRASTRUCTURE
         reason = f"{job.job}: ended without a result: {build.reason or 'see its log'}"
         return Answer(exit=code, reason=reason, returned={"zuul": {"log_url": urls.build, "warnings": [reason]}})
     reason = build.reason or result.reason

@@ -15,12 +15,13 @@ import jenkins_fake
 import pytest
 import trees
 import yaml
-from local_jobs import end_all, make_engine, until
+from local_jobs import end_all, make_engine, supervisor_of, until
 
 from pkgci import zuul
 from pkgci.artifacts import Child, Lint, LintFinding, Result
 from pkgci.change import Parameters
 from pkgci.engines import jenkins
+from pkgci.engines.base import BuildRef
 from pkgci.engines.local import LocalEngine
 from pkgci.errors import RequestError
 
@@ -200,6 +201,33 @@ def test_a_build_that_waits_on_a_server_is_named_by_its_number_once_it_has_one(t
 def test_a_build_without_a_result_is_the_infrastructures_fault(engine):
     said, _ = ask(engine, runs="exit 7")
     assert (said["exit"], said["reason"]) == (3, "check: ended without a result: see its log")
+
+
+def test_a_build_that_was_killed_is_the_infrastructures_fault(engine):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command(engine), **pipes) as one:
+        one.stdin.write(request(runs="echo held; exec sleep 1000"))
+        one.stdin.close()
+        until(lambda: b"held" in one.stderr.readline())
+        os.kill(supervisor_of(engine, BuildRef("check", 1)), signal.SIGKILL)
+        said = json.loads(one.stdout.read())
+    reason = "check: ended without a result: its supervising process was killed"
+    assert (said["exit"], said["reason"]) == (3, reason)
+
+
+def test_a_build_that_somebody_took_out_of_the_queue_is_aborted(tmp_path):
+    engine = make_engine(tmp_path, JOBS, executors=1)
+    try:
+        first = engine.start("check", {"COMMAND": "exec sleep 1000"})
+        until(lambda: engine.state(first) == "running")
+        with subprocess.Popen(command(engine), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as one:
+            one.stdin.write(request())
+            one.stdin.close()
+            until(lambda: len(engine.builds("check")) > 1)
+            engine.abort(BuildRef("check", 2))
+            assert json.loads(one.stdout.read())["exit"] == 143
+    finally:
+        end_all(engine)
 
 
 def test_an_unknown_job_is_said(engine):
