@@ -16,6 +16,7 @@ from pkgci.engines.jenkins import JenkinsEngine
 JOB = "run-build"
 TOKEN = "a-secret-token"
 MANAGED = "Template: jobs/templates/run.yaml\n<!-- Managed by Jenkins Job Builder -->"
+NEWEST = 100
 PARAMETERS = {"PARENT": "", "CORRELATION": "", "COMMAND": "true", "FAST": True}
 
 
@@ -156,7 +157,7 @@ class Handler(BaseHTTPRequestHandler):
             },
             f"/job/{JOB}/api/json": lambda: {
                 "property": [{}, {"parameterDefinitions": [_definition(*one) for one in PARAMETERS.items()]}],
-                "builds": [{"number": one.number, "actions": one.actions} for one in self.server.builds],
+                "builds": [{"number": one.number, "actions": one.actions} for one in self.server.builds[-NEWEST:]],
             },
             "/crumbIssuer/api/json": lambda: (
                 {"crumbRequestField": "Crumb", "crumb": self.server.crumb} if self.server.crumb else None

@@ -190,9 +190,17 @@ def _abort(engine: Engine, ref: BuildRef) -> str:
 
 
 def _run(config: Config, engine: Engine, request: Request, stderr: BinaryIO) -> Answer:
-    """Run a job to its end; a build that is not followed to its end is aborted."""
-    job = request.zuul
-    ref = engine.start(job.job, request.parameters)
+    """Run a job to its end."""
+    ref = engine.start(request.zuul.job, request.parameters)
+    try:
+        return _follow(config, engine, request.zuul, ref, stderr)
+    except RequestError as error:
+        # a server that was restarted may have lost what was there
+        raise InfrastructureError(str(error)) from error
+
+
+def _follow(config: Config, engine: Engine, job: Job, ref: BuildRef, stderr: BinaryIO) -> Answer:
+    """Follow a build; one that is not followed to its end is aborted."""
     try:
         with PlainLog(stderr) as log:
             log.write(f"{ref} {'on the engine' if ref.number else 'queued'}: {engine.urls(ref).build}\n".encode())

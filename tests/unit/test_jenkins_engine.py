@@ -158,6 +158,14 @@ def test_who_knows_the_correlation_finds_the_build_queued_or_running(engine, ser
     assert other.urls(again) == Urls(f"{place}/", f"{place}/consoleText", f"{place}/artifact/")
 
 
+def test_a_build_that_runs_is_found_however_many_began_after_it(engine, server):
+    ref, _ = begun(engine, server)
+    for _ in range(jenkins_fake.NEWEST):
+        begun(engine, server)[1].result = "SUCCESS"
+    other = configured(engine.config.directory.parent, server.url)
+    assert other.numbered(other.find(JOB, ref.request)) == BuildRef(JOB, 1)
+
+
 def test_a_request_taken_out_of_the_queue_is_aborted_and_has_left_nothing(engine, server, tmp_path):
     ref = engine.start(JOB, {})
     engine.abort(ref)

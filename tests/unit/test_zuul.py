@@ -23,7 +23,7 @@ from pkgci.change import Parameters
 from pkgci.engines import jenkins
 from pkgci.engines.base import BuildRef
 from pkgci.engines.local import LocalEngine
-from pkgci.errors import RequestError
+from pkgci.errors import InfrastructureError, RequestError
 
 JOBS = """
 - job:
@@ -196,6 +196,27 @@ def test_a_build_that_waits_on_a_server_is_named_by_its_number_once_it_has_one(t
     queued, *said = log.getvalue().decode().splitlines()
     assert queued == f"run-build (request {'c' * 32}-1) queued: {page}"
     assert said == [f"run-build/1 on the engine: {page}1/", "built"]
+
+
+def test_a_build_that_a_server_has_lost_is_the_infrastructures_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr(jenkins, "POLLS", (0.01, 0.05))
+    asked = {"verb": "run", "change": False, "zuul": variables(job=jenkins_fake.JOB)}
+    log = io.BytesIO()
+
+    def run() -> None:
+        until(lambda: server.queue)
+        server.begin().log = b"said\n"
+        until(lambda: b"said" in log.getvalue())
+        server.builds.clear()
+
+    with jenkins_fake.Jenkins() as server:
+        engine = jenkins_fake.configured(tmp_path, server.url)
+        thread = threading.Thread(target=run)
+        thread.start()
+        with pytest.raises(InfrastructureError):
+            zuul._run(engine.config, engine, zuul.Request.model_validate(asked), log)
+        thread.join()
+        server.shutdown()
 
 
 def test_a_build_without_a_result_is_the_infrastructures_fault(engine):

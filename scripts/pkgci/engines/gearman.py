@@ -263,9 +263,12 @@ class Worker:
                 work.send("sendWorkData", json.dumps(about))
                 outcome = self._watch(work, known, expected)
                 result, reason, report = self._verdict(ref, outcome)
-            except Exception:
+            except Exception as error:
                 with suppress(PkgciError):
                     self.engine.abort(ref)
+                if isinstance(error, RequestError):
+                    # a server that was restarted may have lost what was there
+                    raise InfrastructureError(str(error)) from error
                 raise
         log.info("%s: %s: %s", self.engine.numbered(ref), result or "to be started again", printable(reason))
         # Zuul takes a new URL from such data only, not from those of the end

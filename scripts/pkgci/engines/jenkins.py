@@ -255,9 +255,14 @@ class JenkinsEngine:
         return [BuildRef(job, number) for number in sorted(one["number"] for one in listed)]
 
     def find(self, job: str, correlation: str) -> BuildRef | None:
-        """See `base.Engine`. In the queue, or among the newest hundred builds."""
+        """See `base.Engine`. In the queue, among the newest hundred builds, or running."""
         ref = BuildRef(job, 0, correlation)
-        return ref if self._patiently(lambda: self._found(ref)) else None
+        if self._patiently(lambda: self._found(ref)):
+            return ref
+        running = self._patiently(lambda: list(self._executed()))
+        return next(
+            (one for one, values in running if one.job == job and values.get("CORRELATION") == correlation), None
+        )
 
     def urls(self, ref: BuildRef) -> Urls:
         """See `base.Engine`. Of what is still queued, the job's."""
@@ -485,13 +490,19 @@ class JenkinsEngine:
                 correlation = values["CORRELATION"]
                 self._requests.setdefault(correlation, _Request({})).item = item["id"]
                 yield BuildRef(item["task"]["name"], 0, correlation)
+        for ref, values in self._executed():
+            if values.get("PARENT") == str(parent):
+                yield ref
+
+    def _executed(self) -> Iterator[tuple[BuildRef, dict[str, str]]]:
+        """Yield the builds that run, with their parameters."""
         said = self.ask_json("computer", f"computer[executors[currentExecutable[number,url,{_PARAMETERS}]]]")
         for computer in said.get("computer") or ():
             for executor in computer.get("executors") or ():
                 build = executor.get("currentExecutable")
                 job = re.search(r"/job/([^/]+)/[0-9]+/$", build.get("url", "")) if build else None
-                if job and _parameters_of(build).get("PARENT") == str(parent):
-                    yield BuildRef(unquote(job[1]), build["number"])
+                if job:
+                    yield BuildRef(unquote(job[1]), build["number"]), _parameters_of(build)
 
     def _look(self, ref: BuildRef, poll: _Poll) -> State | None:
         """Return where a build that is waited for is, None while the server is away, and say when to look again."""
