@@ -73,10 +73,11 @@ def tell(config: Config, environment: Mapping[str, str], artifacts: Path) -> Non
                 return
             lines = [f"Published by {build}. {untested}"]
         else:
+            first = "Zuul tries again, a few times; then, when" if result.fault == "infrastructure" else "When"
             lines = [
                 f"Not published: {build} failed after the merge (fault: {result.fault}).",
                 printable(result.reason),
-                "What users can install has not changed. When the cause is mended, the job republish tries again.",
+                f"What users can install has not changed. {first} the cause is mended, the job republish publishes it.",
             ]
         lines.append(environment.get("BUILD_URL", ""))
         told = comment(
