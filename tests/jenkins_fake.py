@@ -16,6 +16,7 @@ from pkgci.engines.jenkins import JenkinsEngine
 JOB = "run-build"
 TOKEN = "a-secret-token"
 MANAGED = "Template: jobs/templates/run.yaml\n<!-- Managed by Jenkins Job Builder -->"
+NEWEST = 100
 PARAMETERS = {"PARENT": "", "CORRELATION": "", "COMMAND": "true", "FAST": True}
 
 
@@ -55,6 +56,7 @@ class Jenkins(ThreadingHTTPServer):
         self.asked: list[str] = []
         self.description = MANAGED
         self.ready = True
+        self.crumb: str | None = None
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
@@ -103,6 +105,8 @@ class Handler(BaseHTTPRequestHandler):
         if fault[0]:
             self.server.faults.remove(fault)
         refused = {"away": 503, "missing": 404, "forbidden": 403}.get(fault[1] if self.server.ready else "away")
+        if self.command == "POST" and self.server.crumb and self.headers.get("Crumb") != self.server.crumb:
+            refused = 403
         given = {name: values[0] for name, values in parse_qs(parts.query).items()} | dict(
             parse_qsl(body.decode(), keep_blank_values=True)
         )
@@ -140,20 +144,24 @@ class Handler(BaseHTTPRequestHandler):
             found = self.server.items.get(int(item[1]))
             if found is None:
                 return None
-            return {"cancelled": found.cancelled} | ({"executable": {"number": found.number}} if found.number else {})
+            said = {"cancelled": found.cancelled, "actions": found.actions}
+            return said | ({"executable": {"number": found.number}} if found.number else {})
         if build:
             said = {"building": build.result is None, "result": build.result, "timestamp": 1_700_000_000_000}
             said |= {"duration": 2000, "description": build.description, "actions": build.actions}
             return said | {"artifacts": [{"relativePath": name} for name in build.artifacts]}
-        pages: dict[str, Callable[[], dict]] = {
+        pages: dict[str, Callable[[], dict | None]] = {
             "/api/json": lambda: {
                 "nodeDescription": "n",
                 "jobs": [{"name": JOB, "description": self.server.description}, {"name": "other", "description": None}],
             },
             f"/job/{JOB}/api/json": lambda: {
                 "property": [{}, {"parameterDefinitions": [_definition(*one) for one in PARAMETERS.items()]}],
-                "builds": [{"number": one.number, "actions": one.actions} for one in self.server.builds],
+                "builds": [{"number": one.number, "actions": one.actions} for one in self.server.builds[-NEWEST:]],
             },
+            "/crumbIssuer/api/json": lambda: (
+                {"crumbRequestField": "Crumb", "crumb": self.server.crumb} if self.server.crumb else None
+            ),
             "/queue/api/json": lambda: {
                 "items": [{"id": one.item, "task": {"name": JOB}, "actions": one.actions} for one in self.server.queue]
             },

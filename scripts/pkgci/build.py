@@ -13,14 +13,12 @@ from pathlib import Path
 
 from pkgci import repository, source
 from pkgci.artifacts import ARTIFACTS, Build, ChangeSummary, Order, OrderedBuild, ReleaseOutcome, Repository, Run
-from pkgci.change import COMPILE, TESTS, Change, Parameters, release_name
+from pkgci.change import COMPILE, NO_COMMIT, TESTS, Change, Parameters, release_name
 from pkgci.formats import nothing_to_build
 from pkgci.source import Sources
 from pkgci.step import StepContext
 
 log = logging.getLogger(__name__)
-
-NO_COMMIT = "0" * 40
 
 
 def build(context: StepContext, target_name: str, parameters: Parameters) -> str:

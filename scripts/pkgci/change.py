@@ -20,6 +20,8 @@ PROJECT = r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,99}(/[A-Za-z0-9_][A-Za-z0-9._+-]{0,99}
 BRANCH = r"[A-Za-z0-9_][A-Za-z0-9._+,=@#-]*(/[A-Za-z0-9_][A-Za-z0-9._+,=@#-]*)*"
 REF = f"refs/{BRANCH}"
 OBJECT = r"[0-9a-f]{40}"
+# what a branch was before it was made, and is after it was removed
+NO_COMMIT = "0" * 40
 ITEM = f"{PROJECT}:{BRANCH}:{REF}"
 STEPS = ("compile", "publish", "lint", "install", "systest")
 # what a step cannot run without

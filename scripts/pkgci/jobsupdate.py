@@ -76,10 +76,15 @@ class Update:
         """Load what is new or has changed, then delete what is no longer defined; return what was done, in one line.
 
         Raises:
-            InfrastructureError: the server does not answer, or refuses a definition; what was loaded before stays.
+            InfrastructureError: the server does not answer, or refuses a definition; what was loaded before stays. Or it
+                has other definitions by now.
         """
         done: list[str] = []
         with locked(self._memory):
+            if tuple(self._compare()) != self.differences:
+                raise InfrastructureError(
+                    f"{self.engine.url} has changed since its differences were shown; start again"
+                )
             for one in self.differences:
                 if one.kind == "deleted":
                     if self._busy(one.job):
@@ -191,7 +196,10 @@ def update(config: Config, dry_run: bool) -> str:
     """
     if config.settings.jenkins is None:
         return "nothing to load: the configuration names no Jenkins, and the local engine reads jobs/ itself"
-    with definitions(config) as jobs:
+    place = config.state / "jobs-update"
+    place.mkdir(parents=True, exist_ok=True)
+    # one after the other: what was merged later is loaded later
+    with locked(place), definitions(config) as jobs:
         found = Update(config, jobs)
         for line in found.shown().splitlines():
             log.info("%s", line)

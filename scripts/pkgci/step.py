@@ -149,7 +149,8 @@ class StepContext:
         if outcome is None:
             return None
         build = self.engine.numbered(ref)
-        directory = self._directories.setdefault(ref, ARTIFACTS / f"{ref.job}-{build.number}")
+        # what was taken out of a queue never had a number
+        directory = self._directories.setdefault(ref, ARTIFACTS / f"{ref.job}-{build.number or ref.request}")
         started = self._running.pop(ref)
         seconds = round(time.monotonic() - started.since, 1)
         self.children.append(

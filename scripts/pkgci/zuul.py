@@ -27,10 +27,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pkgci import report, review
 from pkgci.artifacts import ARTIFACTS, Child, Lint, Result
-from pkgci.change import EVERY, Parameters
+from pkgci.change import EVERY, NO_COMMIT, Parameters
 from pkgci.config import Config
 from pkgci.engines.base import BuildInfo, BuildRef, Engine, Urls
-from pkgci.errors import Aborted, InfrastructureError, PkgciError, RequestError
+from pkgci.errors import Aborted, Exit, InfrastructureError, PkgciError, RequestError
 from pkgci.jobs import exit_of
 from pkgci.text import PlainLog, printable
 
@@ -41,9 +41,9 @@ LOG_BYTES = 64 << 20  # of a build's log, what compiler's findings are looked fo
 COMMENTS = 30
 # of the job in zuul.d/, and so for every job of the tenant
 JOB_SECONDS = 172800
-NO_COMMIT = "0" * 40
-# gcc, clang, and what else prints findings as they do: FILE:LINE[:COLUMN]: error: WORDS
-FINDING = re.compile(r"([^\s:][^:\n]{0,300}):([1-9][0-9]{0,6})(?::[0-9]{1,6})?: ((?:fatal )?error|warning): (.{1,500})")
+# gcc, clang, and what else prints findings as they do: FILE:LINE[:COLUMN]: error: WORDS; what follows the file
+FINDING = re.compile(r":([1-9][0-9]{0,6})(?::[0-9]{1,6})?: ((?:fatal )?error|warning): (.{1,500})")
+PATH_LENGTH = 300
 PLACE = re.compile(r"([^:]{1,300}):([1-9][0-9]{0,6})")
 
 
@@ -190,9 +190,17 @@ def _abort(engine: Engine, ref: BuildRef) -> str:
 
 
 def _run(config: Config, engine: Engine, request: Request, stderr: BinaryIO) -> Answer:
-    """Run a job to its end; a build that is not followed to its end is aborted."""
-    job = request.zuul
-    ref = engine.start(job.job, request.parameters)
+    """Run a job to its end."""
+    ref = engine.start(request.zuul.job, request.parameters)
+    try:
+        return _follow(config, engine, request.zuul, ref, stderr)
+    except RequestError as error:
+        # a server that was restarted may have lost what was there
+        raise InfrastructureError(str(error)) from error
+
+
+def _follow(config: Config, engine: Engine, job: Job, ref: BuildRef, stderr: BinaryIO) -> Answer:
+    """Follow a build; one that is not followed to its end is aborted."""
     try:
         with PlainLog(stderr) as log:
             log.write(f"{ref} {'on the engine' if ref.number else 'queued'}: {engine.urls(ref).build}\n".encode())
@@ -250,6 +258,9 @@ def _answer(config: Config, job: Job, build: BuildInfo, urls: Urls, code: int, a
     try:
         result = Result.read(artifacts / "result.json")
     except InfrastructureError:
+        if code and build.started:
+            # killed from outside, or never able to run
+            code = Exit.INFRASTRUCTURE
         reason = f"{job.job}: ended without a result: {build.reason or 'see its log'}"
         return Answer(exit=code, reason=reason, returned={"zuul": {"log_url": urls.build, "warnings": [reason]}})
     reason = build.reason or result.reason
@@ -327,8 +338,10 @@ def _compiled(job: Job, artifacts: Path) -> Iterator[Found]:
         with (directory / "logs" / "build.log").open(errors="replace") as stream:
             for line in stream.read(LOG_BYTES).splitlines():
                 match = FINDING.search(line)
-                if match:
-                    yield match[1], int(match[2]), match[3].removeprefix("fatal "), printable(match[4], 500)
+                # what stands before it is a package's words, of any length
+                said = line[: match.start()].rpartition(":")[2].strip() if match else ""
+                if match and len(said) <= PATH_LENGTH:
+                    yield said, int(match[1]), match[2].removeprefix("fatal "), printable(match[3], 500)
 
 
 def _compilations(job: Job, artifacts: Path) -> Sequence[Path]:
@@ -376,8 +389,9 @@ def tenants(config: Config) -> str:
     if settings is None or config.settings.review is None:
         missing = "zuul" if settings is None else "review"
         raise RequestError(f"{config.directory / 'config.yaml'}: no `{missing}`; the tenant's configuration needs it")
-    # its jobs are for all branches, not for the one that it is on itself
-    ours = {"load-branch": review.head(config, settings.project), "implied-branch-matchers": False}
+    head = review.head(config, settings.project)
+    # its jobs are for all branches, not for the one that it is on itself; a timer would start them for each of its own
+    ours = {"load-branch": head, "include-branches": [re.escape(head)], "implied-branch-matchers": False}
     ours["extra-config-paths"] = "zuul/zuul.d/"
     packages = [name for name in review.projects(config) if name != settings.project and config.package_of(name)]
     source = {

@@ -88,6 +88,7 @@ class Handler(BaseHTTPRequestHandler):
         if item is None:
             return self._say(404, b"", [])
         said: dict = {"id": number, "cancelled": item.get("cancelled", False)}
+        said["actions"] = [{"parameters": [{"name": "CORRELATION", "value": item["correlation"]}]}]
         if self._queued(item) is None and (build := self._number(item)):
             said["executable"] = {"number": build}
         self._say(200, json.dumps(said).encode(), [("Content-Type", "application/json")])

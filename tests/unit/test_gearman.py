@@ -20,7 +20,7 @@ from pkgci.engines.base import BuildInfo, BuildRef, Urls
 from pkgci.engines.definitions import read_all, render
 from pkgci.engines.gearman import Worker
 from pkgci.engines.local import LocalEngine
-from pkgci.errors import InfrastructureError
+from pkgci.errors import InfrastructureError, RequestError
 
 DEFINITIONS = (
     JOBS
@@ -335,6 +335,13 @@ class Away:
         return getattr(self._engine, name)
 
 
+class Lost(Away):
+    """An engine that a build's artifacts have gone from."""
+
+    def artifacts(self, ref: BuildRef, _: Path) -> None:
+        raise RequestError(f"there is no build {ref}")
+
+
 class Queue(Away):
     """An engine whose builds get no number as long as `queued`."""
 
@@ -402,6 +409,33 @@ def test_a_build_whose_engine_is_lost_is_aborted_and_without_result(engine, work
     until(lambda: job.complete)
     assert not said(job)
     until(lambda: engine.state(BuildRef("hold", 1)) == "ABORTED")
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_build_that_nobody_wants_any_more_is_aborted_once_the_engine_takes_it(engine, work, server, zuul, lost):
+    away = Away(engine)
+    worker = work(on=away)
+    job = zuul.submit("build:hold")
+    until(lambda: job.data)
+    away.lost.add("abort")
+    if lost:
+        server.shutdown()
+    else:
+        stop = zuul.submit(f"stop:{worker.name}", {"name": "hold", "number": 1})
+        until(lambda: stop.complete)
+    assert engine.wait(BuildRef("hold", 1), 1.5) is None
+    away.lost.clear()
+    until(lambda: engine.state(BuildRef("hold", 1)) == "ABORTED")
+
+
+def test_a_build_that_the_engine_has_lost_is_without_result(engine, work, zuul, tmp_path):
+    lost = Lost(engine)
+    work(on=lost)
+    job = zuul.submit("build:hold")
+    until(lambda: job.data)
+    (tmp_path / "go").touch()
+    until(lambda: job.complete)
+    assert not said(job)
 
 
 def test_nothing_is_taken_while_the_engine_is_away(engine, work, zuul, monkeypatch, caplog):

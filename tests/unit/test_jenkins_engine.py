@@ -2,6 +2,7 @@
 
 import logging
 import time
+from types import SimpleNamespace
 
 import jenkins_fake
 import pytest
@@ -120,6 +121,17 @@ def test_a_server_that_is_restarted_runs_what_was_queued_once(engine, server, ke
     assert not server.queue
 
 
+def test_a_number_of_the_queue_that_is_anothers_after_a_crash_leads_to_no_build_of_another(engine, server, tmp_path):
+    ref = engine.start(JOB, {"COMMAND": "mine"})
+    server.restart()
+    (tmp_path / "other").mkdir()
+    other = configured(tmp_path / "other", server.url).start(JOB, {"COMMAND": "another's"})
+    server.begin().result = "SUCCESS"
+    until(lambda: engine.state(ref) == "queued" and server.queue)
+    server.begin().result = "FAILURE"
+    assert (engine.numbered(ref).number, engine.wait(ref), engine.wait(other)) == (2, "FAILURE", "SUCCESS")
+
+
 def test_another_process_finds_a_request_by_its_correlation(engine, server, tmp_path):
     ref = engine.start(JOB, {})
     another = configured(tmp_path, server.url)
@@ -146,6 +158,14 @@ def test_who_knows_the_correlation_finds_the_build_queued_or_running(engine, ser
     assert other.urls(again) == Urls(f"{place}/", f"{place}/consoleText", f"{place}/artifact/")
 
 
+def test_a_build_that_runs_is_found_however_many_began_after_it(engine, server):
+    ref, _ = begun(engine, server)
+    for _ in range(jenkins_fake.NEWEST):
+        begun(engine, server)[1].result = "SUCCESS"
+    other = configured(engine.config.directory.parent, server.url)
+    assert other.numbered(other.find(JOB, ref.request)) == BuildRef(JOB, 1)
+
+
 def test_a_request_taken_out_of_the_queue_is_aborted_and_has_left_nothing(engine, server, tmp_path):
     ref = engine.start(JOB, {})
     engine.abort(ref)
@@ -161,6 +181,26 @@ def test_what_was_taken_out_of_the_queue_is_not_asked_for_again_by_a_server_that
     server.restart()
     assert engine.wait(ref, 10) == "ABORTED"
     assert server.queue == []
+
+
+def test_what_a_server_has_forgotten_when_it_is_aborted_is_not_asked_for_again(engine, server, monkeypatch):
+    monkeypatch.setattr(module, "LEAVING", 0.5)
+    ref = engine.start(JOB, {})
+    server.restart()
+    engine.abort(ref)
+    assert engine.wait(ref, 10) == "ABORTED"
+    assert server.queue == []
+
+
+def test_what_has_begun_is_remembered_by_its_number_only(engine, server):
+    for _ in range(3):
+        begun(engine, server)
+    for build in server.builds:
+        build.result = "SUCCESS"
+    for ref in [BuildRef(JOB, 0, build.values["CORRELATION"]) for build in server.builds]:
+        assert engine.wait(ref) == "SUCCESS"
+    assert engine.find(JOB, "nobody's") is None
+    assert engine._requests == {}
 
 
 # a server that is away
@@ -194,6 +234,20 @@ def test_a_build_is_not_gone_because_a_server_that_starts_says_so(engine, server
         engine.state(BuildRef(JOB, 99))
 
 
+def test_a_job_is_not_gone_because_a_server_that_starts_says_so(engine, server):
+    server.faults = [("buildWithParameters", "missing")]
+    ref = engine.start(JOB, {})
+    assert [build.values["CORRELATION"] for build in server.queue] == [ref.request]
+
+
+def test_a_crumb_of_before_a_restart_fails_nothing(engine, server):
+    server.crumb = "one"
+    engine.start(JOB, {})
+    server.crumb = "other"
+    engine.start(JOB, {})
+    assert len(server.queue) == 2
+
+
 def test_a_build_that_a_restart_has_lost_is_the_machines_fault(engine, server):
     ref, _ = begun(engine, server)
     assert engine.state(ref) == "running"
@@ -218,6 +272,24 @@ def test_short_waits_in_a_row_ask_the_server_seldom(engine, server, monkeypatch)
     while time.monotonic() - since < 0.5:
         assert engine.wait(ref, 0.02) is None
     assert len(server.asked) == before
+
+
+def test_what_is_followed_and_says_nothing_is_looked_at_less_and_less(engine, server, monkeypatch):
+    monkeypatch.setattr(module, "POLLS", (0.5, 5.0))
+    ref, slept = engine.start(JOB, {}), []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 40:
+            server.begin()
+        elif len(slept) == 80:
+            server.builds[0].result = "SUCCESS"
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: sum(slept), sleep=sleep))
+    assert list(engine.log(ref, follow=True)) == []
+    for part in (slept[:40], slept[40:]):
+        assert part == sorted(part)
+        assert sum(part) > 25
 
 
 # the log
@@ -257,6 +329,21 @@ def test_a_log_that_a_crash_has_cut_short_is_not_shown_twice(engine, server):
     assert list(pieces) == []
 
 
+def test_a_followed_build_that_a_restart_has_lost_is_the_machines_fault(engine, server):
+    ref, build = begun(engine, server)
+    build.log = b"one\n"
+    pieces = engine.log(ref, follow=True)
+    assert next(pieces) == b"one\n"
+    server.faults = [("progressiveText", "missing")]
+    build.log += b"two\n"
+    assert next(pieces) == b"two\n"
+    server.builds.clear()
+    with pytest.raises(InfrastructureError, match="was it restarted"):
+        next(pieces)
+    with pytest.raises(RequestError):
+        list(engine.log(BuildRef(JOB, 99)))
+
+
 def test_the_log_of_a_running_build_is_shown_as_far_as_it_is(engine, server):
     ref, build = begun(engine, server)
     build.log = b"one\n"
@@ -273,6 +360,14 @@ def test_artifacts_are_copied_with_their_paths_and_again_when_they_break_off(eng
     engine.artifacts(ref, tmp_path)
     assert (tmp_path / "artifacts/a.json").read_bytes() == b"{}"
     assert (tmp_path / "artifacts/logs/x y%2f#.log").read_bytes() == b"12345"
+
+
+def test_an_artifact_that_is_gone_is_the_machines_fault(engine, server, tmp_path):
+    ref, build = begun(engine, server)
+    build.artifacts, build.result = {"artifacts/a.json": b"{}"}, "SUCCESS"
+    server.faults = [("a.json", "missing")]
+    with pytest.raises(InfrastructureError, match=r"the artifact artifacts/a.json of run-build/1 is not there"):
+        engine.artifacts(ref, tmp_path)
 
 
 @pytest.mark.parametrize("path", ["../x", "/etc/x", "a/../../x", "a//x", "", "a\nb", "./x", "a\0"])

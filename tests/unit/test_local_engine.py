@@ -525,6 +525,13 @@ def test_builds_older_than_the_days_are_deleted_and_their_numbers_stay_taken(eng
     assert run(engine, "true").number == 4
 
 
+def test_a_build_that_is_discarded_meanwhile_keeps_nobody_from_finding_another(engine, monkeypatch):
+    ref = engine.start("run-build", {"CORRELATION": "mine"})
+    monkeypatch.setattr(engine, "builds", lambda _job: [ref, BuildRef("run-build", 99)])
+    assert engine.find("run-build", "mine") == ref
+    assert engine.find("run-build", "another's") is None
+
+
 def test_a_running_build_is_never_discarded(engine, tmp_path):
     ref = engine.start("run-build", {"COMMAND": HELD, "WHO": str(tmp_path / "there")})
     until((tmp_path / "there").exists)

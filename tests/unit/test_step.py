@@ -270,6 +270,16 @@ def test_a_wait_for_a_child_can_be_limited(run):
     assert [child.result for child in result.children] == ["ABORTED"]
 
 
+def test_what_was_taken_out_of_a_servers_queue_has_a_directory_of_its_own_each(here):
+    engine = Mock(wait=Mock(return_value="ABORTED"), log=Mock(return_value=[]), numbered=lambda ref: ref)
+    engine.start.side_effect = [BuildRef("some", 0, f"request-{number}") for number in range(3)]
+    (here / "artifacts").mkdir()
+    context = StepContext(engine)
+    for ref in [context.child("some", {}) for _ in range(3)]:
+        assert context.finish(ref) == "ABORTED"
+    assert len({child.directory for child in context.children}) == 3
+
+
 def test_children_are_aborted_when_the_step_fails(run, engine):
     def main(context: StepContext) -> str:
         for job in ("run-build", "run-control"):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import gerrit
@@ -14,14 +15,15 @@ import jenkins_fake
 import pytest
 import trees
 import yaml
-from local_jobs import end_all, make_engine, until
+from local_jobs import end_all, make_engine, supervisor_of, until
 
 from pkgci import zuul
 from pkgci.artifacts import Child, Lint, LintFinding, Result
 from pkgci.change import Parameters
 from pkgci.engines import jenkins
+from pkgci.engines.base import BuildRef
 from pkgci.engines.local import LocalEngine
-from pkgci.errors import RequestError
+from pkgci.errors import InfrastructureError, RequestError
 
 JOBS = """
 - job:
@@ -196,9 +198,57 @@ def test_a_build_that_waits_on_a_server_is_named_by_its_number_once_it_has_one(t
     assert said == [f"run-build/1 on the engine: {page}1/", "built"]
 
 
+def test_a_build_that_a_server_has_lost_is_the_infrastructures_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr(jenkins, "POLLS", (0.01, 0.05))
+    asked = {"verb": "run", "change": False, "zuul": variables(job=jenkins_fake.JOB)}
+    log = io.BytesIO()
+
+    def run() -> None:
+        until(lambda: server.queue)
+        server.begin().log = b"said\n"
+        until(lambda: b"said" in log.getvalue())
+        server.builds.clear()
+
+    with jenkins_fake.Jenkins() as server:
+        engine = jenkins_fake.configured(tmp_path, server.url)
+        thread = threading.Thread(target=run)
+        thread.start()
+        with pytest.raises(InfrastructureError):
+            zuul._run(engine.config, engine, zuul.Request.model_validate(asked), log)
+        thread.join()
+        server.shutdown()
+
+
 def test_a_build_without_a_result_is_the_infrastructures_fault(engine):
     said, _ = ask(engine, runs="exit 7")
     assert (said["exit"], said["reason"]) == (3, "check: ended without a result: see its log")
+
+
+def test_a_build_that_was_killed_is_the_infrastructures_fault(engine):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command(engine), **pipes) as one:
+        one.stdin.write(request(runs="echo held; exec sleep 1000"))
+        one.stdin.close()
+        until(lambda: b"held" in one.stderr.readline())
+        os.kill(supervisor_of(engine, BuildRef("check", 1)), signal.SIGKILL)
+        said = json.loads(one.stdout.read())
+    reason = "check: ended without a result: its supervising process was killed"
+    assert (said["exit"], said["reason"]) == (3, reason)
+
+
+def test_a_build_that_somebody_took_out_of_the_queue_is_aborted(tmp_path):
+    engine = make_engine(tmp_path, JOBS, executors=1)
+    try:
+        first = engine.start("check", {"COMMAND": "exec sleep 1000"})
+        until(lambda: engine.state(first) == "running")
+        with subprocess.Popen(command(engine), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as one:
+            one.stdin.write(request())
+            one.stdin.close()
+            until(lambda: len(engine.builds("check")) > 1)
+            engine.abort(BuildRef("check", 2))
+            assert json.loads(one.stdout.read())["exit"] == 143
+    finally:
+        end_all(engine)
 
 
 def test_an_unknown_job_is_said(engine):
@@ -328,6 +378,15 @@ def test_what_compilers_say_is_on_the_lines_too(review, tmp_path):
     assert set(said) == {"src/main.c", "src/util.c"}
 
 
+def test_a_log_that_is_made_to_take_long_does_not(review, tmp_path):
+    review.files = {"main.c": {}}
+    line = "a" * 60_000 + ":1x" * 2000
+    place = artifacts(tmp_path / "a", log=f"{line}\n" * 120 + "main.c:1: error: x\n" + f"{line}:1: error: x\n")
+    since = time.monotonic()
+    assert len(comments(review, place)["main.c"]) == 1
+    assert time.monotonic() - since < 5
+
+
 def test_a_file_that_two_may_be_gets_no_comment_nor_does_another_packages(review, tmp_path):
     review.files = {"a/main.c": {}, "b/main.c": {}}
     assert comments(review, artifacts(tmp_path / "a", log="main.c:1: error: x\n")) == {}
@@ -356,6 +415,7 @@ def test_the_tenant_has_the_packages_that_gerrit_has(review):
             {
                 "ci/pkgci": {
                     "load-branch": "main",
+                    "include-branches": ["main"],
                     "implied-branch-matchers": False,
                     "extra-config-paths": "zuul/zuul.d/",
                 }

@@ -40,6 +40,9 @@ class Job:
         (place / "bin" / "ssh").write_text(SSH.format(place=str(place)))
         (place / "bin" / "ssh").chmod(0o755)
         (place / "work" / "results.json").touch()
+        self.executed = place / "executed"
+        # free text of whoever pushes a change
+        self.topic = f"{{{{ lookup('pipe', 'touch {self.executed}') }}}}"
         self.answers("")
 
     def answers(self, said: str) -> None:
@@ -47,7 +50,12 @@ class Job:
 
     def play(self, name: str, **variables: object) -> subprocess.CompletedProcess[str]:
         """Run a playbook; `variables` are the job's own."""
-        zuul = {"executor": {"work_root": f"{self.place}/work", "log_root": f"{self.place}/work/logs"}, "job": "j"}
+        zuul = {
+            "executor": {"work_root": f"{self.place}/work", "log_root": f"{self.place}/work/logs"},
+            "job": "j",
+            "topic": self.topic,
+            "items": [{"topic": self.topic}],
+        }
         engine = {"host": "engine.example.org", "port": 2222, "user": "zuul", "host_key": "ssh-ed25519 AAAA"}
         given = {"zuul": zuul, "pkgci_engine": engine, "unsafe_vars": variables}
         ansible = zuul_server.ansible() / zuul_server.ANSIBLE / "bin" / "ansible-playbook"
@@ -70,7 +78,9 @@ class Job:
 
 @pytest.fixture
 def job(tmp_path):
-    return Job(tmp_path)
+    made = Job(tmp_path)
+    yield made
+    assert not made.executed.exists()
 
 
 def test_the_engines_host_is_asked_and_zuul_is_told_what_it_says(job):
@@ -86,6 +96,7 @@ def test_the_engines_host_is_asked_and_zuul_is_told_what_it_says(job):
     asked = job.asked
     assert (asked["stdin"]["verb"], asked["stdin"]["zuul"]["job"]) == ("run", "j")
     assert (asked["stdin"]["change"], asked["stdin"]["parameters"]) == (False, {"AGAIN": "true"})
+    assert (asked["stdin"]["zuul"]["topic"], asked["stdin"]["zuul"]["items"]) == (job.topic, [{"topic": job.topic}])
     assert asked["argv"][-4:] == ["-p", "2222", "--", "zuul@engine.example.org"]
     assert {"StrictHostKeyChecking=yes", "BatchMode=yes", "HostKeyAlias=engine"} <= set(asked["argv"])
     assert asked["known"] == "engine ssh-ed25519 AAAA\n"

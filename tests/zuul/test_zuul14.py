@@ -80,7 +80,7 @@ ACCEPTED = ("recheck", "Recheck ", "recheck flaky mirror", "recheck: packages/li
 REFUSED = ("please recheck", "recheckin", "recheck\nor not", "not recheck", "")
 
 
-@pytest.mark.parametrize("before", ["", "Patch Set 3:\n\n", "Patch Set 12: Code-Review+1 -Workflow\n\n"])
+@pytest.mark.parametrize("before", ["", "Patch Set 3:\n\n", "Patch Set 12: Code-Review+1 -Workflow\n\n(1 comment)\n\n"])
 def test_who_may_ask_for_a_test_and_how(before):
     (check,) = (one for one in entries("pipeline") if one["name"] == "check")
     (asked,) = (one["comment"] for one in check["trigger"]["gerrit"] if one["event"] == "comment-added")
@@ -96,7 +96,7 @@ def server(tmp_path_factory):
     directory = tmp_path_factory.mktemp("zuul")
     trees.commit(directory / "trees" / "packages" / "small", trees.deb())
     zuul_server.config_project(directory / "trees" / "pkgci")
-    ours = {"load-branch": "main", "extra-config-paths": "zuul/zuul.d/"}
+    ours = {"load-branch": "main", "include-branches": ["main"], "extra-config-paths": "zuul/zuul.d/"}
     packages = {"packages/small": {"include": []}}
     source = {"trees": {"config-projects": [{"pkgci": ours}], "untrusted-projects": [packages]}}
     tenants = directory / "tenants.yaml"

@@ -106,11 +106,12 @@ class _Work:
 
 @dataclass
 class _Known:
-    """A build, the project that it is for, and whether it runs."""
+    """A build, the project that it is for, whether it runs, and whether it is to be aborted."""
 
     ref: BuildRef
     project: str
     running: bool = True
+    unwanted: bool = False
 
 
 class Worker:
@@ -255,16 +256,19 @@ class Worker:
         ref = self._numbered(self.engine.start(work.name, {**values, "CORRELATION": uuid.uuid4().hex}))
         # it must be stopped also while it waits in a queue, where it has no number of its own
         number = ref.number or next(self._unnumbered)
-        with self._noted(ref, number, values.get("ZUUL_PROJECT", "")):
+        with self._noted(ref, number, values.get("ZUUL_PROJECT", "")) as known:
             log.info("%s for %s", ref, values.get("ZUUL_UUID", "nobody"))
             try:
                 about = self._about(work, ref, number)
                 work.send("sendWorkData", json.dumps(about))
-                outcome = self._watch(work, ref, expected)
+                outcome = self._watch(work, known, expected)
                 result, reason, report = self._verdict(ref, outcome)
-            except Exception:
+            except Exception as error:
                 with suppress(PkgciError):
                     self.engine.abort(ref)
+                if isinstance(error, RequestError):
+                    # a server that was restarted may have lost what was there
+                    raise InfrastructureError(str(error)) from error
                 raise
         log.info("%s: %s: %s", self.engine.numbered(ref), result or "to be started again", printable(reason))
         # Zuul takes a new URL from such data only, not from those of the end
@@ -307,16 +311,20 @@ class Worker:
             "worker_extra": {},
         }
 
-    def _watch(self, work: _Work, ref: BuildRef, expected: int) -> Outcome:
+    def _watch(self, work: _Work, known: _Known, expected: int) -> Outcome:
         """Wait for a build's end and tell how far it is; abort it when nobody waits for it any more."""
         started, told, aborted = time.monotonic(), 0.0, False
-        while (outcome := self.engine.wait(ref, POLL)) is None:
+        while (outcome := self.engine.wait(known.ref, POLL)) is None:
             passed = time.monotonic() - started
-            if work.lost and not aborted:
+            if work.lost and not known.unwanted:
                 # the server has told Zuul that the worker is lost, and Zuul starts the job again
-                log.info("%s: aborted, since the Gearman server that asked for it is lost", ref)
-                self.engine.abort(ref)
-                aborted = True
+                log.info("%s: aborted, since the Gearman server that asked for it is lost", known.ref)
+                known.unwanted = True
+            if known.unwanted and not aborted:
+                # an engine that is away for a moment is asked again
+                with suppress(InfrastructureError):
+                    self.engine.abort(known.ref)
+                    aborted = True
             if passed // PROGRESS > told:
                 told = passed // PROGRESS
                 work.send("sendWorkStatus", int(passed), max(expected, int(passed) + 1))
@@ -374,12 +382,12 @@ class Worker:
             raise RequestError(f"{printable(name)}/{number} is no build of this worker")
         if work.job.name.startswith("stop:"):
             log.info("%s: Zuul stops it", known.ref)
-            self.engine.abort(known.ref)
+            known.unwanted = True
         else:
             self.engine.describe(known.ref, f"{known.project}: {_text(arguments.get('html_description'))}")
 
     @contextmanager
-    def _noted(self, ref: BuildRef, number: int, project: str) -> Iterator[None]:
+    def _noted(self, ref: BuildRef, number: int, project: str) -> Iterator[_Known]:
         """Know a build as running, and keep a locked note of it that outlives this process."""
         known = _Known(ref, project)
         with self._lock:
@@ -392,7 +400,7 @@ class Worker:
             with note.with_name(f".{note.name}").open("w") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX)
                 Path(stream.name).rename(note)
-                yield
+                yield known
                 note.unlink(missing_ok=True)
         finally:
             known.running = False

@@ -39,7 +39,7 @@ TEMPLATE = "Template: jobs/templates/"  # in the description of each job of this
 SECONDS = (5, 30)  # to connect, and between two pieces of an answer
 RETRY = 2.0  # seconds between attempts to reach a server that does not answer
 LEAVING = 5.0  # seconds in which a build may be neither in the queue nor among the job's builds
-POLLS = (0.5, 5.0)  # seconds between looks at a build that is waited for, least and most; in between by its age
+POLLS = (0.5, 5.0)  # seconds between looks at a build, least and most; in between by how long nothing has happened
 PIECE = 1 << 16
 _PARAMETERS = "actions[parameters[name,value]]"
 _OUTCOMES: Mapping[str, Outcome] = {"SUCCESS": "SUCCESS", "ABORTED": "ABORTED"}
@@ -175,8 +175,9 @@ class JenkinsEngine:
     def _log(self, ref: BuildRef, follow: bool) -> Iterator[bytes]:
         """Yield the log as the server gives it."""
         build = self._patiently(lambda: self.numbered(ref))
+        since = time.monotonic()
         while follow and not build.number and self._patiently(lambda: self.state(ref)) in ("queued", "running"):
-            time.sleep(POLLS[0])
+            time.sleep(_pause(since))
             build = self._patiently(lambda: self.numbered(ref))
         # it may have begun and ended between the two questions
         build = self._patiently(lambda: self.numbered(ref))
@@ -185,8 +186,15 @@ class JenkinsEngine:
         # where the next answer begins, and how much of it was yielded before it broke off
         begin = yielded = 0
         lost: float | None = None
+        since, known = time.monotonic(), False
         while True:
-            ended = self._patiently(lambda: self.state(build)) not in ("queued", "running")
+            try:
+                ended = self._patiently(lambda: self.state(build)) not in ("queued", "running")
+            except NotFoundError as error:
+                if not known:
+                    raise
+                raise self._gone(build) from error
+            known = True
             try:
                 with self.ask("GET", f"{_path(build)}/logText/progressiveText?start={begin}", stream=True) as answer:
                     size, more = int(answer.headers["X-Text-Size"]), "X-More-Data" in answer.headers
@@ -198,7 +206,8 @@ class JenkinsEngine:
                         yielded += len(fresh)
                         if fresh:
                             yield fresh
-            except (AwayError, requests.RequestException, KeyError, ValueError) as error:
+            except (AwayError, NotFoundError, requests.RequestException, KeyError, ValueError) as error:
+                # a server that is starting has nothing: the next look at the build tells
                 lost = lost or time.monotonic()
                 if time.monotonic() - lost > self.patience:
                     raise InfrastructureError(f"the log of {build}: {_reason(error)}") from error
@@ -207,8 +216,10 @@ class JenkinsEngine:
             grown, begin, yielded, lost = size > begin, size, 0, None
             if not more or not (grown or follow or ended):
                 return
-            if not grown:
-                time.sleep(POLLS[0])
+            if grown:
+                since = time.monotonic()
+            else:
+                time.sleep(_pause(since))
 
     def artifacts(self, ref: BuildRef, destination: Path) -> None:
         """See `base.Engine`. Their paths are what a build chose, and lead nowhere else."""
@@ -228,13 +239,7 @@ class JenkinsEngine:
         for poll in list(self._polls.values()):
             # it is about to end
             poll.since, poll.due = time.monotonic(), 0.0
-        ref = self.numbered(ref)
-        request = self._requests.get(ref.request)
-        if not ref.number and request and request.item:
-            request.unwanted = True
-            self._post(f"queue/cancelItem?id={request.item}")
-            # it may have begun in this very moment
-            ref = self.numbered(ref)
+        ref = self._taken_out(self.numbered(ref))
         if ref.number:
             # those that are queued would begin in its place
             for child in self._children(ref):
@@ -250,10 +255,14 @@ class JenkinsEngine:
         return [BuildRef(job, number) for number in sorted(one["number"] for one in listed)]
 
     def find(self, job: str, correlation: str) -> BuildRef | None:
-        """See `base.Engine`. In the queue, or among the newest hundred builds."""
+        """See `base.Engine`. In the queue, among the newest hundred builds, or running."""
         ref = BuildRef(job, 0, correlation)
-        self._requests.setdefault(correlation, _Request({}))
-        return ref if self._patiently(lambda: self._found(ref)) else None
+        if self._patiently(lambda: self._found(ref)):
+            return ref
+        running = self._patiently(lambda: list(self._executed()))
+        return next(
+            (one for one, values in running if one.job == job and values.get("CORRELATION") == correlation), None
+        )
 
     def urls(self, ref: BuildRef) -> Urls:
         """See `base.Engine`. Of what is still queued, the job's."""
@@ -331,6 +340,7 @@ class JenkinsEngine:
         """
         headers = {"Content-Type": "text/xml; charset=utf-8"} if isinstance(data, bytes) else None
         about, client = f"{self.url}{path.partition('?')[0]}", self.client()
+        former = client.crumb
         try:
             answer = client.jenkins_request(
                 requests.Request(method, self.url + path, headers, data=data), stream=stream
@@ -339,8 +349,10 @@ class JenkinsEngine:
             raise NotFoundError(f"there is nothing at {about}") from error
         except (jenkins.JenkinsException, requests.RequestException) as error:
             status = _status(error)
-            # a server that was restarted wants to hand out another one
+            # a server that was restarted wants to hand out another one, and refuses the former
             client.crumb = None
+            if former and status == requests.codes.forbidden:
+                return self.ask(method, path, data=data, stream=stream)
             if status is None or status > requests.codes.server_error:
                 raise AwayError(f"{about}: {_reason(error)}") from error
             why = f": is the account {self._user} right, and may it do this?" if status in (401, 403) else ""
@@ -392,25 +404,31 @@ class JenkinsEngine:
             if self._patiently(lambda: self._found(ref)):
                 return
             raise
+        except NotFoundError as error:
+            # a server that is starting says so of anything, and later no more
+            self.ask_json(_job(ref.job), "name")
+            raise AwayError(str(error)) from error
         item = re.search(r"/queue/item/([0-9]+)/?$", answer.headers.get("Location", ""))
         request.item = int(item[1]) if item else None
 
     def _in_queue(self, ref: BuildRef) -> State:
         """Return where a request is: `queued`, `running` (it has a number) or `ABORTED` (taken out of the queue)."""
-        request = self._requests.setdefault(ref.request, _Request({}))
         if ref.request in self._numbers:
             return "running"
+        request = self._requests.setdefault(ref.request, _Request({}))
         if request.cancelled:
             return "ABORTED"
         if request.item is not None:
             try:
-                said = self.ask_json(f"queue/item/{request.item}", "cancelled,executable[number]")
+                said = self.ask_json(f"queue/item/{request.item}", f"cancelled,executable[number],{_PARAMETERS}")
             except NotFoundError:
-                # long gone, or the server numbers its queue anew since it was restarted
+                said = {}
+            if _parameters_of(said).get("CORRELATION") != ref.request:
+                # long gone, or the server numbers its queue anew since it was restarted: it may be another's by now
                 request.item = None
             else:
                 if executable := said.get("executable"):
-                    self._numbers[ref.request] = executable["number"]
+                    self._begun(ref.request, executable["number"])
                     return "running"
                 request.cancelled = bool(said.get("cancelled"))
                 return "ABORTED" if request.cancelled else "queued"
@@ -433,16 +451,36 @@ class JenkinsEngine:
         """Look for a request by its correlation: first in the queue, then, where it would be next, among the builds."""
         for item in self._queue():
             if item["task"].get("name") == ref.job and _parameters_of(item).get("CORRELATION") == ref.request:
-                self._requests[ref.request].item = item["id"]
+                self._requests.setdefault(ref.request, _Request({})).item = item["id"]
                 return True
         for build in self.ask_json(_job(ref.job), f"builds[number,{_PARAMETERS}]").get("builds") or ():
             if _parameters_of(build).get("CORRELATION") == ref.request:
-                self._numbers[ref.request] = build["number"]
+                self._begun(ref.request, build["number"])
                 return True
         return False
 
+    def _begun(self, request: str, number: int) -> None:
+        """Note the number of a build; what was asked for is the server's affair now."""
+        self._numbers[request] = number
+        self._requests.pop(request, None)
+
     def _queue(self) -> list[dict[str, Any]]:
         return self.ask_json("queue", f"items[id,task[name],{_PARAMETERS}]").get("items") or []
+
+    def _taken_out(self, ref: BuildRef) -> BuildRef:
+        """Take a build out of the queue; return it with its number, if it has one: it may begin in this very moment."""
+        until = time.monotonic() + LEAVING
+        while not ref.number and (request := self._requests.get(ref.request)) and not request.cancelled:
+            request.unwanted = True
+            if request.item is not None:
+                self._post(f"queue/cancelItem?id={request.item}")
+            ref = self.numbered(ref)
+            if time.monotonic() > until:
+                # one that the server has forgotten: nobody asks for it again
+                break
+            if not (ref.number or request.cancelled):
+                time.sleep(POLLS[0])
+        return ref
 
     def _children(self, parent: BuildRef) -> Iterator[BuildRef]:
         """Yield the builds that a build has started and that have not ended."""
@@ -452,13 +490,19 @@ class JenkinsEngine:
                 correlation = values["CORRELATION"]
                 self._requests.setdefault(correlation, _Request({})).item = item["id"]
                 yield BuildRef(item["task"]["name"], 0, correlation)
+        for ref, values in self._executed():
+            if values.get("PARENT") == str(parent):
+                yield ref
+
+    def _executed(self) -> Iterator[tuple[BuildRef, dict[str, str]]]:
+        """Yield the builds that run, with their parameters."""
         said = self.ask_json("computer", f"computer[executors[currentExecutable[number,url,{_PARAMETERS}]]]")
         for computer in said.get("computer") or ():
             for executor in computer.get("executors") or ():
                 build = executor.get("currentExecutable")
                 job = re.search(r"/job/([^/]+)/[0-9]+/$", build.get("url", "")) if build else None
-                if job and _parameters_of(build).get("PARENT") == str(parent):
-                    yield BuildRef(unquote(job[1]), build["number"])
+                if job:
+                    yield BuildRef(unquote(job[1]), build["number"]), _parameters_of(build)
 
     def _look(self, ref: BuildRef, poll: _Poll) -> State | None:
         """Return where a build that is waited for is, None while the server is away, and say when to look again."""
@@ -473,10 +517,12 @@ class JenkinsEngine:
             if time.monotonic() - poll.away > self.patience:
                 raise
         except NotFoundError as error:
-            raise InfrastructureError(f"{self.url} no longer knows {ref}: was it restarted?") from error
-        now = time.monotonic()
-        poll.due = now + min(max((now - poll.since) / 20, POLLS[0]), POLLS[1])
+            raise self._gone(ref) from error
+        poll.due = time.monotonic() + _pause(poll.since)
         return state or "running"
+
+    def _gone(self, ref: BuildRef) -> InfrastructureError:
+        return InfrastructureError(f"{self.url} no longer knows {ref}: was it restarted?")
 
     def _fetch(self, ref: BuildRef, path: PurePosixPath, file: Path) -> None:
         """Copy one artifact to `file`."""
@@ -491,6 +537,8 @@ class JenkinsEngine:
                     raise
                 except OSError as error:
                     raise InfrastructureError(f"cannot write an artifact of {ref}: {file}: {error.strerror}") from error
+        except NotFoundError as error:
+            raise InfrastructureError(f"{self.url}: the artifact {path} of {ref} is not there") from error
         except requests.RequestException as error:
             raise AwayError(f"{self.url}: the artifact {path} of {ref}: {_reason(error)}") from error
 
@@ -538,6 +586,11 @@ def _job(name: str) -> str:
 
 def _path(ref: BuildRef) -> str:
     return f"{_job(ref.job)}/{ref.number}"
+
+
+def _pause(since: float) -> float:
+    """Return the seconds until a build is looked at again that one waits for since then."""
+    return min(max((time.monotonic() - since) / 20, POLLS[0]), POLLS[1])
 
 
 def _state(said: Mapping[str, Any]) -> State:

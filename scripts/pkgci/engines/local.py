@@ -161,8 +161,11 @@ class LocalEngine:
 
     def find(self, job: str, correlation: str) -> BuildRef | None:
         """See `base.Engine`."""
-        refs = reversed(self.builds(job))
-        return next((ref for ref in refs if self.record(ref).parameters.get("CORRELATION") == correlation), None)
+        for ref in reversed(self.builds(job)):
+            with contextlib.suppress(RequestError):  # discarded by now
+                if self.record(ref).parameters.get("CORRELATION") == correlation:
+                    return ref
+        return None
 
     def record(self, ref: BuildRef) -> BuildRecord:
         """See `base.Engine`. A build whose supervisor was killed is ended as aborted."""
