@@ -27,7 +27,7 @@ from pkgci.engines.definitions import Definition, read, render
 from pkgci.engines.processes import SUPERVISOR, kill_all
 from pkgci.errors import InfrastructureError, RequestError
 
-POLL = 0.1  # seconds
+POLL = 0.05  # seconds
 COMMAND = [sys.executable, "-m", "pkgci.engines.supervisor"]
 
 # what a build inherits from whoever starts it; everything else, another job's parameters above all, stays behind
