@@ -333,7 +333,7 @@ def _show(engine: LocalEngine, refs: dict[str, BuildRef], console: Console) -> N
         with Live(console=console, refresh_per_second=4, transient=True) as live:
             while not _ended(engine, refs):
                 live.update(_table(_rows(engine, refs)))
-                time.sleep(POLL)
+                _pause(engine, refs)
         return
     shown: dict[BuildRef, str] = {}
     spoke = time.monotonic()
@@ -356,7 +356,14 @@ def _show(engine: LocalEngine, refs: dict[str, BuildRef], console: Console) -> N
             )
             _say(console, f"still running: {running or next(iter(refs.values()))}")
             spoke = time.monotonic()
-        time.sleep(POLL)
+        _pause(engine, refs)
+
+
+def _pause(engine: LocalEngine, refs: dict[str, BuildRef]) -> None:
+    """Wait a moment, or until the first build that runs has ended."""
+    alive = [ref for ref in refs.values() if engine.record(ref).alive]
+    if alive:
+        engine.wait(alive[0], POLL)
 
 
 def _ended(engine: LocalEngine, refs: dict[str, BuildRef]) -> bool:

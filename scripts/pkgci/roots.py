@@ -20,10 +20,9 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-from pkgci.command import run
+from pkgci.command import program_digest, run
 from pkgci.config import ROOT, Config, Limits, Target, Upstream
 from pkgci.errors import InfrastructureError
 from pkgci.locks import make_once
@@ -239,17 +238,12 @@ def _own_debian() -> Target:
     return Target(format="deb", codename=codename, architecture="amd64", tag="own", upstream=upstream)
 
 
-@cache
-def _mmdebstrap_version() -> str:
-    return run(["mmdebstrap", "--version"], quiet=True).stdout.decode().strip()
-
-
 def _debian_key(target: Target, command: list[str]) -> str:
-    version = _mmdebstrap_version()
     uploaded = [path for path in (HOST_PROVIDES, RPM_MACROS) if any(str(path) in word for word in command)]
     scripts = [path.read_text() for path in uploaded]
     sources = [source.line() for source in apt_sources(target)]
-    return _digest([[word.replace(os.fspath(ROOT), "") for word in command], version, sources, scripts])
+    words = [word.replace(os.fspath(ROOT), "") for word in command]
+    return _digest([words, program_digest("mmdebstrap"), sources, scripts])
 
 
 def _digest(made_from: object) -> str:

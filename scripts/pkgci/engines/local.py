@@ -29,7 +29,7 @@ from pkgci.engines.definitions import Definition, parameter_values, read, render
 from pkgci.engines.processes import SUPERVISOR, kill_all
 from pkgci.errors import InfrastructureError, RequestError
 
-POLL = 0.1  # seconds
+POLL = 0.05  # seconds
 COMMAND = [sys.executable, "-m", "pkgci.engines.supervisor"]
 
 # what a build inherits from whoever starts it; everything else, another job's parameters above all, stays behind

@@ -251,10 +251,10 @@ class Repository:
             for entry, origin in added:
                 self._add(self._link(entry, origin, place) if origin else entry, place)
             sources = {build.source for build in gone} | {entry.record.package for entry, _ in added}
-            written = self._write_lists(place, sources)
             making = directory.with_name(f".{number}.new")
             making.mkdir(parents=True)
-            pointers = self.form.finish(making, place, written)
+            with self._lists(place, sources) as written:
+                pointers = self.form.finish(making, place, written)
             record = Generation(
                 number=number,
                 time=now,
@@ -437,7 +437,8 @@ class Repository:
                 kept = [int(path.name) for path in (self.root / "generations").glob("[0-9]*")]
                 shared = {path.relative_to(self.root).as_posix() for path in self._shared_files()}
                 index.wrote(shared)
-                self._write_lists(place, None)
+                with self._lists(place, None):
+                    pass
                 index.forget(min(kept))
         self._sweep()
 
@@ -581,8 +582,12 @@ class Repository:
             projects = [one.project for one in origin.commits] if origin else []
         self.index.fill(record.key, record.package, stanzas, paths, projects)
 
-    def _write_lists(self, place: Place, sources: Iterable[str] | None) -> list[Written]:
-        """Write the metadata files, joined from chunks, into what all generations share."""
+    @contextmanager
+    def _lists(self, place: Place, sources: Iterable[str] | None) -> Iterator[list[Written]]:
+        """Write the metadata files, joined from chunks, into what all generations share.
+
+        They are yielded when they are written; the `with` ends when the format's tool has read what is new in them.
+        """
         names = self.form.lists(place)
         kept = frozenset(self.index.files())
         written: dict[str, list[Written]] = {}
@@ -601,15 +606,15 @@ class Repository:
                     pool.submit(self._join, name, which, frame, list(self.index.join(name, which)), place, kept)
                     for which in self.form.compressions
                 ]
+            written |= {name: [job.result() for job in jobs] for name, jobs in joined.items()}
+            everything = [one for name in names for one in written[name]]
+            for name in joined:
+                self.index.set(f"list {name}", [[*vars(one).values()] for one in written[name]])
+            self.index.set("architectures", list(place.architectures))
+            self.index.wrote(self.form.path(one) for one in everything if one.compression != "plain")
+            yield everything
             for job in examined:
                 job.result()
-            written |= {name: [job.result() for job in jobs] for name, jobs in joined.items()}
-        everything = [one for name in names for one in written[name]]
-        for name in joined:
-            self.index.set(f"list {name}", [[*vars(one).values()] for one in written[name]])
-        self.index.set("architectures", list(place.architectures))
-        self.index.wrote(self.form.path(one) for one in everything if one.compression != "plain")
-        return everything
 
     def _join(
         self,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pkgci.artifacts import Record
-from pkgci.command import run
+from pkgci.command import program_digest, run
 from pkgci.config import Config, Limits, Target
 from pkgci.errors import InfrastructureError
 from pkgci.lazy import Lazy
@@ -74,9 +74,7 @@ def image_key(target: Target) -> str:
     """
     scripts = [Path(__file__).read_text(), _script(target), HOST_PROVIDES.read_text()]
     description = [target.format, target.machine.packages]
-    return _digest(
-        [_plain_key(target), description, scripts, run(["qemu-img", "--version"], quiet=True).stdout.decode()]
-    )
+    return _digest([_plain_key(target), description, scripts, program_digest("qemu-img")])
 
 
 def image(config: Config, target: Target, name: str) -> Image:
@@ -124,8 +122,7 @@ def _plain(config: Config, target: Target, name: str) -> Path:
 def _plain_key(target: Target) -> str:
     if target.base == "rpm":
         return distribution_key(target, (*MACHINE, *target.machine.packages))
-    version = run(["mmdebstrap", "--version"], quiet=True).stdout.decode()
-    return _digest([[source.line() for source in apt_sources(target)], version, PLAIN, INITRD])
+    return _digest([[source.line() for source in apt_sources(target)], program_digest("mmdebstrap"), PLAIN, INITRD])
 
 
 def _digest(made_from: object) -> str:
