@@ -13,7 +13,7 @@ from released import configure
 
 from pkgci import source
 from pkgci.artifacts import Result, Retriggers
-from pkgci.change import Parameters
+from pkgci.change import EVERY, Parameters
 from pkgci.config import Config
 from pkgci.engines.local import LocalEngine
 from pkgci.errors import RequestError
@@ -89,7 +89,7 @@ class Site:
         moved = {"ZUUL_PROJECT": f"{self.name}/{project}", "ZUUL_REFNAME": "main", "ZUUL_NEWREV": commit}
         given = {**(moved if project else {}), "DRY_RUN": "true" if dry else ""}
         now = datetime.now(UTC) + timedelta(seconds=later)
-        return retrigger(self.config, Parameters.read(given), now, self.place)
+        return retrigger(self.config, Parameters.read(given, EVERY), now, self.place)
 
     def job(self, project: str, commit: str) -> Result:
         """Run the job dry, as rendered, for a merge."""

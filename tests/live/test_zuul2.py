@@ -52,7 +52,7 @@ class Site:
         released = {"gnupg_home": gnupg[0], "key": gnupg[1]}
         account = {"url": gerrit.url, "user": "pkgci", "password_file": str(gerrit.password_file("pkgci"))}
         settings = {"gerrit": gerrit.url, "sources": [self.zuul.git_url], "released": released}
-        settings |= {"review": {**account, "retrigger": {"per_hour": 1}}}
+        settings |= {"review": {**account, "retrigger": {}}}
         self.config = trees.config(place, {"small": {"source": PROJECT}}, **settings)
         self.engine = LocalEngine(self.config)
         self.worker: subprocess.Popen | None = None
@@ -134,6 +134,7 @@ def test_a_new_patch_set_stops_the_former_ones_build(site):
     site.until(lambda: gerrit.votes(number, "Verified"))
     assert gerrit.votes(number, "Verified") == {"zuul": -1}
     assert re.search(rf"{CHECK} \S+ : FAILURE", gerrit.messages(number, "zuul")[-1])
+    gerrit.abandon(number)
 
 
 def test_a_killed_worker_is_a_retry_not_a_vote(site):
@@ -149,6 +150,7 @@ def test_a_killed_worker_is_a_retry_not_a_vote(site):
     assert gerrit.votes(number, "Verified") == {"zuul": 1}
     first, second = site.builds(CHECK, ZUUL_CHANGE=str(number))
     assert (site.engine.state(first), site.engine.state(second)) == ("ABORTED", "SUCCESS")
+    gerrit.abandon(number)
 
 
 def test_the_periodic_pipeline_looks_after_the_repositories(site):
@@ -169,7 +171,7 @@ def test_an_open_review_is_tested_again_on_what_was_merged_since(site):
     trees.git(site.tree, "reset", "-q", "--hard", "FETCH_HEAD")
     merged = trees.commit(site.tree, {"TODO": "Nothing.\n"}, "Past all review")
     gerrit.push_directly(site.tree, PROJECT)
-    # its publication asks Zuul by a comment, at the configured rate: for the review that was touched last
+    # its publication asks Zuul by a comment
     site.until(lambda: len(site.tested(number)) == 2)
     again = site.tested(number)[-1]
     (asked,) = gerrit.messages(number, "pkgci")

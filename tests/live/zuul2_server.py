@@ -83,7 +83,9 @@ def installed() -> Path:
 def environment(place: Path) -> dict[str, str]:
     """Return the variables that Zuul's programs of `place`, as of `installed`, run with."""
     # not by the programs in `zuul/bin`, which name the directory where they were made
-    return {**os.environ, "LD_LIBRARY_PATH": str(place / "libraries"), "PYTHONUSERBASE": str(place / "zuul")}
+    own = {"LD_LIBRARY_PATH": str(place / "libraries"), "PYTHONUSERBASE": str(place / "zuul")}
+    # it would write its own beside the files of this repository
+    return {**os.environ, **own, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def validate(layout: Path, jobs: Iterable[str], directory: Path) -> subprocess.CompletedProcess[str]:

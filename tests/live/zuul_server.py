@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -69,7 +70,7 @@ command_socket={directory}/merger.sock
 hostname=localhost
 state_dir={directory}/state
 git_dir={directory}/executor-git
-job_dir={directory}/builds
+job_dir={builds}
 ansible_root={ansible}
 manage_ansible=false
 private_key_file={key}
@@ -168,8 +169,10 @@ class Zuul:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.directory, self.gerrit = directory, gerrit
-        for name in ("zookeeper", "state", "builds", "trees"):
+        for name in ("zookeeper", "state", "trees"):
             (directory / name).mkdir(parents=True, exist_ok=True)
+        # each build has a socket below it, and the path of one is limited to 107 characters
+        self._builds = tempfile.TemporaryDirectory(prefix="zuul-")
         self.processes: dict[str, subprocess.Popen] = {}
         self.zookeeper_port, self.web_port = trees.free_port(), trees.free_port()
         # the executor's ssh-agents are nobody's children
@@ -182,6 +185,7 @@ class Zuul:
         (directory / "zuul.conf").write_text(
             CONFIGURATION.format(
                 directory=directory,
+                builds=self._builds.name,
                 zookeeper=self.zookeeper_port,
                 web=self.web_port,
                 finger=trees.free_port(),
@@ -254,6 +258,7 @@ class Zuul:
         for part in list(self.processes):
             self.kill(part)
         kill_all(self._cookie)
+        self._builds.cleanup()
 
     def validate(self) -> subprocess.CompletedProcess[str]:
         """Let Zuul read all of the configuration; return how that ended. ZooKeeper and a merger or executor must run."""

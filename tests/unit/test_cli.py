@@ -1,14 +1,16 @@
 """The command line itself: what is said, and with which exit code it ends, where no step does."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
-from pkgci.cli import told
-from pkgci.config import EMBEDDED
+from pkgci.cli import main, told
+from pkgci.config import EMBEDDED, ROOT
 from pkgci.errors import RequestError
 
 
@@ -53,3 +55,24 @@ def test_a_path_that_is_misspelt_is_not_taken_for_a_target(tmp_path: Path, word:
     gate = command("gate", word, HOME=str(tmp_path), PKGCI_CONFIG=str(EMBEDDED))
     assert gate.communicate() == ("", f"pkgci: there is no directory {word}\n")
     assert gate.returncode == 2
+
+
+def documented() -> list[str]:
+    """Return the command lines of README and docs, without what comes before `pkgci`."""
+    pages = (ROOT / "README.rst", *(ROOT / "docs").rglob("*.rst"))
+    lines = [
+        re.findall(r"(?:``|\$ |bin/)pkgci ([a-z].*?)(?:``|  |$)", page.read_text(), re.MULTILINE) for page in pages
+    ]
+    return sorted({line for found in lines for line in found})
+
+
+@pytest.mark.parametrize("line", documented())
+def test_a_command_of_the_documentation_is_there(line: str):
+    words = re.match(r"[a-z-]+(?: [\w.,=/~-]+)*", line)[0].split()
+    command = main
+    while isinstance(command, click.Group):
+        name = words.pop(0)
+        command = command.get_command(click.Context(command), name)
+        assert command, f"there is no {name}"
+    options = {name for option in command.params for name in option.opts}
+    assert {word for word in words if re.match("--?[a-z]", word)} <= options
