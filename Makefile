@@ -10,7 +10,7 @@ test:
 	@.venv/bin/pkgci prepare
 	@.venv/bin/tox
 
-# Gerrit and Zuul with two packages, for a person to try
+# Gerrit, Zuul and the server of Jenkins' line with two packages, for a person to try
 live:
 	@scripts/setup.sh test
 	@.venv/bin/tox -q -e live --notest

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from trees import free_port
 
+from pkgci.command import supervised
+
 SSHD = shutil.which("sshd", path="/usr/local/sbin:/usr/sbin:/sbin")
 SSHD_CONFIG = """
 ListenAddress 127.0.0.1
@@ -56,7 +58,7 @@ class Sshd:
         self.port = free_port()
         configuration = directory / "sshd_config"
         configuration.write_text(SSHD_CONFIG.format(port=self.port, directory=directory))
-        self.server = subprocess.Popen([SSHD, "-D", "-E", directory / "log", "-f", configuration])
+        self.server = subprocess.Popen(supervised([SSHD, "-D", "-E", directory / "log", "-f", configuration]))
         wait_for(self.port, directory / "log")
 
     def answers(self, command: str) -> None:
@@ -95,11 +97,13 @@ def nginx(place: Path, port: int, server: str) -> Iterator[None]:
     temporary = "".join(f"{kind}_temp_path {place}; " for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     user = "user root;" if os.getuid() == 0 else ""
     (place / "nginx.conf").write_text(
-        f"{user} daemon off; pid {place}/pid; error_log {place}/error; events {{}}\n"
+        # one process, which dies with this one
+        f"{user} daemon off; master_process off; pid {place}/pid; error_log {place}/error; events {{}}\n"
         f"http {{ access_log {place}/access; {temporary}\n"
         f"{server}\n}}\n"
     )
-    with subprocess.Popen(["nginx", "-p", place, "-c", place / "nginx.conf", "-e", place / "error"]) as process:
+    command = supervised(["nginx", "-p", place, "-c", place / "nginx.conf", "-e", place / "error"])
+    with subprocess.Popen(command) as process:
         try:
             wait_for(port, place / "error")
             yield
@@ -135,7 +139,7 @@ class Rsyncd:
         ]
         configuration.write_text("\n".join([*top, "[released]", *lines]) + "\n")
         (self.directory / "log").touch()
-        self.server = subprocess.Popen(["rsync", "--daemon", "--no-detach", f"--config={configuration}"])
+        self.server = subprocess.Popen(supervised(["rsync", "--daemon", "--no-detach", f"--config={configuration}"]))
         wait_for(self.port, self.directory / "log")
 
     def end(self) -> None:

@@ -22,6 +22,7 @@ from pkgci.review import account
 from pkgci.sandbox import memory_control, namespaces, sub_ids
 from pkgci.server import serve
 from pkgci.upstream import apt_sources, rpm_repositories
+from pkgci.zuul import claimed
 
 # a command of each Debian package in bindep.txt that not every machine has
 TOOLS = {
@@ -121,6 +122,11 @@ def _configured(config: Config) -> Iterator[Finding]:
     named = config.names("targets")
     mend = f"make {ROOT / 'jobs' / 'targets.yaml'} name what {config.directory / 'targets'} has: {', '.join(named)}"
     yield Finding(f"targets of the jobs: {', '.join(jobs)}", jobs == named, mend)
+    if config.settings.zuul:
+        definitions = ROOT / "zuul" / "zuul.d" / "jobs.yaml"
+        listed = [entry["job"] for entry in yaml.safe_load(definitions.read_text())]
+        there, wanted = next(job["branches"] for job in listed if "branches" in job), claimed(config)
+        yield Finding(f"branches that Zuul votes on: {there}", there == wanted, f"make it {wanted} in {definitions}")
 
 
 def _release_key(config: Config) -> Iterator[Finding]:

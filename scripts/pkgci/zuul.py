@@ -370,11 +370,16 @@ def _file(said: str, files: Sequence[str]) -> str | None:
     return meant[0] if len(meant) == 1 else None
 
 
+def claimed(config: Config) -> str:
+    """Return the branches that releases claim, as `branches` of the job `package` is to have them."""
+    patterns = [pattern for name in config.names("releases") for pattern in config.release(name).branches]
+    return f"^({'|'.join(dict.fromkeys(patterns))})$"
+
+
 def tenants(config: Config) -> str:
     """Return the tenant's configuration, as YAML: this repository, and the projects of packages that Gerrit has.
 
-    Of a project, only the branches count that a release claims, and no configuration is read from it: what runs for a package
-    is not for its changes to say.
+    No configuration is read from these: what runs for a package is not for its changes to say.
 
     Raises:
         RequestError: the configuration has no `zuul`, or no `review`, which says where Gerrit is.
@@ -384,8 +389,6 @@ def tenants(config: Config) -> str:
     if settings is None or config.settings.review is None:
         missing = "zuul" if settings is None else "review"
         raise RequestError(f"{config.directory / 'config.yaml'}: no `{missing}`; the tenant's configuration needs it")
-    branches = [pattern for name in config.names("releases") for pattern in config.release(name).branches]
-    claimed = {"include": [], "include-branches": list(dict.fromkeys(branches))}
     head = review.head(config, settings.project)
     # its jobs are for all branches, not for the one that it is on itself; a timer would start them for each of its own
     ours = {"load-branch": head, "include-branches": [re.escape(head)], "implied-branch-matchers": False}
@@ -393,7 +396,7 @@ def tenants(config: Config) -> str:
     packages = [name for name in review.projects(config) if name != settings.project and config.package_of(name)]
     source = {
         "config-projects": [{settings.project: ours}],
-        "untrusted-projects": [{name: claimed} for name in packages],
+        "untrusted-projects": [{name: {"include": []}} for name in packages],
     }
     tenant = {"name": settings.tenant, "max-job-timeout": JOB_SECONDS, "source": {settings.connection: source}}
     return yaml.safe_dump([{"tenant": tenant}], sort_keys=False)

@@ -111,11 +111,15 @@ class Hudson:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                # Ctrl-C is for who started it, who has its builds to end before
+                start_new_session=True,
             )
         if self.shim is None:
             shim = [sys.executable, HERE / "hudson_shim.py", str(self.shim_port), str(self.port)]
             with (self.directory / "shim.log").open("ab") as log:
-                self.shim = subprocess.Popen(supervised(shim), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                self.shim = subprocess.Popen(
+                    supervised(shim), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                )
         deadline = time.monotonic() + START_SECONDS
         with web.session(self.url, upstream=False) as session:
             while True:

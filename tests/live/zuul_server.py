@@ -47,7 +47,7 @@ hosts=127.0.0.1:{zookeeper}
 tls_cert={certificates}/client.crt
 tls_key={certificates}/client.key
 tls_ca={certificates}/ca.pem
-session_timeout=40
+session_timeout=20
 
 [keystore]
 password=not-a-secret

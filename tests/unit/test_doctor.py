@@ -29,3 +29,14 @@ def test_two_targets_that_both_build_what_is_architecture_independent_are_found(
     (targets / "bookworm-arm.yaml").write_text((targets / "bookworm-amd64.yaml").read_text())
     lines = [finding.line() for finding in examine(Config(targets.parent))]
     assert any("codename bookworm: bookworm-amd64 and bookworm-arm with `independent: true`" in line for line in lines)
+
+
+def test_branches_that_zuul_votes_on_and_no_release_claims_are_found(tmp_path: Path):
+    configuration = trees.config(tmp_path, zuul={"project": "ci/pkgci"})
+    releases = configuration.directory / "releases"
+    (releases / "default.yaml").write_text("branches: [main]\ntargets: [bookworm-amd64]\n")
+    (releases / "other.yaml").write_text("branches: ['stable/.*']\ntargets: [bookworm-amd64]\n")
+    findings = {finding.what: finding for finding in examine(Config(configuration.directory))}
+    found = findings["branches that Zuul votes on: ^(.*)$"]
+    assert not found.good
+    assert "make it ^(main|stable/.*)$ in" in found.line()

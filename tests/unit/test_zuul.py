@@ -405,12 +405,11 @@ def test_there_is_a_limit_of_comments_and_no_answer_is_no_failure(review, tmp_pa
 # the tenant
 
 
-def test_the_tenant_has_the_packages_that_gerrit_has_and_the_branches_that_releases_claim(review):
+def test_the_tenant_has_the_packages_that_gerrit_has(review):
     review.projects = {"ci/pkgci": "refs/heads/main", "packages/app": "refs/heads/main", "other": "refs/heads/main"}
     (said,) = yaml.safe_load(zuul.tenants(review.config))
     tenant = said["tenant"]
     assert (tenant["name"], tenant["max-job-timeout"]) == ("packages", zuul.JOB_SECONDS)
-    claimed = list(review.config.release("default").branches)
     assert tenant["source"]["gerrit"] == {
         "config-projects": [
             {
@@ -422,7 +421,7 @@ def test_the_tenant_has_the_packages_that_gerrit_has_and_the_branches_that_relea
                 }
             }
         ],
-        "untrusted-projects": [{"packages/app": {"include": [], "include-branches": claimed}}],
+        "untrusted-projects": [{"packages/app": {"include": []}}],
     }
 
 

@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import yaml
 import zuul_server
 
 from pkgci.config import ROOT
@@ -22,7 +21,6 @@ said = {{"argv": sys.argv[1:], "stdin": json.load(sys.stdin), "known": Path(know
 print("built", file=sys.stderr)
 sys.stdout.write((place / "answers").read_text())
 """
-JOBS = ROOT / "zuul" / "zuul.d" / "jobs.yaml"
 HOSTILE = "bad {{ 6 * 7 }} {% raw %} {{ lookup('pipe', 'id') }}"
 
 
@@ -88,13 +86,11 @@ def job(tmp_path):
 def test_the_engines_host_is_asked_and_zuul_is_told_what_it_says(job):
     returned = {"zuul": {"log_url": "https://builds.example.org/1/", "warnings": [HOSTILE]}}
     job.answers(json.dumps({"exit": 1, "reason": HOSTILE, "returned": returned}))
-    done = job.play("run", pkgci_parameters={"AGAIN": "true"}, pkgci_change=False)
+    done = job.play("follow", pkgci_parameters={"AGAIN": "true"}, pkgci_change=False)
+    # only what Zuul is to try again fails here
     assert done.returncode == 0, done.stdout
-    verdict = job.play("verdict")
-    assert verdict.returncode == 2, verdict.stdout
     # what a package has said is no template
     assert HOSTILE in done.stdout
-    assert HOSTILE in verdict.stdout
     assert json.loads((job.place / "work" / "results.json").read_text())["data"] == returned
     assert (job.place / "work" / "logs" / "job-output.txt").read_text() == "built\n"
     asked = job.asked
@@ -104,27 +100,27 @@ def test_the_engines_host_is_asked_and_zuul_is_told_what_it_says(job):
     assert asked["argv"][-4:] == ["-p", "2222", "--", "zuul@engine.example.org"]
     assert {"StrictHostKeyChecking=yes", "BatchMode=yes", "HostKeyAlias=engine"} <= set(asked["argv"])
     assert asked["known"] == "engine ssh-ed25519 AAAA\n"
+    failed = job.play("run")
+    assert failed.returncode == 2
+    assert HOSTILE in failed.stdout
+
+
+def test_an_infrastructure_fault_fails_before_the_run_so_that_zuul_tries_again(job):
+    returned = {"zuul": {"warnings": ["no disk"]}}
+    job.answers(json.dumps({"exit": 3, "reason": "no disk", "returned": returned}))
+    done = job.play("follow")
+    assert done.returncode == 2
+    assert "no disk" in done.stdout
+    assert json.loads((job.place / "work" / "results.json").read_text())["data"] == returned
 
 
 def test_a_job_that_passes_is_not_asked_about_again(job):
     job.answers(json.dumps({"exit": 0, "reason": "built", "returned": {}}))
-    assert [job.play(name).returncode for name in ("run", "verdict")] == [0, 0]
+    assert [job.play(name).returncode for name in ("follow", "run")] == [0, 0]
     assert (job.asked["stdin"]["change"], job.asked["stdin"]["parameters"]) == (True, {})
     (job.place / "asked.json").unlink()
     assert job.play("end").returncode == 0
     assert not (job.place / "asked.json").exists()
-
-
-def test_zuul_tries_again_what_the_machines_are_at_fault_for(job):
-    (engine,) = (one["job"] for one in yaml.safe_load(JOBS.read_text()) if one["job"]["name"] == "engine")
-    # of a playbook before the run, each failure; of the run, none
-    assert (engine["pre-run"], engine["run"]) == ("zuul/playbooks/run.yaml", "zuul/playbooks/verdict.yaml")
-    job.answers(
-        json.dumps({"exit": 3, "reason": "no space left", "returned": {"zuul": {"warnings": ["no space left"]}}})
-    )
-    done = job.play("run")
-    assert done.returncode == 2, done.stdout
-    assert "no space left" in done.stdout
 
 
 @pytest.mark.parametrize("started", [False, True])

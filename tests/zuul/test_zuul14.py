@@ -11,7 +11,7 @@ import zuul_server
 from zuul_server import Zuul
 
 from pkgci.config import EMBEDDED, ROOT, Config
-from pkgci.zuul import JOB_SECONDS
+from pkgci.zuul import JOB_SECONDS, claimed
 
 DEFINITIONS = ROOT / "zuul" / "zuul.d"
 TARGETS = Config(EMBEDDED).names("targets")
@@ -35,7 +35,13 @@ def test_every_job_starts_one_of_the_engines_and_every_target_has_its_own():
     concrete = {name for name, job in JOBS.items() if not job.get("abstract")}
     assert concrete <= rendered
     assert concrete >= {f"{step}-{target}" for step in ("build", "gate") for target in TARGETS}
-    assert {job["parent"] for name, job in JOBS.items() if name in concrete} == {"engine"}
+    packaged = {name for name, job in JOBS.items() if job["parent"] == "package"}
+    assert packaged == {name for name in concrete if name.startswith(("build-", "gate-"))}
+    assert {JOBS[name]["parent"] for name in concrete - packaged} == {JOBS["package"]["parent"]} == {"engine"}
+
+
+def test_the_branches_of_packages_are_those_that_releases_claim():
+    assert JOBS["package"]["branches"] == claimed(Config(EMBEDDED))
 
 
 def test_a_package_has_the_jobs_of_every_target_in_every_pipeline():
@@ -47,7 +53,7 @@ def test_a_package_has_the_jobs_of_every_target_in_every_pipeline():
 
 def test_every_job_is_used():
     used = {job for kind in ("project", "project-template") for entry in entries(kind) for job in jobs_of(entry)}
-    assert used - {"noop"} == JOBS.keys() - {"engine"}
+    assert used - {"noop"} == JOBS.keys() - {"engine", "package"}
 
 
 def jobs_of(entry: dict) -> list[str]:
@@ -91,7 +97,7 @@ def server(tmp_path_factory):
     trees.commit(directory / "trees" / "packages" / "small", trees.deb())
     zuul_server.config_project(directory / "trees" / "pkgci")
     ours = {"load-branch": "main", "include-branches": ["main"], "extra-config-paths": "zuul/zuul.d/"}
-    packages = {"packages/small": {"include": [], "include-branches": ["main"]}}
+    packages = {"packages/small": {"include": []}}
     source = {"trees": {"config-projects": [{"pkgci": ours}], "untrusted-projects": [packages]}}
     tenants = directory / "tenants.yaml"
     tenants.write_text(json.dumps([{"tenant": {"name": "t", "max-job-timeout": JOB_SECONDS, "source": source}}]))
