@@ -221,7 +221,7 @@ class Gerrit:
         self.ask("post", f"changes/{number}/submit", {}, user)
 
     def submit_by_force(self, number: int) -> None:
-        """Submit a change past the gate: an administrator gives the votes that Gerrit asks for, not Workflow, which starts it."""
+        """Submit a change past the gate: an administrator gives what it takes, not Workflow, which starts the gate."""
         self.review(number, labels={"Code-Review": 2, "Verified": 2})
         self.submit(number)
 
