@@ -221,9 +221,8 @@ class Gerrit:
         self.ask("post", f"changes/{number}/submit", {}, user)
 
     def submit_by_force(self, number: int) -> None:
-        """Submit a change that no gate has tested: an administrator gives all votes."""
-        self.approve(number)
-        self.review(number, labels={"Verified": 2})
+        """Submit a change past the gate: an administrator gives what it takes, not Workflow, which starts the gate."""
+        self.review(number, labels={"Code-Review": 2, "Verified": 2})
         self.submit(number)
 
     def abandon(self, number: int) -> None:
