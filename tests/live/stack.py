@@ -5,6 +5,7 @@ engine runs what Zuul starts from now on, the local one or the server of Jenkins
 """
 
 import contextlib
+import json
 import os
 import shlex
 import signal
@@ -196,6 +197,16 @@ class Stack:
     def voted(self, number: int, seconds: float = 300) -> int:
         """Wait until Zuul has voted on the current patch set of a change; return the vote."""
         return self.wait(lambda: self.gerrit.votes(number, "Verified").get("zuul"), f"{number} is voted on", seconds)
+
+    def approve(self, number: int) -> None:
+        """Approve a change, and wait until it stands in the gate's queue."""
+
+        def gated() -> bool:
+            pipelines = self.zuul.ask("tenant/packages/status")["pipelines"]
+            return any(f'"{number},' in json.dumps(one) for one in pipelines if one["name"] == "gate")
+
+        self.gerrit.approve(number)
+        self.wait(gated, f"{number} is gated")
 
     def merged(self, *numbers: int, seconds: float = 600) -> None:
         """Wait until changes are merged."""

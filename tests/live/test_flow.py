@@ -151,7 +151,7 @@ def test_approved_changes_are_gated_together_and_one_that_fails_is_thrown_out(st
     for number in (bad, lib, app):
         assert stack.voted(number) == 1, stack.said(number)
     for number in (bad, lib, app):
-        stack.gerrit.approve(number)
+        stack.approve(number)
     stack.merged(lib, app)
     assert not stack.gerrit.merged(bad)
     assert stack.gerrit.votes(bad, "Verified") == {"zuul": -2}
