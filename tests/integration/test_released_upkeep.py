@@ -1,6 +1,7 @@
 """What released repositories need from day to day, and what their users get: validity, the key, the keyring package."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -170,6 +171,38 @@ def test_a_repository_keeps_its_key(gnupg, short_key, tmp_path):
         with pytest.raises(RequestError, match=f"are signed by the key {gnupg[1]}, which users have, and not by"):
             work()
     assert [state(config, codename) for codename in ("bookworm", "debianrpm")] == before
+
+
+def test_a_backup_brings_back_what_users_read_and_publications_go_on_from_there(gnupg, tmp_path):
+    config = configure(tmp_path, gnupg)
+    put(config, built(config, "hello", "1"))
+    put_rpm(config, built_rpm(config, "hello", "1"))
+
+    def seen() -> list[dict[str, tuple]]:
+        # but for inodes, and times of links
+        states = [state(config, codename) for codename in ("bookworm", "debianrpm")]
+        return [{path: file[1:] for path, file in one.items() if not Path(path).is_symlink()} for one in states]
+
+    before = seen()
+    # as docs/operator says
+    run("rsync", "-aH", "--delete", f"{config.data}/", tmp_path / "backup/")
+    put(config, built(config, "hello", "2"))
+    shutil.rmtree(config.data)
+    run("rsync", "-aH", "--delete", f"{tmp_path}/backup/", config.data)
+    config = Config(config.directory)
+    assert seen() == before
+    assert [fault for codename in ("bookworm", "debianrpm") for fault in faults(config, codename)] == []
+    (pooled,) = root(config).glob("pool/hello/*/hello_1_all.deb")
+    assert pooled.stat().st_nlink > 1, "store and pool have a copy each"
+    for index in (config.data / "released").rglob("index.sqlite*"):
+        index.unlink()
+    assert put(config, built(config, "hello", "3")).number == 2
+    assert not faults(config)
+    assert leftovers(config) == []
+    with server.serve(config):
+        apt = Apt(tmp_path / "apt", (root(config) / "pkgci.sources").read_text())
+        apt("update", "-o", "APT::Update::Error-Mode=any")
+        apt("download", "hello=3")
 
 
 def test_the_keyring_package_gives_apt_the_key_and_the_lines(gnupg, tmp_path):
