@@ -28,7 +28,7 @@ class BuildRef:
     request: str = ""
 
     def __str__(self) -> str:
-        return f"{self.job}/{self.number}" if self.number else f"{self.job} (request {self.request})"
+        return f"{self.job} (request {self.request})" if self.request else f"{self.job}/{self.number}"
 
     @classmethod
     def parse(cls, text: str) -> "BuildRef":
