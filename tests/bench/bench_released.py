@@ -135,6 +135,8 @@ class Bench:
             publication = self.build(Path(scratch), number * 31, "2")
         # as the gate does before the merge: peers do not look at dependencies
         try_to_publish(self.config, "many", self.codename, [publication])
+        # nobody waits for what was written before, as with peers
+        subprocess.run(["sync", "-f", self.scratch], check=True)
         return timed(lambda: self.publish([publication]))
 
     def next(self, place: Path, number: int) -> Path:
