@@ -393,7 +393,9 @@ def _summary(config: Config, engine: LocalEngine, target_name: str, top: BuildRe
             url = view.use.record.url
             lines.append(f"repository: {url} (while `pkgci serve` runs)")
             lines.append(f"its files: {config.data / 'repositories' / url.removeprefix(config.settings.url)}")
-    lines += [f"a shell in its root: pkgci shell {one}" for _, one in failed.kept(config) if one.parent == str(top)]
+    lines += [
+        f"a shell in its root: pkgci shell {one}" for _, one in failed.roots(config).all() if one.parent == str(top)
+    ]
     lines += [f"log: {engine.directory(row.ref) / 'log'}" for row in rows if row.state == "FAILURE"]
     if (artifacts / report.PAGE).exists():
         lines.append(f"report: {artifacts / report.PAGE}")

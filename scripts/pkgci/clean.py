@@ -84,7 +84,7 @@ def clean(config: Config, remove: bool, now: datetime) -> Report:
     kept = released.referenced(config) | gaterecord.referenced(config, before)
     builds = list(store.unreferenced(repository.referenced(config, without=repositories) | kept, before))
     cached = [*_unused(config.cache, before), *released.unlinked(config, before), *gaterecord.older(config, before)]
-    roots = failed.surplus(config, now)
+    roots = failed.roots(config).surplus(now)
     sizes = {path: _links(path) for path in [*repositories, *map(store.place, builds), *cached, *roots]}
     if remove:
         repositories = [directory for directory in repositories if repository.remove(directory)]
@@ -94,7 +94,7 @@ def clean(config: Config, remove: bool, now: datetime) -> Report:
         store.sweep()
         for path in cached:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        roots = [path for path in failed.prune(config, now) if path in sizes]
+        roots = [path for path in failed.roots(config).prune(now) if path in sizes]
     gone = [sizes[path] for path in [*repositories, *map(store.place, builds), *cached, *roots]]
     return Report(remove, tuple(repositories), tuple(builds), tuple(cached), tuple(roots), _freed(gone))
 

@@ -267,7 +267,7 @@ def systest(target: str) -> None:
     from pkgci.systest import systest as job
 
     def body(context) -> str:
-        made = job(context.config, target, Parameters.read(os.environ), ARTIFACTS)
+        made = job(context.config, target, Parameters.read(os.environ), ARTIFACTS, context.own)
         return _noted(made, summary(made))
 
     _step("systest", body)
@@ -447,6 +447,43 @@ def shell(build: str, root: bool) -> None:
 
     config = Config()
     session(config, engines.current(config), build, root)
+
+
+@main.command()
+@click.argument("build", default="")
+@click.option("--machines", "name", default="machines", help="Which set of them: `machines`, or autopkgtest-SOURCE.")
+@click.option("--at-start", is_flag=True, help="As they were before the packages were installed.")
+def debug(build: str, name: str, at_start: bool) -> None:
+    """Restore the machines of a system test as it left them, and say how to log in; they end with this command.
+
+    BUILD is JOB/NUMBER, of the system test or of the build that started it, a number, or a job or target, of which it is the
+    latest; without it the latest of all. What is done in the machines changes nothing of what is kept.
+    """
+    from pkgci.debug import debug as session
+
+    _console_log()
+    session(Config(), build, name, at_start)
+
+
+@main.command("snapshot-prepare")
+@click.argument("environment")
+def snapshot_prepare(environment: str) -> None:
+    """Job: make the snapshots of an environment, for all targets that use it, where they are missing, unfit or too old."""
+    from pkgci.systest import prepare_environment
+
+    _step("snapshot-prepare", lambda context: prepare_environment(context.config, environment))
+
+
+@main.command("snapshot-clean")
+@click.option("--yes", is_flag=True, help="Really remove; otherwise it only says what it would.")
+def snapshot_clean(yes: bool) -> None:
+    """Job: remove machines of system tests that are older than `run_days`, and snapshots that nothing needs any more."""
+    from pkgci.runs import clean
+
+    def body(context) -> str:
+        return clean(context.config, yes or os.environ.get("REMOVE") == "true", datetime.now(UTC))
+
+    _step("snapshot-clean", body)
 
 
 @main.command("import")

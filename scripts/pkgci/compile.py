@@ -174,7 +174,7 @@ def _keeping(request: Request, package: str, version: str, own: BuildRef | None,
     if own is None:
         yield request
         return
-    with failed.room(request.config) as room:
+    with failed.roots(request.config).room(datetime.now(UTC)) as room:
         try:
             yield replace(request, keep=room / failed.ROOT)
         except PackageError as error:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 from functools import cached_property
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -33,10 +34,17 @@ from pkgci.errors import RequestError
 ROOT = Path(__file__).resolve().parents[2]
 EMBEDDED = ROOT / "etc" / "embedded"
 
+# how many machines an environment may have
+NODES = 9
+# what QEMU's user-mode network has between a machine and the host
+HOST_SUBNET = "10.0.2.0/24"
+
 NAME = r"[a-z0-9][a-z0-9+.-]*"
 # of a build: Debian's registered ones (nodoc, pkg.hello.static), or the condition of a spec
 PROFILE = r"[a-z0-9][a-z0-9_+.-]{0,63}"
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$", max_length=100)]
+# RFC 1123, 2.1
+HostName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=63)]
 Project = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*$")]
 
 
@@ -53,6 +61,13 @@ def _below(path: str) -> str:
     if not path or "\0" in path or {"", ".", ".."} & set(path.removesuffix("/").split("/")):
         raise ValueError("must be a relative path, without '.' and '..'")
     return path
+
+
+def _subnet(text: str) -> str:
+    network = IPv4Network(text)
+    if network.num_addresses < NODES + 2:
+        raise ValueError(f"{text} has too few addresses; /24 is usual")
+    return text
 
 
 def _compiles(pattern: str) -> str:
@@ -257,6 +272,8 @@ class Settings(Section):
     )
     failed_root_days: int = Field(3, ge=1, description="roots of failed builds are kept so long for `pkgci shell`")
     failed_roots_mib: int = Field(8192, ge=1, description="all of them together; the oldest go first")
+    run_days: int = Field(20, ge=1, description="machines of system tests are kept so long for `pkgci debug`")
+    keep_runs: Literal["all", "failed", "none"] = Field("all", description="of which system tests machines are kept")
     limits: Limits = Limits()
     build_hosts: dict[Name, BuildHost] = {}
     released: Released | None = None
@@ -411,23 +428,85 @@ class Release(Section):
     mirrors: dict[Name, Mirror] = Field({}, description="what is released is copied there")
 
 
+class Network(Section):
+    """A network that machines of an environment share, and nobody else; its IPv4 addresses are given in their order."""
+
+    subnet: Annotated[str, AfterValidator(_subnet)] = Field(description="as 192.168.77.0/24")
+
+
 class Node(Section):
     """A machine of an environment: the target's plain machine, with more packages, and memory in MiB if not the same."""
 
     packages: tuple[str, ...] = ()
     memory_mib: int | None = Field(None, ge=128)
+    networks: tuple[Name, ...] = Field((), description="those of the environment that it is in: eth1, eth2, ...")
+
+
+class Script(Section):
+    """A shell script that is run on a machine by ssh, as root, in a copy of the directory that it lies in."""
+
+    node: HostName
+    script: RelativePath
+    seconds: int = Field(600, ge=1, description="what it may take")
 
 
 class Environment(Section):
     """`environments/NAME.yaml`: what a system test runs on, and its scenarios.
 
-    A scenario is a file or directory of pytest, by its path relative to the configuration directory.
+    Paths are relative to the configuration directory; a scenario is a file or directory of pytest.
     """
 
     targets: tuple[Name, ...] = Field((), description="the targets that it is made for; all, if none is named")
-    nodes: dict[Name, Node] = Field(min_length=1, max_length=1)
+    networks: dict[Name, Network] = {}
+    nodes: dict[HostName, Node] = Field(min_length=1, max_length=NODES)
+    deploy: tuple[Script, ...] = Field((), description="what makes the product of the machines, in order")
+    health: tuple[Script, ...] = Field(
+        (), description="what must succeed before they are frozen, and when they were restored"
+    )
     scenarios: dict[ScenarioName, RelativePath] = Field(min_length=1)
     scenario_seconds: int = Field(1800, ge=1, description="what one scenario may take")
+
+    def addresses(self) -> dict[str, dict[str, str]]:
+        """Return of each node its addresses by network: `192.168.77.1/24` for the first one of a network, and so on."""
+        hosts = {name: IPv4Network(network.subnet).hosts() for name, network in self.networks.items()}
+        length = {name: IPv4Network(network.subnet).prefixlen for name, network in self.networks.items()}
+        return {
+            node: {network: f"{next(hosts[network])}/{length[network]}" for network in one.networks}
+            for node, one in self.nodes.items()
+        }
+
+    @field_validator("networks")
+    @classmethod
+    def _apart(cls, networks: dict[str, Network]) -> dict[str, Network]:
+        taken = {"the machines' way to the host": IPv4Network(HOST_SUBNET)}
+        for name, network in networks.items():
+            own = IPv4Network(network.subnet)
+            for other, theirs in taken.items():
+                if own.overlaps(theirs):
+                    raise ValueError(f"{name}: {own} overlaps {theirs}, {other}")
+            taken[f"network {name}"] = own
+        return networks
+
+    @field_validator("nodes")
+    @classmethod
+    def _in_networks(cls, nodes: dict[str, Node], info: ValidationInfo) -> dict[str, Node]:
+        networks = info.data.get("networks", {})
+        for name, node in nodes.items():
+            for network in node.networks:
+                if network not in networks:
+                    raise ValueError(f"{name}: there is no network {network!r}")
+                if node.networks.count(network) > 1:
+                    raise ValueError(f"{name}: network {network!r} is given twice")
+        return nodes
+
+    @field_validator("deploy", "health")
+    @classmethod
+    def _on_nodes(cls, scripts: tuple[Script, ...], info: ValidationInfo) -> tuple[Script, ...]:
+        nodes = info.data.get("nodes", {})
+        for script in scripts:
+            if nodes and script.node not in nodes:
+                raise ValueError(f"there is no node {script.node!r}")
+        return scripts
 
 
 class Leftovers(Section):

@@ -145,7 +145,7 @@ def _run(
     for package in tested:
         for before in (None, *former.get(package.name, ())):
             started = time.monotonic()
-            with snapshot.restored(config, proxy) as machine:
+            with snapshot.restored(config, proxy) as (machine,):
                 findings, notice = [], ""
                 if before:
                     where, released = before

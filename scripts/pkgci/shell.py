@@ -65,15 +65,11 @@ def find(config: Config, engine: Engine, wanted: str) -> tuple[Path, failed.Fail
     Raises:
         RequestError: there is none, or several have that number; the message names them.
     """
-    kept = failed.kept(config)
-    names = [{str(one), str(one.number), one.parent, one.job, one.target, one.package, ""} for _, one in kept]
-    found = [one for one, known in zip(kept, names, strict=True) if wanted in known]
-    listed = ", ".join(f"{one} ({one.package})" for _, one in kept[:10]) or "none"
-    if not found:
-        raise RequestError(f"{_why(config, engine, wanted)}; roots are kept of: {listed}")
-    if len(found) > 1 and wanted.isdigit():
-        raise RequestError(f"several builds have the number {wanted}: {', '.join(str(one) for _, one in found)}")
-    return found[0]
+    kept = failed.roots(config)
+    found = kept.find(wanted)
+    if found is None:
+        raise RequestError(f"{_why(config, engine, wanted)}; roots are kept of: {kept.listed()}")
+    return found
 
 
 def _why(config: Config, engine: Engine, wanted: str) -> str:

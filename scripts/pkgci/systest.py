@@ -17,17 +17,20 @@ import tempfile
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from pkgci import passed, repository, web
+from pkgci import passed, repository, runs, web
 from pkgci.artifacts import Package, Repository, RepositoryPackage, ScenarioOutcome, Systest
 from pkgci.change import Parameters
 from pkgci.command import supervised
 from pkgci.config import Config, Environment, Target
+from pkgci.engines.base import BuildRef
 from pkgci.errors import Aborted, InfrastructureError, PackageError, RequestError
 from pkgci.handover import Handover, NodeAccess, TargetUnderTest
 from pkgci.lazy import Lazy
@@ -38,7 +41,7 @@ from pkgci.text import lines, printable
 from pkgci.vm import guest
 from pkgci.vm.machine import Machine
 from pkgci.vm.remote import GuestError
-from pkgci.vm.snapshot import Snapshot
+from pkgci.vm.snapshot import Snapshot, keep
 
 deb822, pytest = Lazy("debian.deb822"), Lazy("pytest")
 log = logging.getLogger(__name__)
@@ -95,13 +98,16 @@ class _Run:
     records: tuple[Repository, ...]
     tested: tuple[RepositoryPackage, ...]
     artifacts: Path
+    # where restored machines are left, if they are to be kept
+    room: Path | None = None
+    kept: dict[str, str] = field(default_factory=dict)
     outcomes: list[ScenarioOutcome] = field(default_factory=list)
 
-    @property
-    def node(self) -> str:
-        """The machine's name."""
-        (name,) = self.environment.nodes
-        return name
+    @cached_property
+    def own_tests_in(self) -> Snapshot:
+        """What a source package's own tests are run in: the environment's machine, of several a plain one."""
+        alone = len(self.environment.nodes) == 1
+        return self.snapshot if alone else guest.plain(self.config, self.target_name)
 
     def note(self, *outcomes: ScenarioOutcome) -> None:
         """Add outcomes, and say them."""
@@ -109,24 +115,44 @@ class _Run:
             self.outcomes.append(outcome)
             log.info("%s", _line(outcome))
 
+    def logs(self, node: str) -> str:
+        """Return where the logs of a machine of the environment are, below the artifacts: the only one's at the top."""
+        return "logs" if len(self.environment.nodes) == 1 else f"logs/{node}"
+
     @contextmanager
-    def restored(self, logs: Path) -> Iterator[Machine]:
-        """Restore the machine, with its package sources; afterwards all its logs are in the directory `logs`."""
-        logs.mkdir(parents=True, exist_ok=True)
+    def restored(self, snapshot: Snapshot, name: str, logs: Sequence[str]) -> Iterator[tuple[Machine, ...]]:
+        """Restore machines, with their package sources.
+
+        Afterwards all logs of each are in its directory of `logs`, and the machines are kept as the set `name`.
+        """
+        places = [self.artifacts / one for one in logs]
+        for place in places:
+            place.mkdir(parents=True, exist_ok=True)
         proxy = guest.proxy(self.config, self.target, self.records)
-        console = logs / "console.log"
+        consoles = [place / "console.log" for place in places]
         try:
-            with self.snapshot.restored(self.config, proxy, console) as machine:
-                machine.put(guest.settings(self.target, self.records, self.tested))
+            with snapshot.restored(self.config, proxy, consoles) as machines:
+                for machine in machines:
+                    machine.put(guest.settings(self.target, self.records, self.tested))
                 try:
-                    yield machine
+                    yield machines
                 finally:
                     # whoever aborts waits
                     if not isinstance(sys.exception(), Aborted):
-                        self._keep_logs(machine, logs)
+                        for machine, place in zip(machines, places, strict=True):
+                            self._keep_logs(machine, place)
+                        self._keep(snapshot, name, machines)
         finally:
-            if console.exists():
-                _keep(console, console.read_bytes())
+            for console in consoles:
+                if console.exists():
+                    _keep(console, console.read_bytes())
+
+    def _keep(self, snapshot: Snapshot, name: str, machines: Sequence[Machine]) -> None:
+        failed = sys.exception() is not None or any(one.result == "failed" for one in self.outcomes)
+        if self.room is None or not (failed or self.config.settings.keep_runs == "all"):
+            return
+        keep(snapshot, machines, self.room / name)
+        self.kept[name] = snapshot.id
 
     def _keep_logs(self, machine: Machine, logs: Path) -> None:
         manager = {"deb": "apt.log", "rpm": "dnf.log"}[self.target.format]
@@ -149,6 +175,32 @@ class _Run:
             _keep(logs / name, said)
 
 
+def prepare_environment(config: Config, name: str) -> str:
+    """Make the snapshots of an environment, for all targets that releases use it for, where needed.
+
+    Returns:
+        Which snapshots are there now, in a few words.
+
+    Raises:
+        RequestError: the environment is unknown.
+        InfrastructureError: one cannot be made; the former one stays in use.
+    """
+    config.environment(name)
+    targets = [target for target in config.names("targets") if name in _environments(config, target)]
+    if not targets:
+        raise RequestError(f"no release uses environment {name}; `environment` in a release names it")
+    made = [guest.environment(config, name, target) for target in targets]
+    return ", ".join(f"{one.id} of {one.manifest.created:%Y-%m-%d %H:%M}" for one in made)
+
+
+def _environments(config: Config, target_name: str) -> list[str]:
+    """Return the environments that system tests of a target run on."""
+    releases = [config.release(name) for name in config.names("releases")]
+    served = [release for release in releases if target_name in release.targets]
+    names = [release.environments.get(target_name, release.environment) for release in served]
+    return list(dict.fromkeys(names or ["default"]))
+
+
 def prepare(config: Config, target_name: str) -> None:
     """Make the snapshots of the environments that system tests of a target run on, where needed.
 
@@ -156,16 +208,13 @@ def prepare(config: Config, target_name: str) -> None:
         RequestError: an environment or the target is unknown.
         InfrastructureError: one cannot be made.
     """
-    releases = [config.release(name) for name in config.names("releases")]
-    served = [release for release in releases if target_name in release.targets]
-    names = [release.environments.get(target_name, release.environment) for release in served]
-    for name in dict.fromkeys(names or ["default"]):
-        _, environment = config.environment(name)
-        for node in environment.nodes.values():
-            guest.node(config, name, node, target_name)
+    for name in _environments(config, target_name):
+        guest.environment(config, name, target_name)
 
 
-def systest(config: Config, target_name: str, parameters: Parameters, artifacts: Path) -> Systest:
+def systest(
+    config: Config, target_name: str, parameters: Parameters, artifacts: Path, own: BuildRef | None = None
+) -> Systest:
     """Run the system test, unless the same passed before; it leaves `systest.json`, `junit/systest.xml` and `logs/`.
 
     Args:
@@ -174,6 +223,7 @@ def systest(config: Config, target_name: str, parameters: Parameters, artifacts:
         parameters: REPOSITORIES, and where given BUILD_KEY, ENVIRONMENT, SCENARIOS, ZUUL_BRANCH; AGAIN and PARENT say
             whether it is run in any case.
         artifacts: an existing directory.
+        own: the build that this is, by which a person finds its machines again; without it none are kept.
 
     Returns:
         What is in `systest.json`.
@@ -190,8 +240,7 @@ def systest(config: Config, target_name: str, parameters: Parameters, artifacts:
     with serve(config):
         records = repository.read(config, target_name, parameters.repositories(config))
         tested = tuple(repository.under_test(records, parameters.get("BUILD_KEY")))
-        (node,) = environment.nodes.values()
-        snapshot = guest.node(config, name, node, target_name)
+        snapshot = guest.environment(config, name, target_name)
         log.info("environment %s: snapshot %s of %s", name, snapshot.id, f"{snapshot.manifest.created:%Y-%m-%d %H:%M}")
         run = _Run(config, target_name, target, home, environment, scenarios, snapshot, records, tested, artifacts)
         # what belongs to this run also when the tests ran in another one
@@ -199,12 +248,14 @@ def systest(config: Config, target_name: str, parameters: Parameters, artifacts:
             "repositories": tuple(record.url + repository.RECORD for record in records),
             "parameters": dict(parameters.values),
         }
+        if own and config.settings.keep_runs != "none":
+            runs.check_space(config, snapshot.manifest)
         return passed.once(
             config,
             artifacts / "systest.json",
             Systest,
             lambda: _decisive(run),
-            lambda: _run_scenarios(run, name, now),
+            lambda: _keeping(run, name, now, own),
             repeat=parameters.repeat,
             **now,
         )
@@ -216,11 +267,40 @@ def _decisive(run: _Run) -> list:
     own = []
     if OWN_TESTS in run.scenarios:
         root = tools_root(run.config, run.target_name)
-        own = [root.id, run.config.settings.limits.model_dump(mode="json")]
+        own = [root.id, run.own_tests_in.id, run.config.settings.limits.model_dump(mode="json")]
     # they can import and read all that lies there; what the configuration says of this test is told below
     scenarios = passed.files(run.home, CONFIGURATION) if set(run.scenarios) != {OWN_TESTS} else []
     machine = [run.target.model_dump(mode="json"), run.snapshot.id, guest.upstream_digest(run.target)]
     return [*machine, environment, run.scenarios, scenarios, own, repository.decisive(run.records, run.tested)]
+
+
+def _keeping(run: _Run, name: str, now: Mapping[str, Any], own: BuildRef | None) -> Systest:
+    """Run all scenarios, and keep the machines, for `pkgci debug`, if `own` is given."""
+    settings = run.config.settings
+    if own is None or settings.keep_runs == "none":
+        return _run_scenarios(run, name, now)
+    kept = runs.runs(run.config)
+    with kept.room(datetime.now(UTC)) as room:
+        passed = False
+        try:
+            made = _run_scenarios(replace(run, room=room), name, now)
+            passed = True
+        finally:
+            if run.kept:
+                ended = datetime.now(UTC)
+                record = runs.KeptRun(
+                    job=own.job,
+                    number=own.number,
+                    parent=now["parameters"].get("PARENT", ""),
+                    target=run.target_name,
+                    ended=ended,
+                    environment=name,
+                    passed=passed,
+                    sets=run.kept,
+                )
+                kept.keep(room, record, ended)
+                log.info("its machines are kept for %d days: pkgci debug %s", settings.run_days, record)
+        return made
 
 
 def _run_scenarios(run: _Run, name: str, now: Mapping[str, Any]) -> Systest:
@@ -295,42 +375,65 @@ def _check_scenarios(name: str, home: Path, environment: Environment, scenarios:
 
 
 def _operators_scenarios(run: _Run) -> None:
-    """Install the packages together and run the operator's scenarios, all in one restored machine."""
-    log_name = {"deb": "logs/apt.log", "rpm": "logs/dnf.log"}[run.target.format]
-    with run.restored(run.artifacts / "logs") as machine:
-        started = time.monotonic()
-        installed, apart, wrong = _install(run, machine, "together")
-        installation = partial(
-            ScenarioOutcome,
-            scenario=INSTALL,
-            test="together",
-            seconds=round(time.monotonic() - started, 1),
-            log=log_name,
-        )
-        if wrong:
-            run.note(installation(result="failed", message=wrong[0]))
+    """Install the packages together on each machine, and run the operator's scenarios, all in one restored set."""
+    names = list(run.environment.nodes)
+    with run.restored(run.snapshot, runs.MACHINES, [run.logs(name) for name in names]) as restored:
+        machines = dict(zip(names, restored, strict=True))
+        installed = _install_everywhere(run, machines)
+        if installed is None:
             return
-        run.note(installation(result="passed"))
-        for package, reason in apart.items():
-            run.note(
-                ScenarioOutcome(
-                    scenario=INSTALL, test=package, result="skipped", seconds=0, message=reason, log=log_name
-                )
-            )
-        with _handover(run, machine, installed) as directory:
+        with _handover(run, machines, installed) as directory:
             for scenario in (name for name in run.scenarios if name != OWN_TESTS):
                 outcomes = _scenario(run, scenario, directory)
                 run.note(*outcomes)
                 if any(outcome.result == "failed" for outcome in outcomes):
-                    reason = _why_unusable(machine)
-                    if reason:
-                        run.note(_gone(scenario, reason, f"logs/{scenario}.log"))
-                        return
+                    for name, machine in machines.items():
+                        reason = _why_unusable(machine)
+                        if reason:
+                            run.note(_gone(scenario, name if len(names) > 1 else "", reason, f"logs/{scenario}.log"))
+                            return
 
 
-def _install(
-    run: _Run, machine: Machine, action: str
-) -> tuple[tuple[RepositoryPackage, ...], dict[str, str], list[str]]:
+def _install_everywhere(run: _Run, machines: Mapping[str, Machine]) -> tuple[RepositoryPackage, ...] | None:
+    """Install the packages together on all machines at once, and note how that went.
+
+    Returns:
+        Those that are in; None when an installation failed.
+    """
+    file = {"deb": "apt.log", "rpm": "dnf.log"}[run.target.format]
+    missing: dict[str, str] = {}
+    whole = True
+    with ThreadPoolExecutor(len(machines)) as threads:
+        ends = {name: threads.submit(_timed_install, run, machine) for name, machine in machines.items()}
+        try:
+            wait(ends.values())
+        except Aborted:
+            # nobody waits for what they do
+            for machine in machines.values():
+                machine.kill()
+            raise
+    for name, end in ends.items():
+        seconds, apart, wrong = end.result()
+        on = f" on {name}" if len(machines) > 1 else ""
+        outcome = partial(ScenarioOutcome, scenario=INSTALL, log=f"{run.logs(name)}/{file}")
+        if wrong:
+            whole = False
+            run.note(outcome(test=f"together{on}", seconds=seconds, result="failed", message=wrong[0]))
+            continue
+        run.note(outcome(test=f"together{on}", seconds=seconds, result="passed"))
+        for package, reason in apart.items():
+            run.note(outcome(test=f"{package}{on}", result="skipped", seconds=0, message=reason))
+        missing |= apart
+    return tuple(package for package in run.tested if package.name not in missing) if whole else None
+
+
+def _timed_install(run: _Run, machine: Machine) -> tuple[float, dict[str, str], list[str]]:
+    started = time.monotonic()
+    apart, wrong = _install(run, machine, "together")
+    return round(time.monotonic() - started, 1), apart, wrong
+
+
+def _install(run: _Run, machine: Machine, action: str) -> tuple[dict[str, str], list[str]]:
     """Install packages under test at their exact versions.
 
     Args:
@@ -339,7 +442,7 @@ def _install(
         action: of the guest's script: `together` for all of them, `replace` for those that are there in another version.
 
     Returns:
-        Those that are in, those left out since they exclude others with the reason, and what went wrong.
+        Those left out since they exclude others, with the reason, and what went wrong.
 
     Raises:
         InfrastructureError: the machine cannot read the repositories.
@@ -348,7 +451,7 @@ def _install(
     try:
         done = machine.run(guest.script(run.target), action, *words, timeout=INSTALL_SECONDS, limit=FINDINGS_BYTES)
     except GuestError as error:
-        return (), {}, [f"while the packages were installed: {error}"]
+        return {}, [f"while the packages were installed: {error}"]
     if done.status == UNREADABLE:
         raise InfrastructureError("cannot read the repositories in the machine; logs/ has what it said")
     apart: dict[str, str] = {}
@@ -360,18 +463,22 @@ def _install(
         else:
             # also of a line of no form: a package that forges findings harms itself only
             wrong.append(printable(message or line) or "no reason was given")
-    return tuple(package for package in run.tested if package.name not in apart), apart, wrong
+    return apart, wrong
 
 
 @contextmanager
-def _handover(run: _Run, machine: Machine, installed: tuple[RepositoryPackage, ...]) -> Iterator[Path]:
-    """Yield a directory that is nobody else's, with what scenarios need to reach the machine."""
-    access = run.snapshot.access
+def _handover(run: _Run, machines: Mapping[str, Machine], installed: tuple[RepositoryPackage, ...]) -> Iterator[Path]:
+    """Yield a directory that is nobody else's, with what scenarios need to reach the machines."""
     handover = Handover(
         target=TargetUnderTest(name=run.target_name, format=run.target.format),
         repositories=tuple(record.url for record in run.records),
         packages=installed,
-        nodes={run.node: NodeAccess(port=machine.port(), identity=str(access.identity), host_key=access.host_key)},
+        nodes={
+            name: NodeAccess(
+                port=machine.port(), identity=str(machine.access.identity), host_key=machine.access.host_key
+            )
+            for name, machine in machines.items()
+        },
     )
     with tempfile.TemporaryDirectory(prefix="pkgci-") as directory:
         (Path(directory) / "handover.json").touch(0o600)
@@ -474,8 +581,8 @@ def _why_unusable(machine: Machine) -> str | None:
     return None
 
 
-def _gone(scenario: str, reason: str, log_name: str) -> ScenarioOutcome:
-    message = f"it cannot be used after the packages were installed and tests ran: {reason}"
+def _gone(scenario: str, node: str, reason: str, log_name: str) -> ScenarioOutcome:
+    message = f"{node or 'it'} cannot be used after the packages were installed and tests ran: {reason}"
     return ScenarioOutcome(
         scenario=scenario, test=MACHINE, result="failed", seconds=0, message=printable(message), log=log_name
     )
@@ -491,7 +598,7 @@ def _own_tests(run: _Run, record: Repository, source: str) -> None:
     directory = f"logs/{OWN_TESTS}-{source}"
     started = time.monotonic()
     for upstream, reason in UPSTREAM.items():
-        with run.restored(run.artifacts / directory) as machine:
+        with run.restored(run.own_tests_in, f"{OWN_TESTS}-{source}", [directory]) as (machine,):
             ended = _autopkgtest(run, record, stanza, machine, upstream, f"{directory}/{OWN_TESTS}.log")
             if reason and reason[0] in ended.said:
                 log.info("%s", reason[1])
@@ -529,10 +636,10 @@ def _autopkgtest(
     if upstream == "moved" and machine.run(guest.script(run.target), "lists", timeout=INSTALL_SECONDS).status:
         raise InfrastructureError("cannot read the upstream's lists in the machine; logs/ has what it said")
     # what a test needs is installed for it, but for what is there in whatever version
-    _, _, wrong = _install(run, machine, "replace")
+    _, wrong = _install(run, machine, "replace")
     if wrong:
         return _Ended(None, (), "", wrong[0])
-    files, access = Files(), run.snapshot.access
+    files, access = Files(), machine.access
     for name, content in _source_files(record, stanza):
         files.add(f"/in/{name}", content)
     files.add("/root/identity", access.identity.read_bytes(), 0o600)
@@ -590,7 +697,7 @@ def _note_own(run: _Run, machine: Machine, source: str, ended: _Ended, seconds: 
     if ended.status is not None and ended.status not in FAILED:
         reason = _why_unusable(machine)
         if reason:
-            run.note(_gone(OWN_TESTS, reason, log_name))
+            run.note(_gone(OWN_TESTS, "", reason, log_name))
             return
         raise InfrastructureError(f"{OWN_TESTS}: {source}: {message}; see {log_name}")
     run.note(own(test=source, result="failed", seconds=seconds, message=message))

@@ -147,7 +147,7 @@ def _in_machine(configuration: Config, target: str, record: Path, command: str) 
     described = configuration.target(target)
     with serve(configuration):
         proxy = guest.proxy(configuration, described, [repository])
-        with guest.plain(configuration, target).restored(configuration, proxy) as machine:
+        with guest.plain(configuration, target).restored(configuration, proxy) as (machine,):
             machine.put(guest.settings(described, [repository], repository.packages))
             environment = "export DEBIAN_FRONTEND=noninteractive HOME=/root\nexec 3>&1 >/dev/null 2>&1\n"
             script = environment + CLOCK.format(command).replace('"${1:-/dev/stdout}"', "&3")

@@ -45,7 +45,7 @@ def _boot(config: Config, snapshot: Snapshot) -> None:
             (directory / name).touch()
         overlay = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", origin.directory / "disk", "-F", "qcow2"]
         subprocess.run([*overlay, directory / "disk"], check=True)
-        hardware = Hardware(snapshot.manifest.accelerator, snapshot.manifest.memory_mib)
+        hardware = Hardware(snapshot.manifest.accelerator, snapshot.manifest.nodes[0].memory_mib)
         access = Access(origin.directory / "identity", origin.host_key)
         with Machine(directory, hardware, access) as machine:
             machine.boot()

@@ -332,7 +332,7 @@ def test_the_memory_of_all_processes_is_limited_by_a_users_systemd(config, snaps
     monkeypatch.setattr(os, "getuid", lambda: 1000)
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
     scope = shlex.join(sandbox._scope(100 << 20))
-    with snapshot.restored(config, Proxy((), config.cache / "proxy")) as machine:
+    with snapshot.restored(config, Proxy((), config.cache / "proxy")) as (machine,):
         assert machine.run(USER_WITH_SYSTEMD, timeout=120).status == 0
         # each of them takes less than the limit
         hungry = """perl -e '$x = "a" x (40 << 20); print "had it\\n"; sleep 2' & """

@@ -406,7 +406,7 @@ def test_what_has_left_the_upstream_since_the_snapshot_is_looked_for_again(confi
     script = guest.script(config.target(DEB))
     offer(Deb("moved", version="1.0-1"))
     proxy = Proxy([Rule(records[0].url), Rule(url)], config.cache / "proxy")
-    with guest.plain(config, DEB).restored(config, proxy) as machine:
+    with guest.plain(config, DEB).restored(config, proxy) as (machine,):
         machine.run("rm -f /etc/apt/sources.list.d/*", timeout=60)
         machine.put({"/etc/apt/sources.list": f"deb [trusted=yes] {url} flat/\n".encode()})
         machine.run(script, "baseline", timeout=300)
@@ -423,7 +423,7 @@ def test_a_repository_of_a_clock_that_is_ahead_is_used(config, debs):
     target = config.target(DEB)
     records = repository.read(config, DEB, [debs("ahead", (Deb("ahead"),))])
     settings = guest.settings(target, records, repository.under_test(records, ""))
-    with guest.plain(config, DEB).restored(config, guest.proxy(config, target, records)) as machine:
+    with guest.plain(config, DEB).restored(config, guest.proxy(config, target, records)) as (machine,):
         machine.run('date -s "2 hours ago"', timeout=60)
         machine.put(settings)
         done = machine.run(guest.script(target), "install", "ahead", "1.0-1", "amd64", timeout=300)

@@ -186,7 +186,7 @@ def test_without_being_asked_a_build_leaves_no_root(tmp_path: Path):
     configuration = trees.config(tmp_path)
     with pytest.raises(PackageError):
         build(tmp_path, failing(), DEB, configuration)
-    assert failed.kept(configuration) == []
+    assert failed.roots(configuration).all() == []
 
 
 def test_a_build_that_reaches_the_packages_time_limit_leaves_its_root(tmp_path: Path):
@@ -196,7 +196,7 @@ def test_a_build_that_reaches_the_packages_time_limit_leaves_its_root(tmp_path: 
     configuration = trees.config(tmp_path, packages={"small": entry}, limits={"disk_mib": 4000})
     with pytest.raises(PackageError, match="no end after 30 s, its time limit; killed"):
         build(tmp_path, files, DEB, configuration, KEEP_ROOT="true")
-    [(directory, kept)] = failed.kept(configuration)
+    [(directory, kept)] = failed.roots(configuration).all()
     assert (str(kept), kept.package) == ("compile-by-hand/7", "small")
     assert (kept.limits.seconds, kept.limits.disk_mib) == (30, 4000)
     listed = subprocess.run(

@@ -237,7 +237,7 @@ def test_a_package_is_built_and_passes_the_install_test_in_the_distributions_own
     made = build("small", more="BuildRequires: greeting\nRequires: greeting\n")
     assert [package.file for package in made.packages] == [f"small-{made.version}.noarch.rpm"]
     assert "greeting-1-1" in log_of_install(made)
-    installed = guest.plain(config, TARGET).manifest.packages
+    installed = guest.plain(config, TARGET).manifest.nodes[0].packages
     assert {"basesystem 1-1", "kernel 1-1"} <= set(installed)
 
 

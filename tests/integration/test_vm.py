@@ -21,7 +21,7 @@ from pkgci.vm.image import image_key
 from pkgci.vm.machine import Machine
 from pkgci.vm.proxy import Proxy, Rule
 from pkgci.vm.remote import GuestError
-from pkgci.vm.snapshot import NODE, Snapshot
+from pkgci.vm.snapshot import Snapshot
 
 TARGET = "bookworm-amd64"
 
@@ -74,7 +74,7 @@ def server() -> Iterator[int]:
 @pytest.fixture(scope="module")
 def machine(config: Config, snapshot: Snapshot, server: int) -> Iterator[Machine]:
     proxy = Proxy([Rule(f"http://127.0.0.1:{server}/allowed/")], config.cache / "proxy")
-    with snapshot.restored(config, proxy) as made:
+    with snapshot.restored(config, proxy) as (made,):
         yield made
 
 
@@ -125,7 +125,7 @@ def test_names_are_not_resolved_and_ipv6_leads_nowhere(machine):
 
 def test_a_machine_has_the_time_and_random_numbers_of_its_own(config, snapshot, machine):
     ask = "date +%s; cat /proc/sys/kernel/random/uuid; od -An -N16 -tx1 /dev/urandom"
-    with snapshot.restored(config, Proxy((), config.cache / "proxy")) as other:
+    with snapshot.restored(config, Proxy((), config.cache / "proxy")) as (other,):
         first, second = (one.run(ask, timeout=30).text().splitlines() for one in (machine, other))
     assert abs(int(second[0]) - time.time()) < 10
     assert first[1] != second[1]
@@ -142,7 +142,7 @@ def test_a_command_that_hangs_or_floods_is_cut_off(machine):
 
 def test_a_flooded_console_fills_no_disk_and_stops_nobody(config, snapshot, monkeypatch):
     monkeypatch.setattr("pkgci.vm.machine.CONSOLE_BYTES", 100_000)
-    with snapshot.restored(config, Proxy((), config.cache / "proxy")) as flooding:
+    with snapshot.restored(config, Proxy((), config.cache / "proxy")) as (flooding,):
         log = Path(os.readlink(f"/proc/{flooding.pid}/cwd"), "serial.log")
         flood = "echo begins >/dev/ttyS0; yes | head -c 1000000 >/dev/ttyS0; yes >/dev/ttyS0 2>&1 & echo here"
         assert flooding.run(flood, timeout=120).text() == "here\n"
@@ -153,14 +153,16 @@ def test_a_flooded_console_fills_no_disk_and_stops_nobody(config, snapshot, monk
 
 
 def test_a_run_leaves_the_snapshot_as_it_was_and_nothing_of_its_own(config, snapshot):
-    before = [snapshots._sha256(snapshot.directory / f"{NODE}.{part}") for part in ("ram", "state")]
-    with snapshot.restored(config, Proxy((), config.cache / "proxy")) as one:
+    before = [snapshots._sha256(snapshot.directory / f"{guest.PLAIN}.{part}") for part in ("ram", "state")]
+    with snapshot.restored(config, Proxy((), config.cache / "proxy")) as (one,):
         one.run("dd if=/dev/urandom of=/junk bs=1M count=8 2>/dev/null; sync", timeout=60)
         pid = one.pid
-        (place,) = [path for path in (config.cache / "runs").iterdir() if os.readlink(f"/proc/{pid}/cwd") == str(path)]
+        (place,) = [
+            path for path in (config.cache / "runs").iterdir() if Path(os.readlink(f"/proc/{pid}/cwd")).parent == path
+        ]
     assert not Path(f"/proc/{pid}").exists()
     assert not place.exists()
-    assert [snapshots._sha256(snapshot.directory / f"{NODE}.{part}") for part in ("ram", "state")] == before
+    assert [snapshots._sha256(snapshot.directory / f"{guest.PLAIN}.{part}") for part in ("ram", "state")] == before
 
 
 STARTER = """
@@ -170,14 +172,14 @@ from pkgci.config import EMBEDDED, Config
 from pkgci.vm.proxy import Proxy
 from pkgci.vm.snapshot import Snapshot
 config = Config(EMBEDDED)
-with Snapshot(Path(sys.argv[1])).restored(config, Proxy((), config.cache / "proxy")) as machine:
+with Snapshot(Path(sys.argv[1])).restored(config, Proxy((), config.cache / "proxy")) as (machine,):
     print(machine.pid, flush=True)
     time.sleep(1000)
 """
 
 
 def test_that_qemu_is_killed_is_not_the_guests_doing(config, snapshot):
-    with snapshot.restored(config, Proxy((), config.cache / "proxy")) as machine:
+    with snapshot.restored(config, Proxy((), config.cache / "proxy")) as (machine,):
         killer = threading.Timer(1, os.kill, (machine.pid, signal.SIGKILL))
         killer.start()
         with pytest.raises(InfrastructureError, match="QEMU was killed"):
@@ -187,7 +189,7 @@ def test_that_qemu_is_killed_is_not_the_guests_doing(config, snapshot):
 def test_killing_the_starter_ends_the_machine_and_the_next_run_removes_what_it_left(config, snapshot):
     starter = subprocess.Popen([sys.executable, "-c", STARTER, snapshot.directory], stdout=subprocess.PIPE)
     pid = int(starter.stdout.readline())
-    place = Path(os.readlink(f"/proc/{pid}/cwd"))
+    place = Path(os.readlink(f"/proc/{pid}/cwd")).parent
     # a descriptor of the process tells its end, whoever its parent is by then
     ended = os.pidfd_open(pid)
     starter.kill()
@@ -213,7 +215,7 @@ def test_a_snapshot_of_another_command_line_is_refused(snapshot, monkeypatch):
 
 
 def test_a_file_of_another_size_is_found_at_once_and_a_flipped_byte_by_verification(copy):
-    state = copy / f"{NODE}.state"
+    state = copy / f"{guest.PLAIN}.state"
     content = state.read_bytes()
     state.chmod(0o600)
     state.write_bytes(content[:-1])
@@ -227,7 +229,7 @@ def test_a_file_of_another_size_is_found_at_once_and_a_flipped_byte_by_verificat
 
 def test_a_machine_with_another_host_key_is_not_talked_to(config, copy):
     manifest = copy / "manifest.json"
-    key = Snapshot(copy).manifest.host_key
+    key = Snapshot(copy).manifest.nodes[0].host_key
     other = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdLwLWMHfdu4gLO+1gp2kDn7k9Ws6"
     manifest.write_text(manifest.read_text().replace(key, other))
     with (

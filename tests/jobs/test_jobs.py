@@ -32,11 +32,15 @@ PARAMETERS = {
     "jobs-update": STARTED_BY | {"DRY_RUN"},
     "retrigger-outstanding": STARTED_BY | {"ZUUL_PROJECT", "ZUUL_REFNAME", "ZUUL_OLDREV", "ZUUL_NEWREV", "DRY_RUN"},
     "unpublished": STARTED_BY | {"PACKAGE"},
+    "snapshot-clean": STARTED_BY | {"REMOVE"},
+    "snapshot-prepare": STARTED_BY,
 }
 # made once, not for each target
-ONCE = {"jobs-update", "repository-maintain", "republish", "retrigger-outstanding", "unpublished"}
+ONCE = {"jobs-update", "repository-maintain", "republish", "retrigger-outstanding", "snapshot-clean", "unpublished"}
 # made for each format
 SYNCS = {"mirror-sync-deb", "mirror-sync-rpm"}
+# made for each environment
+PREPARATIONS = {"snapshot-prepare-default"}
 LABELS = {"build": "control", "compile": "build", "lint": "build", "publish": "repository"}
 LABELS |= {"install": "systest", "systest": "systest", "gate": "gate", "order": "build", "verify": "repository"}
 LABELS |= {
@@ -46,6 +50,8 @@ LABELS |= {
     "jobs-update": "gate",
     "retrigger-outstanding": "repository",
     "unpublished": "repository",
+    "snapshot-clean": "systest",
+    "snapshot-prepare": "systest",
 }
 MINUTES = {"build": "900", "compile": "600", "publish": "30", "lint": "60", "install": "60", "systest": "120"}
 MINUTES |= {"gate": "1440", "order": "60", "verify": "60", "mirror-sync": "600"}
@@ -55,11 +61,14 @@ MINUTES |= {
     "republish": "900",
     "retrigger-outstanding": "60",
     "unpublished": "120",
+    "snapshot-clean": "60",
+    "snapshot-prepare": "240",
 }
 
 
 def step(job):
-    return job if job in ONCE else "mirror-sync" if job in SYNCS else job.partition("-")[0]
+    several = "mirror-sync" if job in SYNCS else "snapshot-prepare" if job in PREPARATIONS else job.partition("-")[0]
+    return job if job in ONCE else several
 
 
 def differences(jobs, expected, actual):
@@ -73,13 +82,19 @@ def test_exactly_the_expected_jobs_are_rendered(jobs):
 
 
 def test_the_targets_are_those_of_the_configuration(jobs):
-    assert {name.partition("-")[2] for name in jobs.keys() - ONCE - SYNCS} == set(Config(EMBEDDED).names("targets"))
+    each = {name.partition("-")[2] for name in jobs.keys() - ONCE - SYNCS - PREPARATIONS}
+    assert each == set(Config(EMBEDDED).names("targets"))
+
+
+def test_the_environments_are_those_of_the_configuration(jobs):
+    prepared = {name for name in jobs if name.startswith("snapshot-prepare-")}
+    assert {f"snapshot-prepare-{name}" for name in Config(EMBEDDED).names("environments")} == prepared == PREPARATIONS
 
 
 def test_every_target_has_every_step(jobs):
     targets = Config(EMBEDDED).names("targets")
-    steps = PARAMETERS.keys() - ONCE - {"mirror-sync"}
-    assert jobs.keys() - ONCE - SYNCS == {f"{name}-{target}" for name in steps for target in targets}
+    steps = PARAMETERS.keys() - ONCE - {"mirror-sync", "snapshot-prepare"}
+    assert jobs.keys() - ONCE - SYNCS - PREPARATIONS == {f"{name}-{target}" for name in steps for target in targets}
 
 
 def test_the_targets_file_is_one_project_entry_of_data_only():
@@ -90,8 +105,8 @@ def test_the_targets_file_is_one_project_entry_of_data_only():
 def test_each_template_is_a_file_of_its_own():
     for path in (ROOT / "jobs" / "templates").iterdir():
         (entry,) = yaml.safe_load(path.read_text())
-        made_for = "" if path.stem in ONCE else "-{format}" if path.stem == "mirror-sync" else "-{target}"
-        assert entry["job-template"]["name"] == path.stem + made_for
+        made_for = {"mirror-sync": "-{format}", "snapshot-prepare": "-{environment}"}.get(path.stem, "-{target}")
+        assert entry["job-template"]["name"] == path.stem + ("" if path.stem in ONCE else made_for)
 
 
 def test_every_description_names_its_template(jobs):

@@ -27,7 +27,7 @@ def config(tmp_path: Path) -> Config:
 
 def leave(config: Config, job: str, number: int, kib: int = 100, hours: float = 0) -> None:
     """Keep the root of a build that failed some hours ago."""
-    with failed.room(config) as room:
+    with failed.roots(config).room(NOW) as room:
         if kib:
             (room / failed.ROOT).write_bytes(os.urandom(kib << 10))
         build = failed.FailedBuild(
@@ -45,12 +45,12 @@ def leave(config: Config, job: str, number: int, kib: int = 100, hours: float = 
 
 
 def names(config: Config) -> list[str]:
-    return [str(build) for _, build in failed.kept(config)]
+    return [str(build) for _, build in failed.roots(config).all()]
 
 
 def test_a_root_is_kept_with_what_is_known_of_its_build(config):
     leave(config, "compile-a", 1)
-    [(directory, build)] = failed.kept(config)
+    [(directory, build)] = failed.roots(config).all()
     assert (directory / failed.ROOT).stat().st_size == 100 << 10
     assert (str(build), build.limits.seconds) == ("compile-a/1", 7)
 
@@ -83,7 +83,7 @@ def test_a_root_in_use_stays_and_what_a_killed_build_left_goes(config):
     leave(config, "compile-a", 2, hours=80)
     used, killed = (config.state / "failed" / name for name in ("compile-a-2", ".killed"))
     killed.mkdir()
-    with locked(used, shared=True), failed.room(config) as room:
+    with locked(used, shared=True), failed.roots(config).room(NOW) as room:
         assert room.exists()
         assert not killed.exists()
     assert names(config) == ["compile-a/2"]

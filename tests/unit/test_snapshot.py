@@ -10,10 +10,9 @@ import pytest
 import trees
 
 from pkgci.config import Config
-from pkgci.errors import InfrastructureError
-from pkgci.vm import snapshot
-from pkgci.vm.machine import Hardware
-from pkgci.vm.snapshot import Manifest, UnfitError, ensure
+from pkgci.errors import InfrastructureError, RequestError
+from pkgci.vm import lan, snapshot
+from pkgci.vm.snapshot import Manifest, Plan, Planned, Step, UnfitError, ensure
 
 TARGET = "bookworm-amd64"
 
@@ -40,23 +39,27 @@ def latest(config: Config) -> Path:
 
 def manifest(**values: object) -> Manifest:
     """Return the manifest of a snapshot without files, for a QEMU that is nowhere."""
-    known = {"name": TARGET, "key": "", "image": "", "qemu": "QEMU emulator version 7", "accelerator": "tcg"}
-    known |= {"memory_mib": 512, "command": (), "host_key": "", "created": datetime.now(UTC), "packages": ()}
-    return Manifest(files=(), **{**known, **values})
+    known = {"name": TARGET, "key": "", "qemu": "QEMU emulator version 7", "accelerator": "tcg"}
+    return Manifest(nodes=(), files=(), **{**known, "created": datetime.now(UTC), **values})
+
+
+def plan(config: Config) -> Plan:
+    """Return the plan of a target's plain machine."""
+    return Plan(TARGET, {"node": Planned(config.target(TARGET))}, "true")
 
 
 def test_a_missing_tool_is_no_reason_to_make_a_snapshot_anew(config, latest, caplog):
     caplog.set_level(logging.INFO, logger="pkgci.vm.snapshot")
     manifest().write(latest / "manifest.json")
     with pytest.raises(InfrastructureError, match="cannot run qemu-system-x86_64: not installed"):
-        ensure(config, TARGET, config.target(TARGET), "true")
+        ensure(config, plan(config))
     assert caplog.messages == []
 
 
 def test_why_a_snapshot_is_made_anew_is_said_once(config, latest, caplog):
     caplog.set_level(logging.INFO, logger="pkgci.vm.snapshot")
     with pytest.raises(InfrastructureError, match="not installed"):
-        ensure(config, TARGET, config.target(TARGET), "true")
+        ensure(config, plan(config))
     missing = latest / "manifest.json"
     assert caplog.messages == [f"{TARGET}: a snapshot is made: cannot read {missing}: No such file or directory"]
 
@@ -68,8 +71,57 @@ def test_a_snapshot_from_long_ago_or_of_a_clock_that_was_far_ahead_is_made_anew(
     monkeypatch.setattr(snapshot, "qemu_version", lambda: "QEMU emulator version 7")
     monkeypatch.setattr(snapshot, "image_key", lambda _: "image")
     created = datetime.now(UTC) + timedelta(days=days)
-    command = tuple(Hardware("tcg", 512).command())
-    manifest(key=snapshot._key("image", "true", 512), command=command, created=created).write(latest / "manifest.json")
+    manifest(key=plan(config).key(), created=created).write(latest / "manifest.json")
     expected = nullcontext() if fits else pytest.raises(UnfitError, match="not made within the last 7 days")
     with expected:
-        snapshot._latest(config, TARGET, config.target(TARGET), "true")
+        snapshot._latest(config, plan(config))
+
+
+def test_all_that_a_set_is_made_from_is_in_its_key(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshot, "image_key", lambda _: "image")
+    (tmp_path / "deploy").mkdir()
+    (tmp_path / "deploy" / "run.sh").write_text("true\n")
+    target = config.target(TARGET)
+
+    def key(*, setup: str = "", deploy: bool = True, **addresses: str) -> str:
+        steps = (Step("a", tmp_path / "deploy" / "run.sh", 60),)
+        nodes = {"a": Planned(target, addresses), "b": Planned(target)}
+        return Plan("lab", nodes, setup, *((steps, ()) if deploy else ((), steps))).key()
+
+    keys = [key(), key(setup="true"), key(deploy=False), key(lan="192.168.7.1/24")]
+    (tmp_path / "deploy" / "beside").write_text("")
+    keys.append(key())
+    (tmp_path / "deploy" / "run.sh").chmod(0o755)
+    keys.append(key())
+    assert len(set(keys)) == len(keys)
+    assert key() == keys[-1]
+
+
+def test_a_script_that_is_not_there_is_an_error_of_the_environment(config, monkeypatch):
+    monkeypatch.setattr(snapshot, "image_key", lambda _: "image")
+    nodes = {"a": Planned(config.target(TARGET))}
+    with pytest.raises(RequestError, match=r"/nowhere/run\.sh: there is no such script"):
+        Plan("lab", nodes, "", (Step("a", Path("/nowhere/run.sh"), 60),)).key()
+
+
+def test_networks_are_hubs_in_their_first_machine():
+    made = lan.backends({"master": ["admin", "data"], "one": ["admin"], "two": ["data", "admin"], "alone": []})
+    words = {name: [word for word in made[name] if word != "-netdev"] for name in made}
+    assert words == {
+        "master": [
+            "hubport,id=lan0,hubid=0",
+            "hubport,id=lan1,hubid=1",
+            "stream,id=link0-1,server=on,addr.type=unix,addr.path=../link0-1",
+            "hubport,id=hub-link0-1,hubid=0,netdev=link0-1",
+            "stream,id=link1-2,server=on,addr.type=unix,addr.path=../link1-2",
+            "hubport,id=hub-link1-2,hubid=1,netdev=link1-2",
+            "stream,id=link0-2,server=on,addr.type=unix,addr.path=../link0-2",
+            "hubport,id=hub-link0-2,hubid=0,netdev=link0-2",
+        ],
+        "one": ["stream,id=lan0,server=off,addr.type=unix,addr.path=../link0-1"],
+        "two": [
+            "stream,id=lan0,server=off,addr.type=unix,addr.path=../link1-2",
+            "stream,id=lan1,server=off,addr.type=unix,addr.path=../link0-2",
+        ],
+        "alone": [],
+    }

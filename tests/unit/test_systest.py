@@ -10,10 +10,11 @@ import processes
 import pytest
 
 from pkgci.change import Parameters
-from pkgci.config import EMBEDDED, Config, Node
+from pkgci.config import EMBEDDED, Config
 from pkgci.errors import RequestError
 from pkgci.systest import _decisive, _wait, systest
 from pkgci.vm import guest
+from pkgci.vm.snapshot import Step
 
 DEB, RPM = "bookworm-amd64", "debianrpm-amd64"
 ENVIRONMENT = "nodes: {one: {}}\nscenarios: {basic: scenarios/basic.py, more: scenarios/more}\n"
@@ -46,8 +47,25 @@ def refused(directory: Path, target: str = DEB, **parameters: str) -> str:
         ("scenarios: {a: a.py}\n", "lab.yaml:1: nodes: Field required"),
         ("nodes: {}\nscenarios: {a: a.py}\n", "lab.yaml:1: nodes: Dictionary should have at least 1 item"),
         (
-            "nodes:\n  a: {}\n  b: {}\nscenarios: {a: a.py}\n",
-            "lab.yaml:1: nodes: Dictionary should have at most 1 item",
+            "nodes: {a: {}, a1: {}, a2: {}, a3: {}, a4: {}, a5: {}, a6: {}, a7: {}, a8: {}, a9: {}}\n",
+            "lab.yaml:1: nodes: Dictionary should have at most 9 items",
+        ),
+        ("nodes: {a_b: {}}\n", "lab.yaml:1: nodes.a_b.[key]: String should match pattern"),
+        ("nodes:\n  a: {networks: [lan]}\n", "lab.yaml:1: nodes: Value error, a: there is no network 'lan'"),
+        (
+            "networks: {lan: {subnet: 192.168.1.0/24}}\nnodes:\n  a: {networks: [lan, lan]}\n",
+            "lab.yaml:2: nodes: Value error, a: network 'lan' is given twice",
+        ),
+        ("networks: {lan: {subnet: 10.0.2.7/24}}\n", "10.0.2.7/24 has host bits set"),
+        ("networks: {lan: {subnet: 10.0.0.0/16}}\n", "lan: 10.0.0.0/16 overlaps 10.0.2.0/24, the machines' way to"),
+        ("networks: {lan: {subnet: 10.1.0.0/30}}\n", "10.1.0.0/30 has too few addresses; /24 is usual"),
+        (
+            "networks:\n  lan: {subnet: 10.1.0.0/24}\n  wan: {subnet: 10.1.0.128/25}\n",
+            "wan: 10.1.0.128/25 overlaps 10.1.0.0/24, network lan",
+        ),
+        (
+            "nodes: {a: {}}\ndeploy:\n- {node: b, script: b.sh}\n",
+            "lab.yaml:2: deploy: Value error, there is no node 'b'",
         ),
         ("nodes:\n  a:\n    memory_mib: 1\nscenarios: {a: a.py}\n", "lab.yaml:3: nodes.a.memory_mib: Input should be"),
         ("nodes: {a: {}}\nscenarios:\n  a: ../a.py\n", "lab.yaml:3: scenarios.a: Value error, must be a relative path"),
@@ -171,11 +189,33 @@ def test_a_machine_that_differs_from_the_plain_one_has_a_snapshot_of_its_own(
     directory, monkeypatch, described, name, packages, memory_mib
 ):
     asked = []
-    monkeypatch.setattr(guest, "ensure", lambda _config, name, target, _setup: asked.append((name, target.machine)))
-    node = Node.model_validate_json(json.dumps(described))
-    guest.node(Config(directory), "lab", node, DEB)
-    [(called, machine)] = asked
-    assert (called, machine.packages, machine.memory_mib) == (name, packages, memory_mib)
+    monkeypatch.setattr(guest, "ensure", lambda _config, plan: asked.append(plan))
+    lab = {"nodes": {"one": described}, "scenarios": {"basic": "scenarios/basic.py"}}
+    (directory / "environments" / "lab.yaml").write_text(json.dumps(lab))
+    guest.environment(Config(directory), "lab", DEB)
+    [plan] = asked
+    [node] = plan.nodes.values()
+    assert (plan.name, node.target.machine.packages, node.target.machine.memory_mib) == (name, packages, memory_mib)
+
+
+def test_the_machines_of_a_network_have_addresses_in_their_order(directory, monkeypatch):
+    asked = []
+    monkeypatch.setattr(guest, "ensure", lambda _config, plan: asked.append(plan))
+    (directory / "environments" / "lab.yaml").write_text(
+        "networks:\n  admin: {subnet: 192.168.7.0/24}\n  data: {subnet: 172.16.0.0/28}\n"
+        "nodes:\n  master: {networks: [admin]}\n  one: {networks: [data, admin]}\n"
+        "deploy: [{node: master, script: lab/deploy.sh}]\nhealth: [{node: one, script: lab/health.sh, seconds: 9}]\n"
+        "scenarios: {basic: scenarios/basic.py}\n"
+    )
+    guest.environment(Config(directory), "lab", DEB)
+    [plan] = asked
+    assert {name: dict(node.addresses) for name, node in plan.nodes.items()} == {
+        "master": {"admin": "192.168.7.1/24"},
+        "one": {"data": "172.16.0.1/28", "admin": "192.168.7.2/24"},
+    }
+    assert plan.name == f"lab@{DEB}"
+    assert plan.deploy == (Step("master", directory / "lab" / "deploy.sh", 600),)
+    assert plan.health == (Step("one", directory / "lab" / "health.sh", 9),)
 
 
 def test_a_scenario_ends_at_its_time_limit_with_all_that_it_started(tmp_path: Path):

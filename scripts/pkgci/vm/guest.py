@@ -12,8 +12,10 @@ from pkgci.config import Config, MachineSection, Node, Target
 from pkgci.formats import repomd
 from pkgci.upstream import digest
 from pkgci.vm.proxy import Proxy, Rule
-from pkgci.vm.snapshot import Snapshot, ensure, upstream_rules
+from pkgci.vm.snapshot import Plan, Planned, Snapshot, Step, ensure, upstream_rules
 
+# the one machine of an install test
+PLAIN = "node"
 HERE = Path(__file__).parent
 
 
@@ -24,38 +26,53 @@ def plain(config: Config, target_name: str) -> Snapshot:
         RequestError: the target is unknown, or its base is not supported.
         InfrastructureError: it cannot be made.
     """
-    return _prepared(config, target_name, config.target(target_name))
+    plan = Plan(target_name, {PLAIN: Planned(config.target(target_name))}, setup(config.target(target_name)))
+    return ensure(config, plan)
 
 
-def node(config: Config, environment: str, described: Node, target_name: str) -> Snapshot:
-    """Return the snapshot of a machine of an environment; make it where needed.
+def environment(config: Config, name: str, target_name: str) -> Snapshot:
+    """Return the snapshot of the machines of an environment; make it where needed.
 
-    What does not differ from the target's plain machine is that one.
+    One machine that does not differ from the target's plain machine is that one.
 
     Args:
         config: the configuration.
-        environment: the environment's name.
-        described: what the environment says of the machine.
+        name: the environment's name.
         target_name: the target.
 
     Raises:
-        RequestError: the target is unknown, or its base is not supported.
+        RequestError: the environment or the target is unknown, a script of it cannot be read, or the base is not supported.
         InfrastructureError: it cannot be made.
     """
+    home, described = config.environment(name)
     target = config.target(target_name)
-    machine = MachineSection(
+    addresses = described.addresses()
+    nodes = {
+        node: Planned(target.model_copy(update={"machine": _machine(target, one)}), addresses[node])
+        for node, one in described.nodes.items()
+    }
+    (first, *others) = nodes.values()
+    if not (others or first.addresses or described.deploy or described.health) and first.target == target:
+        return plain(config, target_name)
+    deploy, health = (
+        tuple(Step(step.node, home / step.script, step.seconds) for step in steps)
+        for steps in (described.deploy, described.health)
+    )
+    # the sign is in no name of a target
+    return ensure(config, Plan(f"{name}@{target_name}", nodes, setup(target), deploy, health))
+
+
+def _machine(target: Target, described: Node) -> MachineSection:
+    """Return the target's machine, with what an environment says of one of its own."""
+    return MachineSection(
         packages=tuple(dict.fromkeys((*target.machine.packages, *described.packages))),
         memory_mib=described.memory_mib or target.machine.memory_mib,
     )
-    if machine == target.machine:
-        return plain(config, target_name)
-    # the sign is in no name of a target
-    name = f"{environment}@{target_name}"
-    return _prepared(config, name, target.model_copy(update={"machine": machine}))
 
 
-def _prepared(config: Config, name: str, target: Target) -> Snapshot:
-    return ensure(config, name, target, f"set -- baseline\n{script(target)}")
+def setup(target: Target) -> str:
+    """Return the script that prepares a guest before it is frozen."""
+    return f"set -- baseline\n{script(target)}"
 
 
 def script(target: Target) -> str:

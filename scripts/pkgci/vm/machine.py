@@ -10,10 +10,12 @@ import logging
 import re
 import select
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,9 @@ KERNEL_ARGUMENTS = (
     "cryptomgr.notests random.trust_cpu=on fsck.mode=skip"
 )
 CONTROL_SECONDS = 120
+# the file of `pack`
+PACKED = "vm.zst"
+MEMORY_BYTES_A_SECOND = 1 << 40
 CONSOLE_BYTES = 16 << 20
 # it reads on when it has kept enough: a console that nobody reads makes the guest wait, a file would fill the host's disk
 CONSOLE = 'head -c "$1" >serial.log; exec cat >/dev/null'
@@ -50,6 +55,8 @@ class Hardware:
 
     accelerator: Accelerator
     memory_mib: int
+    # of its interfaces in networks of machines, in order: `lan0`, `lan1`, ... are their backends' names
+    addresses: tuple[str, ...] = ()
 
     def command(self) -> list[str]:
         """Return QEMU's command line as far as a saved state depends on it; file names are relative."""
@@ -66,6 +73,11 @@ class Hardware:
             *("-device", "virtio-blk-pci,drive=disk0", "-netdev", network),
             *("-device", "virtio-net-pci,netdev=net0,romfile=,mac=52:54:00:00:00:01"),
             *("-device", "virtio-rng-pci", "-device", "vmgenid,guid=auto"),
+            *(
+                word
+                for number, mac in enumerate(self.addresses)
+                for word in ("-device", f"virtio-net-pci,netdev=lan{number},romfile=,mac={mac}")
+            ),
         ]
 
 
@@ -102,17 +114,19 @@ class Machine(Remote):
         directory: its directory.
         hardware: its hardware.
         access: how to log in.
+        backends: arguments of QEMU that the hardware's interfaces in networks of machines need.
 
     Raises:
         InfrastructureError: (from any member) QEMU does not do what it should.
         GuestError: (from any member that talks to the guest) the guest does not.
     """
 
-    def __init__(self, directory: Path, hardware: Hardware, access: Access) -> None:
+    def __init__(self, directory: Path, hardware: Hardware, access: Access, backends: Sequence[str] = ()) -> None:
         super().__init__(None)
-        self._directory = directory
+        self._backends = backends
+        self.directory = directory
         self._hardware = hardware
-        self._access = access
+        self.access = access
         self._port: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._console: subprocess.Popen[bytes] | None = None
@@ -133,20 +147,42 @@ class Machine(Remote):
         """Start from the disk, with the file `ram` as memory, so that `save` can leave it there."""
         self._start(share=True)
 
-    def restore(self) -> None:
-        """Start from the files `ram`, which is read only (changes are private copies), and `state`."""
+    def load(self) -> None:
+        """Start from the files `ram`, which is read only (changes are private copies), and `state`; stand still.
+
+        If there is a file of `pack`, both are taken from that one.
+        """
+        packed = (self.directory / PACKED).exists()
         self._start("-incoming", "defer", share=False)
         self._ignore_shared_memory()
-        self._qmp("migrate-incoming", uri="exec:cat <state")
+        self._qmp("migrate-incoming", uri=f"exec:zstd -dcq <{PACKED}" if packed else "exec:cat <state")
         self._wait_for_migration()
+
+    def go_on(self) -> None:
+        """Let a machine run that stands still."""
         self._qmp("cont")
 
-    def save(self) -> None:
-        """Stop a machine that was booted, and write `state`; `ram` and `disk` are final once it has quit."""
+    def stop(self) -> None:
+        """Let a machine stand still."""
         self._disconnect()
-        self._ignore_shared_memory()
         self._qmp("stop")
+
+    def save(self) -> None:
+        """Write `state` of a machine that was booted and stands still; `ram` and `disk` are final once it has quit."""
+        self._ignore_shared_memory()
         self._qmp("migrate", uri="exec:cat >state")
+        self._end()
+
+    def pack(self, path: Path) -> None:
+        """Write memory and devices of a machine that was restored and stands still to a file; its `disk` is final, too."""
+        # it has memory of its own, which is written as well; by default QEMU holds back to spare a network
+        self._qmp("migrate-set-parameters", **{"max-bandwidth": MEMORY_BYTES_A_SECOND})
+        self._qmp("migrate", uri=f"exec:zstd -q -1 >{PACKED}")
+        self._end()
+        shutil.move(self.directory / PACKED, path)
+
+    def _end(self) -> None:
+        """Wait until its state is written, and let it quit."""
         self._wait_for_migration()
         # not killed: QEMU has yet to write the disk's metadata
         with suppress(qmp.QMPError):
@@ -179,8 +215,8 @@ class Machine(Remote):
         """
         assert self._process
         port = self.port()
-        identity = paramiko.Ed25519Key.from_private_key_file(str(self._access.identity))
-        host_key = public_key(self._access.host_key)
+        identity = paramiko.Ed25519Key.from_private_key_file(str(self.access.identity))
+        host_key = public_key(self.access.host_key)
         # errors that no second attempt mends
         final = (
             paramiko.BadHostKeyException,
@@ -238,9 +274,9 @@ class Machine(Remote):
     def _start(self, *more: str, share: bool) -> None:
         memory = f"memory-backend-file,id=ram,size={self._hardware.memory_mib}M,mem-path=ram"
         ours, theirs = socket.socketpair()
-        with theirs, (self._directory / "qemu.log").open("wb") as said:
-            # neither of these is part of the machine as the guest sees it
-            argv = [*self._hardware.command(), "-object", f"{memory},share={'on' if share else 'off'}"]
+        with theirs, (self.directory / "qemu.log").open("wb") as said:
+            # none of these is part of the machine as the guest sees it
+            argv = [*self._hardware.command(), *self._backends, "-object", f"{memory},share={'on' if share else 'off'}"]
             argv += ["-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "chardev=qmp,mode=control", *more]
             log.debug("+ %s", shlex.join(argv))
             try:
@@ -249,7 +285,7 @@ class Machine(Remote):
                     stdin=subprocess.PIPE,
                     stdout=said,
                     stderr=said,
-                    cwd=self._directory,
+                    cwd=self.directory,
                     start_new_session=True,
                 )
                 assert self._console.stdin
@@ -260,7 +296,7 @@ class Machine(Remote):
                         stdin=subprocess.DEVNULL,
                         stdout=console,
                         stderr=said,
-                        cwd=self._directory,
+                        cwd=self.directory,
                         pass_fds=(theirs.fileno(),),
                         start_new_session=True,
                     )
@@ -307,5 +343,5 @@ class Machine(Remote):
             self._client = None
 
     def _failure(self, what: str) -> InfrastructureError:
-        said = (self._directory / "qemu.log").read_text(errors="replace").strip().splitlines()
+        said = (self.directory / "qemu.log").read_text(errors="replace").strip().splitlines()
         return InfrastructureError(f"QEMU {what}" + (f": {said[-1]}" if said else ""))

@@ -1,48 +1,58 @@
-"""Snapshots: machines that were booted ahead and frozen, disk, memory and devices; a run restores one within seconds.
+"""Snapshots: sets of machines that were booted ahead and frozen, disks, memory and devices; a run restores one in seconds.
 
-    snapshots/NAME/ID/{manifest.json,node.qcow2,node.ram,node.state,kernel,initrd,identity}   and   snapshots/NAME/latest
+    snapshots/NAME/ID/{manifest.json,NODE.{qcow2,ram,state,kernel,initrd,identity}}   and   snapshots/NAME/latest
 
 A set is complete in itself and final: `latest` is moved to it, by a rename, only after it was restored once and ssh
-answered. It fits one image, one version of QEMU and one command line; the manifest says which, and any other is refused.
+answered. It fits its images, one version of QEMU and its command lines; the manifest says which, and others are refused.
+All machines of a set stand still before the first one is saved, and none runs before the last one is loaded: so what they
+have to do with each other, a TCP connection for example, goes on in a restored set.
 Once a day, its files' checksums are compared, and once a job if a file was touched since; at each restore only their sizes
 are, since reading a gigabyte may take longer than the restore.
 """
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import secrets
 import shutil
+import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pkgci.artifacts import File, Record
+from pkgci.artifacts import File, Part, Record
 from pkgci.command import run
 from pkgci.config import Config, Target
-from pkgci.errors import InfrastructureError
+from pkgci.errors import InfrastructureError, RequestError
 from pkgci.locks import locked
+from pkgci.text import plain, printable
 from pkgci.upstream import apt_sources, rpm_repositories
+from pkgci.vm import lan
 from pkgci.vm.image import Image, image, image_key
-from pkgci.vm.machine import Accelerator, Hardware, Machine, accelerator, qemu_version
+from pkgci.vm.machine import PACKED, Accelerator, Hardware, Machine, accelerator, qemu_version
 from pkgci.vm.proxy import Proxy, Rule
 from pkgci.vm.remote import Access, GuestError
 
 log = logging.getLogger(__name__)
 
-NODE = "node"
 BOOT_SECONDS = 300
 SETUP_SECONDS = 600
 RESTORE_SECONDS = 60
-# the files of a set, and what a machine calls them
+# where a kept run has the snapshot that it began as
+BASE = "base"
+# the files of each node by their suffixes in a set: what a machine calls them
 FILES = {
-    f"{NODE}.qcow2": "disk",
-    f"{NODE}.ram": "ram",
-    f"{NODE}.state": "state",
+    "qcow2": "disk",
+    "ram": "ram",
+    "state": "state",
     "kernel": "kernel",
     "initrd": "initrd",
     "identity": "identity",
@@ -58,6 +68,38 @@ PACKAGES = {
     "debian": "dpkg-query -W -f '${Package} ${Version}\\n'",
     "rpm": "rpm -qa --qf '%{NAME} %{EVR}\\n' | sort",
 }
+# usage: NAME [INTERFACE ADDRESS/PREFIX]...; the lines of /etc/hosts on stdin. By a unit, so that it survives a restart.
+NETWORK = """
+cat >>/etc/hosts
+echo "$1" >/etc/hostname
+hostname "$1"
+shift
+while [ "$#" -gt 0 ]; do
+    cat >"/etc/systemd/system/pkgci-$1.service" <<X
+[Unit]
+BindsTo=sys-subsystem-net-devices-$1.device
+After=sys-subsystem-net-devices-$1.device
+Wants=network.target
+Before=network.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=ip link set $1 up
+ExecStart=ip address add $2 dev $1
+[Install]
+WantedBy=multi-user.target
+X
+    systemctl enable --now "pkgci-$1"
+    shift 2
+done
+"""
+# usage: SCRIPT; a tar archive of its directory on stdin. It stays, since what it starts may need the other files.
+DEPLOY = """
+mkdir -p /opt/pkgci
+cd "$(mktemp -d /opt/pkgci/XXXXXX)"
+tar -xf -
+exec sh -eu "./$1" 2>&1 </dev/null
+"""
 # the kernel's caches stay: what the preparation read or looked at, a run finds in memory
 FREEZE = "sync"
 
@@ -66,19 +108,28 @@ class UnfitError(InfrastructureError):
     """A snapshot that cannot be used, or is not there: another one has to be made."""
 
 
+class FrozenNode(Part):
+    """A machine of a set: what it fits, and what is in it."""
+
+    name: str
+    image: str
+    memory_mib: int
+    addresses: tuple[str, ...]
+    networks: tuple[str, ...]
+    command: tuple[str, ...]
+    host_key: str
+    packages: tuple[str, ...]
+
+
 class Manifest(Record):
-    """`manifest.json`: what a snapshot fits, and what is in it."""
+    """`manifest.json`: what a set of machines fits, and what is in it."""
 
     name: str
     key: str
-    image: str
     qemu: str
     accelerator: Accelerator
-    memory_mib: int
-    command: tuple[str, ...]
-    host_key: str
     created: datetime
-    packages: tuple[str, ...]
+    nodes: tuple[FrozenNode, ...]
     files: tuple[File, ...]
 
 
@@ -87,6 +138,58 @@ class Verified(Record):
 
     time: datetime
     files: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A machine to make: what its image is made of, and its addresses as `192.168.77.1/24` by the networks' names."""
+
+    target: Target
+    addresses: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A shell script to run on a machine: its file, whose whole directory goes with it, and what it may take."""
+
+    node: str
+    script: Path
+    seconds: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a set of machines is made from.
+
+    Args:
+        name: what it is called: the target's name, for its plain machine.
+        nodes: its machines by name, in the order in which they are started.
+        setup: a shell script that prepares each of them.
+        deploy: what makes the product of them, in order.
+        health: what must succeed before they are frozen, and when they were restored.
+    """
+
+    name: str
+    nodes: Mapping[str, Planned]
+    setup: str
+    deploy: tuple[Step, ...] = ()
+    health: tuple[Step, ...] = ()
+
+    def key(self) -> str:
+        """Return the key of all that the set is made from.
+
+        Raises:
+            RequestError: a script cannot be read, or a target has no upstream.
+        """
+        nodes = [
+            [name, image_key(node.target), node.target.machine.memory_mib, dict(node.addresses)]
+            for name, node in self.nodes.items()
+        ]
+        steps = [
+            [step.node, step.script.name, hashlib.sha256(_directory(step)).hexdigest(), step.seconds]
+            for step in (*self.deploy, *self.health)
+        ]
+        return hashlib.sha256(json.dumps([nodes, self.setup, steps, len(self.deploy)]).encode()).hexdigest()[:32]
 
 
 class Snapshot:
@@ -117,7 +220,7 @@ class Snapshot:
         manifest = self.manifest
         if manifest.qemu != qemu_version():
             raise UnfitError(f"snapshot {self.id} was made by {manifest.qemu}, here is {qemu_version()}")
-        if list(manifest.command) != self._hardware.command():
+        if any(list(node.command) != self._hardware(node).command() for node in manifest.nodes):
             raise UnfitError(f"snapshot {self.id} was made with another command line of QEMU")
         for file in manifest.files:
             path = self.directory / file.name
@@ -146,71 +249,134 @@ class Snapshot:
         Verified(time=datetime.now(UTC), files=now).write(record)
 
     @contextmanager
-    def restored(self, config: Config, proxy: Proxy, console: Path | None = None) -> Iterator[Machine]:
-        """Restore it; the machine runs, with the right time and random numbers of its own, while the context lasts.
+    def restored(
+        self, config: Config, proxy: Proxy, consoles: Sequence[Path] = (), as_kept: bool = False
+    ) -> Iterator[tuple[Machine, ...]]:
+        """Restore it; its machines run, with the right time and random numbers of their own, while the context lasts.
 
-        All that the machine writes goes to a directory of its own, which is removed at the end.
+        All that they write goes to a directory of its own, which is removed at the end.
 
         Args:
             config: says where runs have their directories.
-            proxy: what the machine may reach.
-            console: takes what it said on its console, when it has ended; up to `machine.CONSOLE_BYTES`.
+            proxy: what the machines may reach.
+            consoles: take what each machine said on its console, when it has ended; up to `machine.CONSOLE_BYTES`.
+            as_kept: as they were when `keep` left them beside this directory.
+
+        Returns:
+            The machines, in the manifest's order.
         """
         with locked(self.directory, shared=True) as held:
             if not held:
                 raise InfrastructureError(f"snapshot {self.id} was removed meanwhile; start again")
             self.check()
-            with _run_directory(config) as directory, proxy.listening(directory):
-                _link(self.directory, directory, [name for name in FILES.values() if name != "disk"])
-                disk = self.directory / f"{NODE}.qcow2"
-                create = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", disk, "-F", "qcow2", directory / "disk"]
-                run(create, quiet=True)
-                with ExitStack() as stack:
-                    if console:
-                        stack.callback(_take, directory / "serial.log", console)
-                    machine = stack.enter_context(Machine(directory, self._hardware, self.access))
-                    machine.restore()
-                    machine.connect(RESTORE_SECONDS)
-                    seed = secrets.token_bytes(256)
-                    done = machine.run(AWAKE, f"{time.time():.3f}", timeout=RESTORE_SECONDS, input=seed)
-                    if done.status:
-                        raise GuestError(f"cannot wake the machine: {done.text().strip()}")
-                    yield machine
+            with _run_directory(config) as directory, proxy.listening(directory), ExitStack() as stack:
+                # left last: a thread that waits for a machine ends with it
+                threads = stack.enter_context(ThreadPoolExecutor(len(self.manifest.nodes)))
+                for node, console in zip(self.manifest.nodes, consoles, strict=False):
+                    stack.callback(_take, directory / node.name / "serial.log", console)
+                made = [self._machine(directory, node, as_kept) for node in self.manifest.nodes]
+                machines = tuple(stack.enter_context(machine) for machine in made)
+                for machine in machines:
+                    machine.load()
+                for machine in machines:
+                    machine.go_on()
+                for done in [threads.submit(_wake, machine) for machine in machines]:
+                    done.result()
+                yield machines
 
-    @property
-    def _hardware(self) -> Hardware:
-        return Hardware(self.manifest.accelerator, self.manifest.memory_mib)
+    def _machine(self, directory: Path, node: FrozenNode, as_kept: bool) -> Machine:
+        """Return a machine of a run's directory, on an overlay over its frozen disk."""
+        own = directory / node.name
+        own.mkdir()
+        _link(self.directory, own, node.name, [name for name in FILES.values() if name != "disk"])
+        disk = (self.directory.parent if as_kept else self.directory) / f"{node.name}.qcow2"
+        if as_kept:
+            packed = disk.with_suffix(f".{PACKED}")
+            if not packed.exists():
+                raise InfrastructureError(f"{node.name} had ended when it was kept; its disk is {disk}")
+            (own / PACKED).symlink_to(packed)
+        run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", disk, "-F", "qcow2", own / "disk"], quiet=True)
+        backends = lan.backends({one.name: one.networks for one in self.manifest.nodes})
+        return Machine(own, self._hardware(node), self.access(node), backends[node.name])
 
-    @property
-    def access(self) -> Access:
-        """How to log in to machines that are restored from it."""
-        return Access(self.directory / "identity", self.manifest.host_key)
+    def _hardware(self, node: FrozenNode) -> Hardware:
+        return Hardware(self.manifest.accelerator, node.memory_mib, node.addresses)
+
+    def access(self, node: FrozenNode) -> Access:
+        """How to log in to a machine that is restored from it."""
+        return Access(self.directory / f"{node.name}.identity", node.host_key)
 
 
-def ensure(config: Config, name: str, target: Target, setup: str) -> Snapshot:
-    """Return the snapshot `name` of a machine of a target; make it unless there is a young one that fits.
+def keep(snapshot: Snapshot, machines: Sequence[Machine], place: Path) -> None:
+    """End restored machines, and keep them in the new directory `place` as they are; of one that has ended, its disk.
 
-    Args:
-        config: the configuration.
-        name: what it is called: the target's name, for its plain machine.
-        target: the target.
-        setup: a shell script that prepares the guest before it is frozen; part of what the snapshot is made from.
+    Beside what has changed, the directory `BASE` has the snapshot, by hard links: it may be superseded meanwhile.
 
     Raises:
-        RequestError: the target's base cannot be made.
+        InfrastructureError: there is no space for them.
+    """
+    base = place / BASE
+    base.mkdir(parents=True)
+    for path in snapshot.directory.iterdir():
+        try:
+            os.link(path, base / path.name)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            run(["cp", "--preserve=mode", "--sparse=always", path, base / path.name], quiet=True)
+    running = []
+    for machine in machines:
+        with suppress(InfrastructureError):
+            machine.stop()
+            running.append(machine)
+    for node, machine in zip(snapshot.manifest.nodes, machines, strict=True):
+        disk = place / f"{node.name}.qcow2"
+        if machine in running:
+            machine.pack(disk.with_suffix(f".{PACKED}"))
+        machine.kill()
+        shutil.move(machine.directory / "disk", disk)
+        run(["qemu-img", "rebase", "-u", "-F", "qcow2", "-b", f"{BASE}/{disk.name}", disk], quiet=True)
+
+
+def superseded(config: Config) -> list[Path]:
+    """Return the directories of snapshots that are not the latest ones of their names."""
+    return [
+        path
+        for place in sorted((config.data / "snapshots").glob("*"))
+        for path in sorted(place.iterdir())
+        if path.is_dir()
+        and not path.name.startswith(".")
+        and not path.is_symlink()
+        and path != (place / "latest").resolve()
+    ]
+
+
+def discard(directory: Path) -> bool:
+    """Remove a snapshot, unless it is in use; return whether it is gone."""
+    with locked(directory, wait=False) as unused:
+        if unused:
+            shutil.rmtree(directory)
+    return unused
+
+
+def ensure(config: Config, plan: Plan) -> Snapshot:
+    """Return the snapshot of a plan; make it unless there is a young one that fits.
+
+    Raises:
+        RequestError: the base of a target cannot be made, or a script cannot be read.
         InfrastructureError: it cannot be made.
     """
-    place = config.data / "snapshots" / name
+    place = config.data / "snapshots" / plan.name
     place.mkdir(parents=True, exist_ok=True)
     with suppress(UnfitError):
-        return _latest(config, name, target, setup)
+        return _latest(config, plan)
     with locked(place):
         try:
             # another process may have been faster
-            return _latest(config, name, target, setup)
+            return _latest(config, plan)
         except UnfitError as reason:
-            log.info("%s: a snapshot is made: %s", name, reason)
-            return _make(config, name, target, setup)
+            log.info("%s: a snapshot is made: %s", plan.name, reason)
+            return _make(config, plan)
 
 
 def upstream_rules(target: Target) -> tuple[Rule, ...]:
@@ -222,14 +388,14 @@ def upstream_rules(target: Target) -> tuple[Rule, ...]:
     return tuple(Rule(uri, immutable=True) for uri in sorted(uris) if uri.startswith(("http://", "https://")))
 
 
-def _latest(config: Config, name: str, target: Target, setup: str) -> Snapshot:
-    """Return the latest snapshot `name` if it fits; else UnfitError says why not."""
-    pointer = config.data / "snapshots" / name / "latest"
+def _latest(config: Config, plan: Plan) -> Snapshot:
+    """Return the latest snapshot of a plan if it fits; else UnfitError says why not."""
+    pointer = config.data / "snapshots" / plan.name / "latest"
     if not pointer.exists():
         raise UnfitError("there is none yet")
     snapshot = Snapshot(pointer.resolve())
     snapshot.verify()
-    if snapshot.manifest.key != _key(image_key(target), setup, target.machine.memory_mib):
+    if snapshot.manifest.key != plan.key():
         raise UnfitError("what the former one was made from has changed")
     if not _within(timedelta(days=config.settings.root_days), snapshot.manifest.created):
         raise UnfitError(f"the former one was not made within the last {config.settings.root_days} days")
@@ -243,81 +409,180 @@ def _within(age: timedelta, then: datetime) -> bool:
     return abs(datetime.now(UTC) - then) < age
 
 
-def _key(image: str, setup: str, memory_mib: int) -> str:
-    return hashlib.sha256(json.dumps([image, setup, memory_mib]).encode()).hexdigest()[:32]
+def _directory(step: Step) -> bytes:
+    """Return a tar archive of the directory of a step's script, the same whenever its content is.
+
+    Raises:
+        RequestError: there is no such script, or something beside it cannot be read.
+    """
+    if not step.script.is_file():
+        raise RequestError(f"{step.script}: there is no such script; an environment's deploy or health names it")
+    archive = BytesIO()
+    with tarfile.TarFile(fileobj=archive, mode="w") as tar:
+        for path in sorted(step.script.parent.rglob("*")):
+            name = str(path.relative_to(step.script.parent))
+            if path.is_dir() or "__pycache__" in name:
+                continue
+            info = tarfile.TarInfo(name)
+            info.mode = 0o755 if os.access(path, os.X_OK) else 0o644
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                raise RequestError(f"{path}: cannot read: {error.strerror}") from error
+            info.size = len(content)
+            tar.addfile(info, BytesIO(content))
+    return archive.getvalue()
 
 
-def _make(config: Config, name: str, target: Target, setup: str) -> Snapshot:
-    """Boot the image, prepare the guest, freeze it, try the set once, and make it the latest."""
-    place = config.data / "snapshots" / name
+def _make(config: Config, plan: Plan) -> Snapshot:
+    """Boot the images, prepare and deploy them, freeze them, try the set once, and make it the latest."""
+    place = config.data / "snapshots" / plan.name
     for leftover in place.glob(".new-*"):
         shutil.rmtree(leftover)
-    origin = image(config, target, name)
-    log.info("%s: booting a machine to take a snapshot of it (once; about a minute)", name)
+    origins = {name: image(config, node.target, plan.name) for name, node in plan.nodes.items()}
+    log.info("%s: booting what a snapshot is taken of (once; about a minute)", plan.name)
     with TemporaryDirectory(prefix=".new-", dir=place) as scratch:
         new = Path(scratch, f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}")
         new.mkdir()
-        _freeze(config, name, target, setup, origin, new)
+        _freeze(config, plan, origins, new)
         snapshot = Snapshot(new)
-        log.info("%s: trying the snapshot", name)
-        with snapshot.restored(config, Proxy((), config.cache / "proxy")):
-            pass
+        log.info("%s: trying the snapshot", plan.name)
+        with snapshot.restored(config, Proxy((), config.cache / "proxy")) as machines:
+            _run_steps(plan, plan.health, dict(zip(plan.nodes, machines, strict=True)))
         for file in snapshot.manifest.files:
-            (new / file.name).chmod(0o400 if file.name == "identity" else 0o444)
-        # QEMU opens a file of memory for writing, though a run never writes into this one
-        (new / f"{NODE}.ram").chmod(0o644)
+            # QEMU opens a file of memory for writing, though a run never writes into this one
+            modes = {".identity": 0o400, ".ram": 0o644}
+            (new / file.name).chmod(modes.get(Path(file.name).suffix, 0o444))
         final = place / new.name
         new.rename(final)
     pointer = place / ".latest.new"
     pointer.unlink(missing_ok=True)
     pointer.symlink_to(final.name)
     pointer.replace(place / "latest")
-    _remove_others(place, final)
+    for other in superseded(config):
+        if other.parent == place:
+            discard(other)
     return Snapshot(final)
 
 
-def _freeze(config: Config, name: str, target: Target, setup: str, origin: Image, new: Path) -> None:
+def _freeze(config: Config, plan: Plan, origins: Mapping[str, Image], new: Path) -> None:
     """Make the files and the manifest of a snapshot in `new`."""
-    memory_mib = target.machine.memory_mib
-    for file in ("kernel", "initrd", "identity"):
-        shutil.copy(origin.directory / file, new / file)
-    hardware = Hardware(accelerator(new / "kernel"), memory_mib)
-    log.info("%s: the machine runs by %s", name, hardware.accelerator)
-    run(["cp", "--sparse=always", "--reflink=auto", origin.directory / "disk", new / f"{NODE}.qcow2"], quiet=True)
-    (new / f"{NODE}.qcow2").chmod(0o644)
-    proxy = Proxy(upstream_rules(target), config.cache / "proxy")
-    with _run_directory(config) as directory, proxy.listening(directory):
-        for file in (f"{NODE}.ram", f"{NODE}.state"):
-            (new / file).touch()
-        _link(new, directory, list(FILES.values()))
-        with Machine(directory, hardware, Access(new / "identity", origin.host_key)) as machine:
-            started = time.monotonic()
+    for name, origin in origins.items():
+        for file in ("kernel", "initrd", "identity"):
+            shutil.copy(origin.directory / file, new / f"{name}.{file}")
+        run(["cp", "--sparse=always", "--reflink=auto", origin.directory / "disk", new / f"{name}.qcow2"], quiet=True)
+        (new / f"{name}.qcow2").chmod(0o644)
+        for file in ("ram", "state"):
+            (new / f"{name}.{file}").touch()
+    by = accelerator(next(iter(origins.values())).directory / "kernel")
+    log.info("%s: the machines run by %s", plan.name, by)
+    networks = list(dict.fromkeys(network for node in plan.nodes.values() for network in node.addresses))
+    hardware = {
+        name: Hardware(
+            by,
+            node.target.machine.memory_mib,
+            tuple(lan.address(networks.index(network), number) for network in node.addresses),
+        )
+        for number, (name, node) in enumerate(plan.nodes.items())
+    }
+    backends = lan.backends({name: list(node.addresses) for name, node in plan.nodes.items()})
+    rules = {rule for node in plan.nodes.values() for rule in upstream_rules(node.target)}
+    proxy = Proxy(sorted(rules, key=lambda rule: rule.prefix), config.cache / "proxy")
+    with _run_directory(config) as directory, proxy.listening(directory), ExitStack() as stack:
+        threads = stack.enter_context(ThreadPoolExecutor(len(plan.nodes)))
+        machines = {}
+        for name, origin in origins.items():
+            own = directory / name
+            own.mkdir()
+            _link(new, own, name, list(FILES.values()))
+            access = Access(new / f"{name}.identity", origin.host_key)
+            machines[name] = stack.enter_context(Machine(own, hardware[name], access, backends[name]))
+        started = time.monotonic()
+        for machine in machines.values():
             machine.boot()
-            machine.connect(BOOT_SECONDS)
-            log.info("%s: booted in %.0f s; preparing it", name, time.monotonic() - started)
-            for script, seconds in ((AWAKE, RESTORE_SECONDS), (setup, SETUP_SECONDS), (FREEZE, RESTORE_SECONDS)):
-                seed = secrets.token_bytes(256)
-                done = machine.run(script, f"{time.time():.3f}", timeout=seconds, input=seed)
-                if done.status:
-                    log.error("%s", done.text()[-4000:])
-                    said = done.text().strip().splitlines() or ["it said nothing"]
-                    raise GuestError(f"cannot prepare the machine of {name}: {said[-1]}")
-            listed = machine.run(PACKAGES[target.base], timeout=RESTORE_SECONDS).text()
+        for done in [threads.submit(_set_up, plan, name, machine, started) for name, machine in machines.items()]:
+            done.result()
+        _run_steps(plan, (*plan.deploy, *plan.health), machines)
+        for machine in machines.values():
+            _succeed(machine, FREEZE, seconds=RESTORE_SECONDS, what=f"prepare the machine of {plan.name}")
+        listed = {
+            name: machine.run(PACKAGES[plan.nodes[name].target.base], timeout=RESTORE_SECONDS).text()
+            for name, machine in machines.items()
+        }
+        for machine in machines.values():
+            machine.stop()
+        for machine in machines.values():
             machine.save()
+    files = [f"{name}.{suffix}" for name in plan.nodes for suffix in FILES]
     Manifest(
-        name=name,
-        key=_key(origin.key, setup, memory_mib),
-        image=origin.key,
+        name=plan.name,
+        key=plan.key(),
         qemu=qemu_version(),
-        accelerator=hardware.accelerator,
-        memory_mib=memory_mib,
-        command=tuple(hardware.command()),
-        host_key=origin.host_key,
+        accelerator=by,
         created=datetime.now(UTC),
-        packages=tuple(listed.splitlines()),
-        files=tuple(File(name=file, size=(new / file).stat().st_size, sha256=_sha256(new / file)) for file in FILES),
+        nodes=tuple(
+            FrozenNode(
+                name=name,
+                image=origins[name].key,
+                memory_mib=node.target.machine.memory_mib,
+                addresses=hardware[name].addresses,
+                networks=tuple(node.addresses),
+                command=tuple(hardware[name].command()),
+                host_key=origins[name].host_key,
+                packages=tuple(listed[name].splitlines()),
+            )
+            for name, node in plan.nodes.items()
+        ),
+        files=tuple(File(name=file, size=(new / file).stat().st_size, sha256=_sha256(new / file)) for file in files),
     ).write(new / "manifest.json")
-    log.info("%s: frozen after %.0f s", name, time.monotonic() - started)
+    log.info("%s: frozen after %.0f s", plan.name, time.monotonic() - started)
+
+
+def _wake(machine: Machine) -> None:
+    """Wait until a restored machine lets us in, and give it the time and random numbers."""
+    machine.connect(RESTORE_SECONDS)
+    _succeed(machine, AWAKE, f"{time.time():.3f}", input=secrets.token_bytes(256), what="wake the machine")
+
+
+def _set_up(plan: Plan, name: str, machine: Machine, started: float) -> None:
+    """Prepare a machine that boots: its clock, its name and its networks, and what the plan says."""
+    machine.connect(BOOT_SECONDS)
+    log.info("%s: %s booted in %.0f s; preparing it", plan.name, name, time.monotonic() - started)
+    what = f"prepare the machine of {plan.name}"
+    _succeed(machine, AWAKE, f"{time.time():.3f}", input=secrets.token_bytes(256), what=what)
+    if len(plan.nodes) > 1:
+        own = plan.nodes[name].addresses.values()
+        interfaces = [word for number, address in enumerate(own, 1) for word in (f"eth{number}", address)]
+        hosts = "".join(
+            f"{address.partition('/')[0]} {other}\n"
+            for other, node in plan.nodes.items()
+            for address in list(node.addresses.values())[:1]
+        )
+        _succeed(machine, NETWORK, name, *interfaces, input=hosts.encode(), what=what)
+    _succeed(machine, plan.setup, seconds=SETUP_SECONDS, what=what)
+
+
+def _run_steps(plan: Plan, steps: Sequence[Step], machines: Mapping[str, Machine]) -> None:
+    """Run an environment's scripts, in order.
+
+    Raises:
+        GuestError: one of them fails.
+    """
+    for step in steps:
+        log.info("%s: %s: %s", plan.name, step.node, step.script.name)
+        what = f"run {step.script} on {step.node}"
+        _succeed(machines[step.node], DEPLOY, step.script.name, input=_directory(step), seconds=step.seconds, what=what)
+
+
+def _succeed(
+    machine: Machine, script: str, *arguments: str, what: str, input: bytes = b"", seconds: float = RESTORE_SECONDS
+) -> None:
+    """Run a script that has to succeed; `what` says for an error what it is there for."""
+    done = machine.run(script, *arguments, timeout=seconds, input=input)
+    if done.status:
+        log.error("%s", plain(done.text()[-4000:]))
+        said = done.text().strip().splitlines() or ["it said nothing"]
+        raise GuestError(f"cannot {what}: {printable(said[-1])}")
 
 
 def _take(source: Path, to: Path) -> None:
@@ -326,15 +591,17 @@ def _take(source: Path, to: Path) -> None:
         shutil.copyfile(source, to)
 
 
-def _link(snapshot: Path, directory: Path, names: list[str]) -> None:
-    for file, name in FILES.items():
+def _link(snapshot: Path, directory: Path, node: str, names: list[str]) -> None:
+    """Make links to a node's files in a machine's directory, and to where the run's proxy listens."""
+    for suffix, name in FILES.items():
         if name in names:
-            (directory / name).symlink_to(snapshot / file)
+            (directory / name).symlink_to(snapshot / f"{node}.{suffix}")
+    (directory / "proxy").symlink_to("../proxy")
 
 
 @contextmanager
 def _run_directory(config: Config) -> Iterator[Path]:
-    """Yield a new directory for one machine; it is removed at the end, and so are those of processes that were killed."""
+    """Yield a new directory for a run's machines; it is removed at the end, and so are those of processes that were killed."""
     runs = config.cache / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -348,15 +615,6 @@ def _run_directory(config: Config) -> Iterator[Path]:
             stack.enter_context(locked(directory))
         stack.callback(shutil.rmtree, directory)
         yield directory
-
-
-def _remove_others(place: Path, latest: Path) -> None:
-    """Remove the older snapshots of a target that no run has restored."""
-    for other in place.iterdir():
-        if other.is_dir() and not other.is_symlink() and other != latest:
-            with locked(other, wait=False) as unused:
-                if unused:
-                    shutil.rmtree(other)
 
 
 def _sha256(path: Path) -> str:

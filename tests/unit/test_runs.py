@@ -1,0 +1,119 @@
+"""Machines of system tests that are kept: how long, what goes with them, and when a run is refused for want of space."""
+
+import os
+import shutil
+from collections import namedtuple
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from pkgci import runs
+from pkgci.config import Config
+from pkgci.debug import debug
+from pkgci.errors import InfrastructureError, RequestError
+from pkgci.locks import locked
+from pkgci.vm.snapshot import FrozenNode, Manifest
+
+NOW = datetime.now(UTC)
+Usage = namedtuple("Usage", "free")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "config.yaml").write_text(f"run_days: 3\npaths: {{data: {tmp_path / 'data'}}}\n")
+    return Config(tmp_path / "etc")
+
+
+def leave(config: Config, number: int, hours: float = 0) -> Path:
+    """Keep the machines of a run that ended some hours ago, on the snapshot `lab/1`; return where."""
+    kept = runs.runs(config)
+    with kept.room(NOW) as room:
+        base = room / "machines" / "base"
+        base.mkdir(parents=True)
+        for path in snapshot(config, "1").iterdir():
+            os.link(path, base / path.name)
+        (room / "machines" / "node.vm.zst").write_bytes(os.urandom(1 << 20))
+        record = runs.KeptRun(
+            job="systest-a",
+            number=number,
+            parent=f"build-a/{number}",
+            target="a",
+            ended=NOW - timedelta(hours=hours),
+            environment="lab",
+            passed=False,
+            sets={"machines": "lab/1"},
+        )
+        kept.keep(room, record, NOW)
+    return kept.place / f"systest-a-{number}"
+
+
+def snapshot(config: Config, name: str) -> Path:
+    """Return the directory of a prepared snapshot of `lab`, with a file of 2 MiB; it is the latest one."""
+    place = config.data / "snapshots" / "lab"
+    if not (place / name).exists():
+        (place / name).mkdir(parents=True)
+        (place / name / "node.ram").write_bytes(os.urandom(2 << 20))
+        (place / "latest").unlink(missing_ok=True)
+        (place / "latest").symlink_to(name)
+    return place / name
+
+
+def names(config: Config) -> list[str]:
+    return [str(run) for _, run in runs.runs(config).all()]
+
+
+def test_what_is_too_old_goes_and_what_is_in_use_stays(config):
+    old = leave(config, 1, hours=71)
+    used = leave(config, 2, hours=71)
+    leave(config, 3, hours=70)
+    later = NOW + timedelta(hours=1, minutes=1)
+    assert runs.clean(config, False, later).startswith("would remove 2 runs and 0 snapshots: 2 MiB; nothing is removed")
+    assert names(config) == ["systest-a/3", "systest-a/1", "systest-a/2"]
+    with locked(used, shared=True):
+        assert runs.clean(config, True, later) == "removed 1 runs and 0 snapshots: 1 MiB"
+    assert sorted(names(config)) == ["systest-a/2", "systest-a/3"]
+    assert not old.exists()
+
+
+def test_a_snapshot_that_was_superseded_goes_and_a_run_that_began_as_it_keeps_its_files(config):
+    directory = leave(config, 1)
+    former, latest = snapshot(config, "1"), snapshot(config, "2")
+    assert runs.clean(config, False, NOW).startswith("would remove 0 runs and 1 snapshots: 0 MiB")
+    with locked(former, shared=True):
+        runs.clean(config, True, NOW)
+        assert former.exists()
+    runs.clean(config, True, NOW)
+    assert not former.exists()
+    assert latest.exists()
+    assert (directory / "machines" / "base" / "node.ram").stat().st_size == 2 << 20
+
+
+def test_a_run_that_cannot_be_kept_is_refused_before_it_starts_and_nothing_is_removed_for_it(config, monkeypatch):
+    leave(config, 1, hours=1)
+    node = {"image": "", "addresses": (), "networks": (), "command": (), "host_key": "", "packages": ()}
+    nodes = tuple(FrozenNode(name=name, memory_mib=1024, **node) for name in ("one", "two"))
+    manifest = Manifest(name="lab", key="", qemu="", accelerator="tcg", created=NOW, nodes=nodes, files=())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(3072 << 20))
+    runs.check_space(config, manifest)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage((3072 << 20) - 1))
+    said = (
+        r"no space for the machines of this run: 3071 MiB free for .*/runs, 3072 MiB needed; see `pkgci snapshot-clean`"
+    )
+    with pytest.raises(InfrastructureError, match=said):
+        runs.check_space(config, manifest)
+    assert names(config) == ["systest-a/1"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ("7", r"no machines are kept of 7; they are kept of: systest-a/1 \(for 3 days; `keep_runs`"),
+        ("systest-a/1", r"systest-a/1 has no machines 'other'; it has: machines"),
+    ],
+)
+def test_who_asks_for_what_is_not_kept_is_told_what_is(config, wanted, said):
+    leave(config, 1)
+    with pytest.raises(RequestError, match=said):
+        debug(config, wanted, "other", at_start=False)
