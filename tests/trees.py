@@ -131,7 +131,7 @@ def config(place: Path, packages: Mapping[str, object] | None = None, **settings
             (directory / kind / path.name).write_bytes(path.read_bytes())
     paths = {"state": str(place / "state"), "data": str(place / "data")}
     url = {"url": f"http://127.0.0.1:{free_port()}/"}
-    (directory / "config.yaml").write_text(yaml.safe_dump({**url, "paths": paths, **settings}))
+    (directory / "config.yaml").write_text(yaml.safe_dump({**url, "paths": paths, "keep_runs": "failed", **settings}))
     snapshots = Config(EMBEDDED).data / "snapshots"
     snapshots.mkdir(parents=True, exist_ok=True)
     (place / "data").mkdir()

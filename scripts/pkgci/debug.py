@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -44,8 +45,7 @@ def debug(config: Config, wanted: str, name: str, at_start: bool) -> None:
         for node, machine in machines.items():
             click.echo(f"  {login(machine, Path(scratch), node)}")
         click.echo("They run until Ctrl-C, and lose what is done in them then.")
-        # a signal ends this process, by way of the contexts that it is in
-        while True:
+        with suppress(KeyboardInterrupt):
             signal.pause()
 
 

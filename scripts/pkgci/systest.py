@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,8 +152,14 @@ class _Run:
         failed = sys.exception() is not None or any(one.result == "failed" for one in self.outcomes)
         if self.room is None or not (failed or self.config.settings.keep_runs == "all"):
             return
-        keep(snapshot, machines, self.room / name)
-        self.kept[name] = snapshot.id
+        try:
+            keep(snapshot, machines, self.room / name)
+        except (InfrastructureError, OSError) as error:
+            # what was tested counts all the same
+            log.warning("its machines cannot be kept: %s", error)
+            shutil.rmtree(self.room / name, ignore_errors=True)
+        else:
+            self.kept[name] = snapshot.id
 
     def _keep_logs(self, machine: Machine, logs: Path) -> None:
         manager = {"deb": "apt.log", "rpm": "dnf.log"}[self.target.format]
@@ -248,8 +255,6 @@ def systest(
             "repositories": tuple(record.url + repository.RECORD for record in records),
             "parameters": dict(parameters.values),
         }
-        if own and config.settings.keep_runs != "none":
-            runs.check_space(config, snapshot.manifest)
         return passed.once(
             config,
             artifacts / "systest.json",
@@ -275,10 +280,15 @@ def _decisive(run: _Run) -> list:
 
 
 def _keeping(run: _Run, name: str, now: Mapping[str, Any], own: BuildRef | None) -> Systest:
-    """Run all scenarios, and keep the machines, for `pkgci debug`, if `own` is given."""
+    """Run all scenarios, and keep the machines, for `pkgci debug`, if `own` is given.
+
+    Raises:
+        InfrastructureError: there is no space for the machines.
+    """
     settings = run.config.settings
     if own is None or settings.keep_runs == "none":
         return _run_scenarios(run, name, now)
+    runs.check_space(run.config, run.snapshot.manifest)
     kept = runs.runs(run.config)
     with kept.room(datetime.now(UTC)) as room:
         passed = False

@@ -1,6 +1,11 @@
 """The system test on tiny real packages, in real machines, by scenarios good and bad."""
 
+import os
 import re
+import shlex
+import signal
+import subprocess
+import sys
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -10,6 +15,7 @@ import processes
 import pytest
 import trees
 
+from pkgci import runs as kept_runs
 from pkgci.artifacts import Result, ScenarioOutcome, Systest
 from pkgci.change import Parameters
 from pkgci.compile import compile
@@ -313,6 +319,52 @@ def test_a_failing_scenario_and_failing_tests_of_a_package_are_its_fault(config,
     assert "elsewhere" in find(record, "test_bad").message
     assert "3" in find(record, "bad: bad").message
     assert "elsewhere" in (tmp_path / "artifacts" / "logs" / "failing.log").read_text()
+
+
+def test_the_machines_of_a_failed_test_are_kept_and_restored_as_it_left_them(config, small, tmp_path):
+    (config.directory / "scenarios" / "all" / "test_marks.py").write_text(
+        "def test_mark(node):\n    node.run('echo mark >/root/mark; systemd-run -q --unit=mark sleep 1000; false')\n"
+        "    assert not 'as it has to fail'\n"
+    )
+    own = BuildRef(f"systest-{DEB}", 7)
+    given = Parameters.read({"REPOSITORIES": small, "SCENARIOS": "all", "PARENT": f"build-{DEB}/3"})
+    place = tmp_path / "artifacts"
+    place.mkdir()
+    with pytest.raises(PackageError, match="test_mark"):
+        systest(config, DEB, given, place, own)
+    [(directory, run)] = kept_runs.runs(config).all()
+    assert (str(run), run.parent, run.passed, list(run.sets)) == (
+        str(own),
+        f"build-{DEB}/3",
+        False,
+        [kept_runs.MACHINES],
+    )
+    ask = "cat /root/mark; systemctl is-active mark; dpkg-query -W -f '${Version}' lz4"
+    for _ in range(2):
+        # what is done there changes nothing of what is kept
+        with kept_runs.restored(config, directory, run, kept_runs.MACHINES, at_start=False) as machines:
+            said = machines["node"].run(f"{ask}; rm /root/mark; systemctl stop mark", timeout=60).text()
+            assert said.splitlines()[:2] == ["mark", "active"]
+            assert "DOWNGRADED" not in said.splitlines()[2]
+    installed = said.splitlines()[2]
+    with kept_runs.restored(config, directory, run, kept_runs.MACHINES, at_start=True) as machines:
+        now = machines["node"].run(f"{ask} || true", timeout=60).text()
+        assert "No such file" in now
+        assert installed not in now
+    command = [Path(sys.executable).with_name("pkgci"), "debug", f"build-{DEB}/3"]
+    environment = {**os.environ, "PKGCI_CONFIG": str(config.directory)}
+    session = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert session.stdout is not None
+        assert session.stdout.readline().startswith(f"The machines of {own} in environment ")
+        login = session.stdout.readline().strip()
+        done = subprocess.run([*shlex.split(login), "cat", "/root/mark"], capture_output=True, text=True, check=False)
+        assert done.stdout == "mark\n", done.stderr
+    finally:
+        session.send_signal(signal.SIGINT)
+    said, wrong = session.communicate(timeout=30)
+    assert (session.returncode, "Traceback" in wrong) == (0, False), wrong
+    assert not list((config.cache / "runs").glob("*/*/qemu.log"))
 
 
 def test_an_rpm_below_another_repositorys_passes_at_its_exact_version(config, published, tmp_path):
