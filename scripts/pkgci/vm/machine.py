@@ -261,14 +261,7 @@ class Machine(Remote):
 
     def port(self) -> int:
         """Return the port of 127.0.0.1 that leads to the guest's ssh server."""
-        if self._port is not None:
-            # also when QEMU no longer answers
-            return self._port
-        text = str(self._qmp("human-monitor-command", **{"command-line": "info usernet"}))
-        found = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", text)
-        if not found:
-            raise self._failure(f"has no port for ssh: {text!r}")
-        self._port = int(found[1])
+        assert self._port is not None
         return self._port
 
     def _start(self, *more: str, share: bool) -> None:
@@ -312,6 +305,12 @@ class Machine(Remote):
             self._monitor.connect()
         except (qmp.QMPError, EOFError, OSError):
             raise self._failure("does not start") from None
+        # asked for at once: QEMU is spoken to by the thread that started it only, the guest by any
+        text = str(self._qmp("human-monitor-command", **{"command-line": "info usernet"}))
+        found = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", text)
+        if not found:
+            raise self._failure(f"has no port for ssh: {text!r}")
+        self._port = int(found[1])
 
     def _qmp(self, command: str, **arguments: object) -> object:
         try:
