@@ -169,6 +169,7 @@ def run_job(config: Config, target: str, artifacts: Path, **parameters: str) -> 
         systest(config, target, Parameters.read({"ENVIRONMENT": "lab", **parameters}), artifacts)
     except (PackageError, InfrastructureError, RequestError) as error:
         failure = error
+    assert (artifacts / "systest.json").exists(), failure
     return Systest.read(artifacts / "systest.json"), failure
 
 
@@ -327,7 +328,9 @@ def test_the_machines_of_a_failed_test_are_kept_and_restored_as_it_left_them(con
         "    assert not 'as it has to fail'\n"
     )
     own = BuildRef(f"systest-{DEB}", 7)
-    given = Parameters.read({"REPOSITORIES": small, "SCENARIOS": "all", "PARENT": f"build-{DEB}/3"})
+    given = Parameters.read(
+        {"ENVIRONMENT": "lab", "REPOSITORIES": small, "SCENARIOS": "all", "PARENT": f"build-{DEB}/3"}
+    )
     place = tmp_path / "artifacts"
     place.mkdir()
     with pytest.raises(PackageError, match="test_mark"):

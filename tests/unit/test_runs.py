@@ -90,6 +90,15 @@ def test_a_snapshot_that_was_superseded_goes_and_a_run_that_began_as_it_keeps_it
     assert (directory / "machines" / "base" / "node.ram").stat().st_size == 2 << 20
 
 
+def test_the_latest_snapshot_stays_also_where_a_link_leads_to_them(config, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "snapshots").symlink_to(tmp_path / "elsewhere")
+    latest = snapshot(config, "1")
+    runs.clean(config, True, NOW)
+    assert latest.exists()
+
+
 def test_a_run_that_cannot_be_kept_is_refused_before_it_starts_and_nothing_is_removed_for_it(config, monkeypatch):
     leave(config, 1, hours=1)
     node = {"image": "", "addresses": (), "networks": (), "command": (), "host_key": "", "packages": ()}

@@ -347,7 +347,7 @@ def superseded(config: Config) -> list[Path]:
         if path.is_dir()
         and not path.name.startswith(".")
         and not path.is_symlink()
-        and path != (place / "latest").resolve()
+        and path.resolve() != (place / "latest").resolve()
     ]
 
 
