@@ -39,6 +39,7 @@ scenarios:
   deaf: scenarios/deaf.py
   failing: scenarios/failing.py
   endless: scenarios/endless.py
+  marking: scenarios/marking.py
   crooked: scenarios/crooked.py
   empty: scenarios/empty.py
 scenario_seconds: 600
@@ -82,6 +83,11 @@ def test_skipped():
     "halting.py": "def test_use(node):\n    assert node.run('small halt').status == 0\n",
     "deaf.py": "def test_use(node):\n    assert node.run('small deaf').status == 0\n",
     "endless.py": "def test_use(node):\n    node.run('echo begun; sleep 1000', timeout=2000)\n",
+    "marking.py": """
+def test_mark(node):
+    node.run("echo mark >/root/mark; systemd-run -q --unit=mark sleep 1000")
+    assert not "as it has to fail"
+""",
     "crooked.py": "import no_such_module\n\ndef test_use(node):\n    pass\n",
     "empty.py": "def use(node):\n    pass\n",
 }
@@ -323,13 +329,9 @@ def test_a_failing_scenario_and_failing_tests_of_a_package_are_its_fault(config,
 
 
 def test_the_machines_of_a_failed_test_are_kept_and_restored_as_it_left_them(config, small, tmp_path):
-    (config.directory / "scenarios" / "all" / "test_marks.py").write_text(
-        "def test_mark(node):\n    node.run('echo mark >/root/mark; systemd-run -q --unit=mark sleep 1000; false')\n"
-        "    assert not 'as it has to fail'\n"
-    )
     own = BuildRef(f"systest-{DEB}", 7)
     given = Parameters.read(
-        {"ENVIRONMENT": "lab", "REPOSITORIES": small, "SCENARIOS": "all", "PARENT": f"build-{DEB}/3"}
+        {"ENVIRONMENT": "lab", "REPOSITORIES": small, "SCENARIOS": "marking", "PARENT": f"build-{DEB}/3"}
     )
     place = tmp_path / "artifacts"
     place.mkdir()
