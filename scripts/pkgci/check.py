@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pkgci import failed, report, source
+from pkgci import failed, report, runs, source
 from pkgci.change import BRANCH, PROJECT, STEPS, local_changes
 from pkgci.command import run
 from pkgci.config import EMBEDDED, PROFILE, Config, PackageEntry
@@ -396,6 +396,7 @@ def _summary(config: Config, engine: LocalEngine, target_name: str, top: BuildRe
     lines += [
         f"a shell in its root: pkgci shell {one}" for _, one in failed.roots(config).all() if one.parent == str(top)
     ]
+    lines += [f"its machines: pkgci debug {one}" for _, one in runs.runs(config).all() if one.parent == str(top)]
     lines += [f"log: {engine.directory(row.ref) / 'log'}" for row in rows if row.state == "FAILURE"]
     if (artifacts / report.PAGE).exists():
         lines.append(f"report: {artifacts / report.PAGE}")
