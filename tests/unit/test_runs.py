@@ -90,6 +90,22 @@ def test_a_snapshot_that_was_superseded_goes_and_a_run_that_began_as_it_keeps_it
     assert (directory / "machines" / "base" / "node.ram").stat().st_size == 2 << 20
 
 
+def test_a_snapshot_that_is_about_to_be_the_latest_stays(config, monkeypatch):
+    former = snapshot(config, "1")
+    new = former.with_name("2")
+    new.mkdir()
+    # the other process holds this lock until `latest` is moved
+    with locked(former.parent):
+        assert runs.clean(config, True, NOW) == "removed 0 runs and 0 snapshots: 0 MiB"
+    # it is moved after it was found
+    found = runs.superseded(config)
+    monkeypatch.setattr(runs, "superseded", lambda _: found)
+    (former.parent / ".new").symlink_to("2")
+    (former.parent / ".new").rename(former.parent / "latest")
+    runs.clean(config, True, NOW)
+    assert new.exists()
+
+
 def test_the_latest_snapshot_stays_also_where_a_link_leads_to_them(config, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "data").mkdir()

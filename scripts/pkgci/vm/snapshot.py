@@ -340,9 +340,13 @@ def keep(snapshot: Snapshot, machines: Sequence[Machine], place: Path) -> None:
 
 def superseded(config: Config) -> list[Path]:
     """Return the directories of snapshots that are not the latest ones of their names."""
+    places = sorted(place for place in (config.data / "snapshots").glob("*") if place.is_dir())
+    return [path for place in places for path in _superseded(place)]
+
+
+def _superseded(place: Path) -> list[Path]:
     return [
         path
-        for place in sorted((config.data / "snapshots").glob("*"))
         for path in sorted(place.iterdir())
         if path.is_dir()
         and not path.name.startswith(".")
@@ -352,7 +356,13 @@ def superseded(config: Config) -> list[Path]:
 
 
 def discard(directory: Path) -> bool:
-    """Remove a snapshot, unless it is in use; return whether it is gone."""
+    """Remove a snapshot that is superseded, unless it is in use; return whether it is gone."""
+    # while one is made, it has its name already, and is not the latest yet
+    with locked(directory.parent, wait=False) as quiet:
+        return quiet and directory in _superseded(directory.parent) and _discard(directory)
+
+
+def _discard(directory: Path) -> bool:
     with locked(directory, wait=False) as unused:
         if unused:
             shutil.rmtree(directory)
@@ -459,9 +469,8 @@ def _make(config: Config, plan: Plan) -> Snapshot:
     pointer.unlink(missing_ok=True)
     pointer.symlink_to(final.name)
     pointer.replace(place / "latest")
-    for other in superseded(config):
-        if other.parent == place:
-            discard(other)
+    for other in _superseded(place):
+        _discard(other)
     return Snapshot(final)
 
 
