@@ -1,5 +1,6 @@
 """What becomes of a snapshot that cannot be used. Real machines are in `tests/integration/test_vm.py`."""
 
+import hashlib
 import logging
 import shutil
 from contextlib import nullcontext
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import trees
 
+from pkgci.artifacts import File
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError, RequestError
 from pkgci.vm import lan, snapshot
@@ -125,3 +127,19 @@ def test_networks_are_hubs_in_their_first_machine():
         ],
         "alone": [],
     }
+
+
+def test_a_kept_run_is_no_reason_to_read_all_of_its_snapshot_again(config, latest, monkeypatch):
+    monkeypatch.setattr(snapshot, "qemu_version", lambda: "QEMU emulator version 7")
+    (latest / "node.ram").write_bytes(b"memory")
+    (latest / ".verified.json.new").touch()
+    file = File(name="node.ram", size=6, sha256=hashlib.sha256(b"memory").hexdigest())
+    manifest().model_copy(update={"files": (file,)}).write(latest / "manifest.json")
+    one = snapshot.Snapshot(latest)
+    one.verify()
+    snapshot.keep(one, [], config.data / "runs" / "1")
+    kept = config.data / "runs" / "1" / snapshot.BASE
+    assert sorted(path.name for path in kept.iterdir()) == ["manifest.json", "node.ram"]
+    assert (kept / "node.ram").samefile(latest / "node.ram")
+    monkeypatch.setattr(snapshot, "_sha256", lambda _: pytest.fail("it is read again"))
+    one.verify()

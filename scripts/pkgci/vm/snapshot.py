@@ -231,9 +231,8 @@ class Snapshot:
         """Check all that `check` does, and the files' content, unless that was done within a day and none was touched since."""
         self.check()
         stats = {file.name: (self.directory / file.name).stat() for file in self.manifest.files}
-        now = {
-            name: (one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for name, one in stats.items()
-        }
+        # not the time of a change of the inode: a run that is kept, or removed, is a link more, or less
+        now = {name: (one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns) for name, one in stats.items()}
         record = self.directory / "verified.json"
         with suppress(InfrastructureError):
             before = Verified.read(record)
@@ -317,13 +316,14 @@ def keep(snapshot: Snapshot, machines: Sequence[Machine], place: Path) -> None:
     """
     base = place / BASE
     base.mkdir(parents=True)
-    for path in snapshot.directory.iterdir():
+    for name in ("manifest.json", *(file.name for file in snapshot.manifest.files)):
+        path = snapshot.directory / name
         try:
-            os.link(path, base / path.name)
+            os.link(path, base / name)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            run(["cp", "--preserve=mode", "--sparse=always", path, base / path.name], quiet=True)
+            run(["cp", "--preserve=mode", "--sparse=always", path, base / name], quiet=True)
     running = []
     for machine in machines:
         with suppress(InfrastructureError):
