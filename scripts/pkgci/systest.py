@@ -152,6 +152,9 @@ class _Run:
         failed = sys.exception() is not None or any(one.result == "failed" for one in self.outcomes)
         if self.room is None or not (failed or self.config.settings.keep_runs == "all"):
             return
+        # a source package's own tests have several attempts: what counts is the last one
+        self.kept.pop(name, None)
+        shutil.rmtree(self.room / name, ignore_errors=True)
         try:
             keep(snapshot, machines, self.room / name)
         except (InfrastructureError, OSError) as error:
@@ -288,9 +291,10 @@ def _keeping(run: _Run, name: str, now: Mapping[str, Any], own: BuildRef | None)
     settings = run.config.settings
     if own is None or settings.keep_runs == "none":
         return _run_scenarios(run, name, now)
-    runs.check_space(run.config, run.snapshot.manifest)
     kept = runs.runs(run.config)
     with kept.room(datetime.now(UTC)) as room:
+        # what is too old has gone by now
+        runs.check_space(run.config, run.snapshot.manifest)
         passed = False
         try:
             made = _run_scenarios(replace(run, room=room), name, now)
@@ -308,8 +312,13 @@ def _keeping(run: _Run, name: str, now: Mapping[str, Any], own: BuildRef | None)
                     passed=passed,
                     sets=run.kept,
                 )
-                kept.keep(room, record, ended)
-                log.info("its machines are kept for %d days: pkgci debug %s", settings.run_days, record)
+                try:
+                    kept.keep(room, record, ended)
+                except OSError as error:
+                    # what was tested counts all the same
+                    log.warning("its machines cannot be kept: %s", error)
+                else:
+                    log.info("its machines are kept for %d days: pkgci debug %s", settings.run_days, record)
         return made
 
 

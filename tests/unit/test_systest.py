@@ -1,18 +1,25 @@
 """What a system test is asked for, before any machine is needed: environments, and scenarios in them."""
 
+import errno
 import json
 import os
+import shutil
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import processes
 import pytest
 
+from pkgci import runs
+from pkgci import systest as job
 from pkgci.change import Parameters
 from pkgci.config import EMBEDDED, Config
-from pkgci.errors import RequestError
-from pkgci.systest import _decisive, _wait, systest
+from pkgci.engines.base import BuildRef
+from pkgci.errors import InfrastructureError, PackageError, RequestError
+from pkgci.kept import Kept
+from pkgci.systest import _decisive, _Run, _wait, systest
 from pkgci.vm import guest
 from pkgci.vm.snapshot import Step
 
@@ -216,6 +223,66 @@ def test_the_machines_of_a_network_have_addresses_in_their_order(directory, monk
     assert plan.name == f"lab@{DEB}"
     assert plan.deploy == (Step("master", directory / "lab" / "deploy.sh", 600),)
     assert plan.health == (Step("one", directory / "lab" / "health.sh", 9),)
+
+
+@pytest.fixture
+def run(directory: Path, monkeypatch) -> _Run:
+    """A system test whose machines are kept, though there are none."""
+    config = Config(directory)
+    home, environment = config.environment("lab")
+    snapshot = SimpleNamespace(id="lab/1", manifest=SimpleNamespace(nodes=(SimpleNamespace(memory_mib=512),)))
+    monkeypatch.setattr(job, "keep", lambda _snapshot, _machines, place: (place / "base").mkdir(parents=True))
+    return _Run(config, DEB, config.target(DEB), home, environment, ("basic",), snapshot, (), (), directory)
+
+
+def keeping(run: _Run) -> None:
+    job._keeping(run, "lab", {"parameters": {}}, BuildRef("systest-a", 1))
+
+
+def test_of_several_attempts_the_machines_of_the_last_one_are_kept(run, monkeypatch):
+    def attempts(run: _Run, *_: object) -> None:
+        for _ in range(2):
+            run._keep(run.snapshot, "autopkgtest-small", [])
+        raise PackageError("it has to fail")
+
+    monkeypatch.setattr(job, "_run_scenarios", attempts)
+    with pytest.raises(PackageError):
+        keeping(run)
+    [(place, kept)] = runs.runs(run.config).all()
+    assert [(name, (place / name / "base").exists()) for name in kept.sets] == [("autopkgtest-small", True)]
+
+
+def test_that_machines_cannot_be_kept_changes_no_verdict(run, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fails(run: _Run, *_: object) -> None:
+        run._keep(run.snapshot, runs.MACHINES, [])
+        raise PackageError("it has to fail")
+
+    monkeypatch.setattr(job, "_run_scenarios", fails)
+    monkeypatch.setattr(Kept, "keep", full)
+    with pytest.raises(PackageError, match="it has to fail"):
+        keeping(run)
+
+
+def test_machines_that_are_too_old_go_before_a_test_is_refused_for_want_of_space(run, monkeypatch):
+    kept = runs.runs(run.config)
+    now = datetime.now(UTC)
+    record = {"job": "systest-a", "parent": "", "target": "a", "environment": "lab", "passed": True, "sets": {}}
+    for number, days in ((1, 21), (2, 19)):
+        # not pruned at once: it was kept then
+        then = now - timedelta(days=days)
+        with kept.room(then) as room:
+            kept.keep(room, runs.KeptRun(number=number, ended=then, **record), then)
+    free = SimpleNamespace(free=1 << 40), SimpleNamespace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: free[(Path(place) / "systest-a-1").exists()])
+    monkeypatch.setattr(job, "_run_scenarios", lambda *_: "made")
+    keeping(run)
+    assert [str(one) for _, one in kept.all()] == ["systest-a/2"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free[1])
+    with pytest.raises(InfrastructureError, match="no space for the machines of this run"):
+        keeping(run)
 
 
 def test_a_scenario_ends_at_its_time_limit_with_all_that_it_started(tmp_path: Path):
