@@ -35,6 +35,7 @@ from pkgci.engines.base import BuildRef
 from pkgci.errors import Aborted, InfrastructureError, PackageError, RequestError
 from pkgci.handover import Handover, NodeAccess, TargetUnderTest
 from pkgci.lazy import Lazy
+from pkgci.locks import locked
 from pkgci.roots import tools_root
 from pkgci.sandbox import Files, contained, execute
 from pkgci.server import serve
@@ -258,15 +259,17 @@ def systest(
             "repositories": tuple(record.url + repository.RECORD for record in records),
             "parameters": dict(parameters.values),
         }
-        return passed.once(
-            config,
-            artifacts / "systest.json",
-            Systest,
-            lambda: _decisive(run),
-            lambda: _keeping(run, name, now, own),
-            repeat=parameters.repeat,
-            **now,
-        )
+        # it is restored more than once, and may be superseded meanwhile
+        with locked(snapshot.directory, shared=True):
+            return passed.once(
+                config,
+                artifacts / "systest.json",
+                Systest,
+                lambda: _decisive(run),
+                lambda: _keeping(run, name, now, own),
+                repeat=parameters.repeat,
+                **now,
+            )
 
 
 def _decisive(run: _Run) -> list:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from pkgci.errors import InfrastructureError, PackageError, RequestError
 from pkgci.kept import Kept
 from pkgci.systest import _decisive, _Run, _wait, systest
 from pkgci.vm import guest
-from pkgci.vm.snapshot import Step
+from pkgci.vm.snapshot import Step, discard
 
 DEB, RPM = "bookworm-amd64", "debianrpm-amd64"
 ENVIRONMENT = "nodes: {one: {}}\nscenarios: {basic: scenarios/basic.py, more: scenarios/more}\n"
@@ -233,6 +234,22 @@ def run(directory: Path, monkeypatch) -> _Run:
     snapshot = SimpleNamespace(id="lab/1", manifest=SimpleNamespace(nodes=(SimpleNamespace(memory_mib=512),)))
     monkeypatch.setattr(job, "keep", lambda _snapshot, _machines, place: (place / "base").mkdir(parents=True))
     return _Run(config, DEB, config.target(DEB), home, environment, ("basic",), snapshot, (), (), directory)
+
+
+def test_the_snapshot_stays_as_long_as_it_is_tested_on(directory, monkeypatch):
+    made = directory / "snapshots" / "1"
+    made.mkdir(parents=True)
+    (directory / "scenarios").mkdir()
+    (directory / "scenarios" / "basic.py").touch()
+    snapshot = SimpleNamespace(directory=made, id="lab/1", manifest=SimpleNamespace(created=datetime.now(UTC)))
+    monkeypatch.setattr(guest, "environment", lambda *_: snapshot)
+    monkeypatch.setattr(job, "serve", lambda _: nullcontext())
+    monkeypatch.setattr(job.repository, "read", lambda *_: [])
+    monkeypatch.setattr(job.repository, "under_test", lambda *_: [])
+    monkeypatch.setattr(job.passed, "once", lambda *_, **__: discard(made))
+    given = {"REPOSITORIES": "", "ENVIRONMENT": "lab", "SCENARIOS": "basic"}
+    assert systest(Config(directory), DEB, Parameters.read(given), directory / "artifacts") is False
+    assert made.exists()
 
 
 def keeping(run: _Run) -> None:
