@@ -426,8 +426,8 @@ def _install_everywhere(run: _Run, machines: Mapping[str, Machine]) -> tuple[Rep
     missing: dict[str, str] = {}
     whole = True
     with ThreadPoolExecutor(len(machines)) as threads:
-        ends = {name: threads.submit(_timed_install, run, machine) for name, machine in machines.items()}
         try:
+            ends = {name: threads.submit(_timed_install, run, machine) for name, machine in machines.items()}
             wait(ends.values())
         except Aborted:
             # nobody waits for what they do
