@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import shutil
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,8 @@ from pkgci.artifacts import File
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError, RequestError
 from pkgci.vm import lan, snapshot
-from pkgci.vm.snapshot import Manifest, Plan, Planned, Step, UnfitError, ensure
+from pkgci.vm.proxy import Proxy
+from pkgci.vm.snapshot import FrozenNode, Manifest, Plan, Planned, Step, UnfitError, ensure
 
 TARGET = "bookworm-amd64"
 
@@ -113,17 +115,17 @@ def test_networks_are_hubs_in_their_first_machine():
         "master": [
             "hubport,id=lan0,hubid=0",
             "hubport,id=lan1,hubid=1",
-            "stream,id=link0-1,server=on,addr.type=unix,addr.path=../link0-1",
+            "stream,id=link0-1,server=on,addr.type=unix,addr.path=../.link0-1",
             "hubport,id=hub-link0-1,hubid=0,netdev=link0-1",
-            "stream,id=link1-2,server=on,addr.type=unix,addr.path=../link1-2",
+            "stream,id=link1-2,server=on,addr.type=unix,addr.path=../.link1-2",
             "hubport,id=hub-link1-2,hubid=1,netdev=link1-2",
-            "stream,id=link0-2,server=on,addr.type=unix,addr.path=../link0-2",
+            "stream,id=link0-2,server=on,addr.type=unix,addr.path=../.link0-2",
             "hubport,id=hub-link0-2,hubid=0,netdev=link0-2",
         ],
-        "one": ["stream,id=lan0,server=off,addr.type=unix,addr.path=../link0-1"],
+        "one": ["stream,id=lan0,server=off,addr.type=unix,addr.path=../.link0-1"],
         "two": [
-            "stream,id=lan0,server=off,addr.type=unix,addr.path=../link1-2",
-            "stream,id=lan1,server=off,addr.type=unix,addr.path=../link0-2",
+            "stream,id=lan0,server=off,addr.type=unix,addr.path=../.link1-2",
+            "stream,id=lan1,server=off,addr.type=unix,addr.path=../.link0-2",
         ],
         "alone": [],
     }
@@ -143,3 +145,44 @@ def test_a_kept_run_is_no_reason_to_read_all_of_its_snapshot_again(config, lates
     assert (kept / "node.ram").samefile(latest / "node.ram")
     monkeypatch.setattr(snapshot, "_sha256", lambda _: pytest.fail("it is read again"))
     one.verify()
+
+
+def test_a_machine_knows_the_others_by_addresses_that_it_reaches(config):
+    target = config.target(TARGET)
+    nodes = {
+        "master": Planned(target, {"admin": "192.168.7.1/24"}),
+        "one": Planned(target, {"admin": "192.168.7.2/24", "data": "172.16.0.1/28"}),
+        "two": Planned(target, {"data": "172.16.0.2/28"}),
+        "alone": Planned(target),
+    }
+    said = {name: snapshot.hosts(nodes, name).splitlines() for name in nodes}
+    assert said == {
+        "master": ["192.168.7.1 master", "192.168.7.2 one", "172.16.0.2 two"],
+        "one": ["192.168.7.1 master", "192.168.7.2 one", "172.16.0.2 two"],
+        "two": ["192.168.7.1 master", "172.16.0.1 one", "172.16.0.2 two"],
+        "alone": ["192.168.7.1 master", "192.168.7.2 one", "172.16.0.2 two"],
+    }
+
+
+def test_a_machine_may_have_any_name(config, latest, monkeypatch):
+    """Also one that files of a run have, beside the machines' directories."""
+    monkeypatch.setenv("PATH", os.defpath)
+    node = {
+        "image": "",
+        "memory_mib": 512,
+        "addresses": (),
+        "networks": (),
+        "command": (),
+        "host_key": "",
+        "packages": (),
+    }
+    one = FrozenNode(name="proxy", **node)
+    manifest().model_copy(update={"nodes": (one,)}).write(latest / "manifest.json")
+    monkeypatch.setattr(snapshot.Snapshot, "check", lambda _: None)
+    monkeypatch.setattr(snapshot, "run", lambda *_, **__: None)
+    monkeypatch.setattr(
+        snapshot.Machine, "load", lambda machine: pytest.fail(str((machine.directory / "proxy").is_socket()))
+    )
+    restored = snapshot.Snapshot(latest).restored(config, Proxy((), config.cache / "proxy"))
+    with pytest.raises(pytest.fail.Exception, match="True"), restored:
+        pass

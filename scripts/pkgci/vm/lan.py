@@ -34,7 +34,8 @@ def backends(networks: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
                 continue
             hub, first = hubs[network]
             link = f"link{hub}-{place}"
-            socket = f"addr.type=unix,addr.path=../{link}"
+            # hidden: what is not is a machine's directory
+            socket = f"addr.type=unix,addr.path=../.{link}"
             made[first] += ["-netdev", f"stream,id={link},server=on,{socket}"]
             made[first] += ["-netdev", f"hubport,id=hub-{link},hubid={hub},netdev={link}"]
             made[machine] += ["-netdev", f"stream,id=lan{number},server=off,{socket}"]

@@ -72,7 +72,8 @@ PACKAGES = {
 NETWORK = """
 cat >>/etc/hosts
 echo "$1" >/etc/hostname
-hostname "$1"
+# a distribution may have no command for it
+echo "$1" >/proc/sys/kernel/hostname
 shift
 while [ "$#" -gt 0 ]; do
     cat >"/etc/systemd/system/pkgci-$1.service" <<X
@@ -102,6 +103,8 @@ exec sh -eu "./$1" 2>&1 </dev/null
 """
 # the kernel's caches stay: what the preparation read or looked at, a run finds in memory
 FREEZE = "sync"
+# of a run's directory, which has one for each machine by its name: what no machine is called
+PROXY = ".host"
 
 
 class UnfitError(InfrastructureError):
@@ -268,7 +271,7 @@ class Snapshot:
             if not held:
                 raise InfrastructureError(f"snapshot {self.id} was removed meanwhile; start again")
             self.check()
-            with _run_directory(config) as directory, proxy.listening(directory), ExitStack() as stack:
+            with _run_directory(config) as directory, proxy.listening(directory / PROXY), ExitStack() as stack:
                 # left last: a thread that waits for a machine ends with it
                 threads = stack.enter_context(ThreadPoolExecutor(len(self.manifest.nodes)))
                 for node, console in zip(self.manifest.nodes, consoles, strict=False):
@@ -497,7 +500,7 @@ def _freeze(config: Config, plan: Plan, origins: Mapping[str, Image], new: Path)
     backends = lan.backends({name: list(node.addresses) for name, node in plan.nodes.items()})
     rules = {rule for node in plan.nodes.values() for rule in upstream_rules(node.target)}
     proxy = Proxy(sorted(rules, key=lambda rule: rule.prefix), config.cache / "proxy")
-    with _run_directory(config) as directory, proxy.listening(directory), ExitStack() as stack:
+    with _run_directory(config) as directory, proxy.listening(directory / PROXY), ExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(len(plan.nodes)))
         machines = {}
         for name, origin in origins.items():
@@ -559,16 +562,23 @@ def _set_up(plan: Plan, name: str, machine: Machine, started: float) -> None:
     log.info("%s: %s booted in %.0f s; preparing it", plan.name, name, time.monotonic() - started)
     what = f"prepare the machine of {plan.name}"
     _succeed(machine, AWAKE, f"{time.time():.3f}", input=secrets.token_bytes(256), what=what)
-    if len(plan.nodes) > 1:
-        own = plan.nodes[name].addresses.values()
-        interfaces = [word for number, address in enumerate(own, 1) for word in (f"eth{number}", address)]
-        hosts = "".join(
-            f"{address.partition('/')[0]} {other}\n"
-            for other, node in plan.nodes.items()
-            for address in list(node.addresses.values())[:1]
-        )
-        _succeed(machine, NETWORK, name, *interfaces, input=hosts.encode(), what=what)
+    own = plan.nodes[name].addresses
+    if len(plan.nodes) > 1 or own:
+        interfaces = [word for number, address in enumerate(own.values(), 1) for word in (f"eth{number}", address)]
+        _succeed(machine, NETWORK, name, *interfaces, input=hosts(plan.nodes, name).encode(), what=what)
     _succeed(machine, plan.setup, seconds=SETUP_SECONDS, what=what)
+
+
+def hosts(nodes: Mapping[str, Planned], name: str) -> str:
+    """Return the lines of /etc/hosts for a machine: of each one the address in the first network that it shares with this one.
+
+    Of one that shares none it is the first address, in case that another machine is the way there.
+    """
+    known = {}
+    for other, node in nodes.items():
+        shared = [node.addresses[network] for network in nodes[name].addresses if network in node.addresses]
+        known[other] = next(iter([*shared, *node.addresses.values()]), None)
+    return "".join(f"{address.partition('/')[0]} {other}\n" for other, address in known.items() if address)
 
 
 def _run_steps(plan: Plan, steps: Sequence[Step], machines: Mapping[str, Machine]) -> None:
@@ -605,7 +615,7 @@ def _link(snapshot: Path, directory: Path, node: str, names: list[str]) -> None:
     for suffix, name in FILES.items():
         if name in names:
             (directory / name).symlink_to(snapshot / f"{node}.{suffix}")
-    (directory / "proxy").symlink_to("../proxy")
+    (directory / "proxy").symlink_to(f"../{PROXY}/proxy")
 
 
 @contextmanager
@@ -621,6 +631,7 @@ def _run_directory(config: Config) -> Iterator[Path]:
                         shutil.rmtree(leftover)
             directory = runs / secrets.token_hex(8)
             directory.mkdir(mode=0o700)
+            (directory / PROXY).mkdir()
             stack.enter_context(locked(directory))
         stack.callback(shutil.rmtree, directory)
         yield directory
