@@ -53,6 +53,7 @@ def login(machine: Machine, directory: Path, node: str) -> str:
     """Return the command that logs in to a machine; its file of host keys is made in `directory`."""
     port, hosts = machine.port(), directory / node
     hosts.write_text(f"[127.0.0.1]:{port} {machine.access.host_key}\n")
-    words = ["ssh", "-p", str(port), "-i", machine.access.identity, "-o", "IdentitiesOnly=yes"]
+    # no configuration of the person's: who is root there must not get at their agent, or at ports of theirs
+    words = ["ssh", "-F", "none", "-p", str(port), "-i", machine.access.identity, "-o", "IdentitiesOnly=yes"]
     words += ["-o", f"UserKnownHostsFile={hosts}", "root@127.0.0.1"]
     return shlex.join(map(os.fspath, words))

@@ -1,18 +1,22 @@
 """Machines of system tests that are kept: how long, what goes with them, and when a run is refused for want of space."""
 
 import os
+import shlex
 import shutil
+import subprocess
 from collections import namedtuple
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pkgci import runs
 from pkgci.config import Config
-from pkgci.debug import debug
+from pkgci.debug import debug, login
 from pkgci.errors import InfrastructureError, RequestError
 from pkgci.locks import locked
+from pkgci.vm.remote import Access
 from pkgci.vm.snapshot import FrozenNode, Manifest
 
 NOW = datetime.now(UTC)
@@ -142,3 +146,15 @@ def test_who_asks_for_what_is_not_kept_is_told_what_is(config, wanted, said):
     leave(config, 1)
     with pytest.raises(RequestError, match=said):
         debug(config, wanted, "other", at_start=False)
+
+
+def test_the_login_gives_nothing_of_the_persons_to_the_machine(tmp_path):
+    machine = SimpleNamespace(port=lambda: 2200, access=Access(tmp_path / "an identity", "ssh-ed25519 AAAA"))
+    words = shlex.split(login(machine, tmp_path, "one"))
+    # their own configuration may forward an agent to all hosts
+    settings = subprocess.run([*words[:-1], "-G", words[-1]], capture_output=True, text=True, check=True).stdout
+    assert words[1:3] == ["-F", "none"]
+    assert {"forwardagent no", "forwardx11 no", "port 2200", f"userknownhostsfile {tmp_path}/one"} <= {
+        *settings.splitlines()
+    }
+    assert (tmp_path / "one").read_text() == "[127.0.0.1]:2200 ssh-ed25519 AAAA\n"
