@@ -5,7 +5,6 @@ Each is a directory that appears whole by one rename, with a record of the build
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
@@ -14,7 +13,7 @@ from typing import Generic, TypeVar
 
 from pkgci.artifacts import Record
 from pkgci.errors import InfrastructureError, RequestError
-from pkgci.locks import locked
+from pkgci.locks import locked, scratch
 
 RECORD = "kept.json"
 
@@ -60,12 +59,8 @@ class Kept(Generic[Build]):
         """Yield a new directory in which a build may leave something; it goes away unless `keep` is called on it."""
         self.place.mkdir(parents=True, exist_ok=True)
         self.prune(now)
-        new = Path(tempfile.mkdtemp(prefix=".", dir=self.place))
-        try:
-            with locked(new):
-                yield new
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
+        with scratch(self.place, ".") as new:
+            yield new
 
     def keep(self, new: Path, build: Build, now: datetime) -> None:
         """Keep what a build has left in its room."""
@@ -100,9 +95,12 @@ class Kept(Generic[Build]):
         """Remove what is `surplus`, unless someone uses it just now; return what is gone."""
         gone = []
         for directory in self.surplus(now):
-            with locked(directory, wait=False) as held:
+            with locked(directory, wait=False) as held, suppress(OSError):
                 if held:
-                    shutil.rmtree(directory, ignore_errors=True)
+                    # out of sight first: what is left when this process is killed goes with the next
+                    hidden = self.place / f".{directory.name.lstrip('.')}.gone"
+                    directory.rename(hidden)
+                    shutil.rmtree(hidden, ignore_errors=True)
                     gone.append(directory)
         return gone
 

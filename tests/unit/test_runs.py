@@ -15,6 +15,7 @@ from pkgci import runs
 from pkgci.config import Config
 from pkgci.debug import debug, login
 from pkgci.errors import InfrastructureError, RequestError
+from pkgci.kept import RECORD
 from pkgci.locks import locked
 from pkgci.vm.remote import Access
 from pkgci.vm.snapshot import FrozenNode, Manifest
@@ -79,6 +80,21 @@ def test_what_is_too_old_goes_and_what_is_in_use_stays(config):
         assert runs.clean(config, True, later) == "removed 1 runs and 0 snapshots: 1 MiB"
     assert sorted(names(config)) == ["systest-a/2", "systest-a/3"]
     assert not old.exists()
+
+
+def test_what_a_process_left_that_was_killed_at_its_removal_goes_with_the_next(config, monkeypatch):
+    old = leave(config, 1, hours=71)
+
+    def killed(directory: Path, **_: object) -> None:
+        (Path(directory) / RECORD).unlink()
+        raise SystemExit
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed)
+        with pytest.raises(SystemExit):
+            runs.runs(config).prune(NOW + timedelta(hours=2))
+    runs.runs(config).prune(NOW + timedelta(hours=2))
+    assert list(old.parent.iterdir()) == []
 
 
 def test_a_snapshot_that_was_superseded_goes_and_a_run_that_began_as_it_keeps_its_files(config):
