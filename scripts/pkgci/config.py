@@ -449,6 +449,13 @@ class Script(Section):
     script: RelativePath
     seconds: int = Field(600, ge=1, description="what it may take")
 
+    @field_validator("script")
+    @classmethod
+    def _not_beside_all(cls, script: str) -> str:
+        if "/" not in script:
+            raise ValueError("must be in a directory of its own: what lies beside it is copied to the machine")
+        return script
+
 
 class Environment(Section):
     """`environments/NAME.yaml`: what a system test runs on, and its scenarios.

@@ -72,8 +72,12 @@ def refused(directory: Path, target: str = DEB, **parameters: str) -> str:
             "wan: 10.1.0.128/25 overlaps 10.1.0.0/24, network lan",
         ),
         (
-            "nodes: {a: {}}\ndeploy:\n- {node: b, script: b.sh}\n",
+            "nodes: {a: {}}\ndeploy:\n- {node: b, script: b/b.sh}\n",
             "lab.yaml:2: deploy: Value error, there is no node 'b'",
+        ),
+        (
+            "nodes: {a: {}}\ndeploy:\n- {node: a, script: a.sh}\n",
+            "lab.yaml:3: deploy.0.script: Value error, must be in a directory of its own",
         ),
         ("nodes:\n  a:\n    memory_mib: 1\nscenarios: {a: a.py}\n", "lab.yaml:3: nodes.a.memory_mib: Input should be"),
         ("nodes: {a: {}}\nscenarios:\n  a: ../a.py\n", "lab.yaml:3: scenarios.a: Value error, must be a relative path"),
