@@ -36,6 +36,9 @@ def debug(config: Config, wanted: str, name: str, at_start: bool) -> None:
             f"(for {kept.days} days; `keep_runs` in config.yaml says of which tests)"
         )
     directory, run = found
+    # a terminal that is closed ends it like Ctrl-C
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     with (
         tempfile.TemporaryDirectory(prefix="pkgci-") as scratch,
         runs.restored(config, directory, run, name, at_start) as machines,

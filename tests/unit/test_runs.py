@@ -3,8 +3,12 @@
 import os
 import shlex
 import shutil
+import signal
 import subprocess
+import tempfile
 from collections import namedtuple
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -174,3 +178,31 @@ def test_the_login_gives_nothing_of_the_persons_to_the_machine(tmp_path):
         *settings.splitlines()
     }
     assert (tmp_path / "one").read_text() == "[127.0.0.1]:2200 ssh-ed25519 AAAA\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_session_leaves_nothing_however_it_is_asked_to_end(config, tmp_path, monkeypatch, number):
+    leave(config, 1)
+    machine = SimpleNamespace(port=lambda: 2200, access=Access(tmp_path / "identity", "ssh-ed25519 AAAA"))
+    ended = []
+
+    @contextmanager
+    def restored(*_: object) -> Iterator[dict]:
+        try:
+            yield {"one": machine}
+        finally:
+            ended.append(len(list((tmp_path / "scratch").iterdir())))
+
+    monkeypatch.setattr(runs, "restored", restored)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    # what ends the process must not end the test
+    before = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGTERM, signal.SIGHUP)}
+    monkeypatch.setattr(signal, "pause", lambda: signal.raise_signal(number) or pytest.fail("it goes on"))
+    try:
+        debug(config, "1", "machines", at_start=False)
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    assert ended == [1]
+    assert not list((tmp_path / "scratch").iterdir())
