@@ -36,6 +36,8 @@ EMBEDDED = ROOT / "etc" / "embedded"
 
 # how many machines an environment may have
 NODES = 9
+# how many networks one of them may be in
+NETWORKS = 16
 # what QEMU's user-mode network has between a machine and the host
 HOST_SUBNET = "10.0.2.0/24"
 
@@ -439,7 +441,10 @@ class Node(Section):
 
     packages: tuple[str, ...] = ()
     memory_mib: int | None = Field(None, ge=128)
-    networks: tuple[Name, ...] = Field((), description="those of the environment that it is in: eth1, eth2, ...")
+    # each is a slot of its PCI bus
+    networks: tuple[Name, ...] = Field(
+        (), max_length=NETWORKS, description="those of the environment that it is in: eth1, eth2, ..."
+    )
 
 
 class Script(Section):

@@ -64,6 +64,10 @@ def refused(directory: Path, target: str = DEB, **parameters: str) -> str:
             "networks: {lan: {subnet: 192.168.1.0/24}}\nnodes:\n  a: {networks: [lan, lan]}\n",
             "lab.yaml:2: nodes: Value error, a: network 'lan' is given twice",
         ),
+        (
+            f"nodes:\n  a: {{networks: {[f'n{number}' for number in range(17)]}}}\n",
+            "lab.yaml:2: nodes.a.networks: Tuple should have at most 16 items",
+        ),
         ("networks: {lan: {subnet: 10.0.2.7/24}}\n", "10.0.2.7/24 has host bits set"),
         ("networks: {lan: {subnet: 10.0.0.0/16}}\n", "lan: 10.0.0.0/16 overlaps 10.0.2.0/24, the machines' way to"),
         ("networks: {lan: {subnet: 10.1.0.0/30}}\n", "10.1.0.0/30 has too few addresses; /24 is usual"),
