@@ -16,6 +16,7 @@ from pkgci.config import Config
 from pkgci.errors import InfrastructureError, RequestError
 from pkgci.vm import lan, snapshot
 from pkgci.vm.proxy import Proxy
+from pkgci.vm.remote import Completed, Remote
 from pkgci.vm.snapshot import FrozenNode, Manifest, Plan, Planned, Step, UnfitError, ensure
 
 TARGET = "bookworm-amd64"
@@ -186,3 +187,22 @@ def test_a_machine_may_have_any_name(config, latest, monkeypatch):
     restored = snapshot.Snapshot(latest).restored(config, Proxy((), config.cache / "proxy"))
     with pytest.raises(pytest.fail.Exception, match="True"), restored:
         pass
+
+
+def test_a_deployment_may_say_a_lot_and_its_last_line_says_what_is_wrong(config, tmp_path):
+    (tmp_path / "run.sh").write_text("")
+    steps = (Step("a", tmp_path / "run.sh", 60),)
+
+    class Talkative(Remote):
+        status = 0
+
+        def run(self, *_: str, timeout: float, input: bytes = b"", limit: int = 1 << 20) -> Completed:
+            assert (timeout, len(input) > 0, limit > 16 << 20) == (60, True, True)
+            return Completed(self.status, b"said\n" * 1000 + b"it is \x1b[1mbroken\n")
+
+    machine = Talkative(None)
+    lab = Plan("lab", {"a": Planned(config.target(TARGET))}, "", steps)
+    snapshot._run_steps(lab, steps, {"a": machine})
+    machine.status = 1
+    with pytest.raises(InfrastructureError, match=r"^cannot run .*/run\.sh on a: it is \?\[1mbroken$"):
+        snapshot._run_steps(lab, steps, {"a": machine})

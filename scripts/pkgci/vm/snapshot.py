@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 BOOT_SECONDS = 300
 SETUP_SECONDS = 600
 RESTORE_SECONDS = 60
+# a product's deployment says a lot, and only its end is shown
+SAID_BYTES = 64 << 20
 # where a kept run has the snapshot that it began as
 BASE = "base"
 # the files of each node by their suffixes in a set: what a machine calls them
@@ -597,7 +599,7 @@ def _succeed(
     machine: Machine, script: str, *arguments: str, what: str, input: bytes = b"", seconds: float = RESTORE_SECONDS
 ) -> None:
     """Run a script that has to succeed; `what` says for an error what it is there for."""
-    done = machine.run(script, *arguments, timeout=seconds, input=input)
+    done = machine.run(script, *arguments, timeout=seconds, input=input, limit=SAID_BYTES)
     if done.status:
         log.error("%s", plain(done.text()[-4000:]))
         said = done.text().strip().splitlines() or ["it said nothing"]
