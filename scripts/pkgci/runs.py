@@ -96,7 +96,7 @@ def clean(config: Config, remove: bool, now: datetime) -> str:
         What was or would be freed, in a few words.
     """
     kept = runs(config)
-    gone, snapshots = kept.surplus(now), superseded(config)
+    gone, snapshots = ([path for path in paths if _unused(path)] for paths in (kept.surplus(now), superseded(config)))
     sizes = {path: size(path) for path in (*gone, *snapshots)}
     if remove:
         gone = kept.prune(now)
@@ -107,3 +107,8 @@ def clean(config: Config, remove: bool, now: datetime) -> str:
     freed = sum(sizes.get(path, 0) for path in (*gone, *snapshots)) / (1 << 20)
     hint = "" if remove or not sizes else "; nothing is removed without --yes, or REMOVE=true"
     return f"{did} {len(gone)} runs and {len(snapshots)} snapshots: {freed:.0f} MiB{hint}"
+
+
+def _unused(directory: Path) -> bool:
+    with locked(directory, wait=False) as unused:
+        return unused

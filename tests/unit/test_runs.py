@@ -80,7 +80,9 @@ def test_what_is_too_old_goes_and_what_is_in_use_stays(config):
     later = NOW + timedelta(hours=1, minutes=1)
     assert runs.clean(config, False, later).startswith("would remove 2 runs and 0 snapshots: 2 MiB; nothing is removed")
     assert names(config) == ["systest-a/3", "systest-a/1", "systest-a/2"]
-    with locked(used, shared=True):
+    with locked(used, shared=True), runs.runs(config).room(NOW):
+        # a test's own room, too
+        assert runs.clean(config, False, later).startswith("would remove 1 runs and 0 snapshots: 1 MiB;")
         assert runs.clean(config, True, later) == "removed 1 runs and 0 snapshots: 1 MiB"
     assert sorted(names(config)) == ["systest-a/2", "systest-a/3"]
     assert not old.exists()
