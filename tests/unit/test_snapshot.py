@@ -206,3 +206,18 @@ def test_a_deployment_may_say_a_lot_and_its_last_line_says_what_is_wrong(config,
     machine.status = 1
     with pytest.raises(InfrastructureError, match=r"^cannot run .*/run\.sh on a: it is \?\[1mbroken$"):
         snapshot._run_steps(lab, steps, {"a": machine})
+
+
+def test_a_snapshot_whose_checksums_are_compared_is_not_removed_meanwhile(config, latest, monkeypatch):
+    monkeypatch.setattr(snapshot, "image_key", lambda _: "image")
+    manifest(key=plan(config).key()).write(latest / "manifest.json")
+
+    def verify(_: object) -> None:
+        (latest.parent / "2").mkdir()
+        (latest.parent / "latest").unlink()
+        (latest.parent / "latest").symlink_to("2")
+        assert not snapshot.discard(latest)
+
+    monkeypatch.setattr(snapshot.Snapshot, "verify", verify)
+    assert snapshot._latest(config, plan(config)).directory == latest
+    assert snapshot.discard(latest)

@@ -409,7 +409,10 @@ def _latest(config: Config, plan: Plan) -> Snapshot:
     if not pointer.exists():
         raise UnfitError("there is none yet")
     snapshot = Snapshot(pointer.resolve())
-    snapshot.verify()
+    with locked(snapshot.directory, shared=True) as held:
+        if not held:
+            raise UnfitError("the former one has just been removed")
+        snapshot.verify()
     if snapshot.manifest.key != plan.key():
         raise UnfitError("what the former one was made from has changed")
     if not _within(timedelta(days=config.settings.root_days), snapshot.manifest.created):
