@@ -383,7 +383,10 @@ def _signals(stop: _Stop):
 def _temporary() -> Iterator[None]:
     """Give the step's temporary files one place, which goes with it; the place of a step that was killed goes with the next."""
     before = tempfile.tempdir
-    with scratch(Path(tempfile.gettempdir()), SCRATCH) as directory:
+    # tempfile itself finds out by a file, which stays when it is killed meanwhile
+    named = before or os.environ.get("TMPDIR", "")
+    place = named if named and os.access(named, os.W_OK | os.X_OK) else "/tmp"  # noqa: S108 - each there is made by mkdtemp(3)
+    with scratch(Path(place), SCRATCH) as directory:
         tempfile.tempdir = str(directory)
         try:
             yield

@@ -131,7 +131,8 @@ def main(directory: str, tree: str, seed: str) -> None:
         record, seconds, _ = run(configuration, Path(tree), number + 1, None)
         assert record.state == "SUCCESS", record
         check(configuration, record, mounts)
-        assert list(temporary.iterdir()) == []
+        left = {str(path): path.stat().st_mtime for path in temporary.rglob("*")}
+        assert not left, f"now is {time.time()}: {left}"
 
 
 if __name__ == "__main__":

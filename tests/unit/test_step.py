@@ -159,6 +159,18 @@ def test_the_temporary_files_of_a_step_go_with_it_and_those_of_a_killed_one_with
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+def test_a_step_makes_no_temporary_file_outside_of_its_place(run, tmp_path, monkeypatch):
+    # tempfile makes one to find out where it can, and the unlinking may take as long as the disk's journal
+    monkeypatch.setattr(tempfile, "_get_default_tempdir", lambda: "a file was made")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    _, result = run(lambda _: tempfile.mkdtemp())
+    assert result.reason.startswith(f"{tmp_path}/pkgci-step-")
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
+    _, result = run(lambda _: tempfile.mkdtemp())
+    assert result.reason.startswith("/tmp/pkgci-step-")
+
+
 def test_what_an_earlier_run_left_in_artifacts_is_gone(run, here):
     run(lambda _: "done")
     (here / "artifacts" / "old").mkdir()
