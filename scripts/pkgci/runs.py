@@ -17,13 +17,11 @@ from pkgci.kept import Kept, KeptBuild, size
 from pkgci.locks import locked
 from pkgci.vm.machine import Machine
 from pkgci.vm.proxy import Proxy
-from pkgci.vm.snapshot import BASE, Manifest, Snapshot, discard, superseded
+from pkgci.vm.snapshot import BASE, DISK_MIB, Manifest, Snapshot, discard, superseded
 
 log = logging.getLogger(__name__)
 
 MACHINES = "machines"
-# what a machine may write to its disk, beside its memory, before a run is refused for want of space
-DISK_MIB = 512
 
 
 class KeptRun(KeptBuild):
@@ -77,7 +75,9 @@ def restored(config: Config, directory: Path, run: KeptRun, name: str, at_start:
         if not held:
             raise RequestError(f"what was kept of {run} has just been removed; it was too old")
         made = Snapshot(directory / name / BASE)
-        nodes = [node.name for node in made.manifest.nodes]
+        nodes = [node.name for node in made.running(as_kept=not at_start)]
+        for ended in {node.name for node in made.manifest.nodes} - set(nodes):
+            log.warning("%s had ended when it was kept; its disk is %s", ended, directory / name / f"{ended}.qcow2")
         with made.restored(config, Proxy((), config.cache / "proxy"), as_kept=not at_start) as machines:
             yield dict(zip(nodes, machines, strict=True))
 

@@ -200,7 +200,7 @@ def prepare_environment(config: Config, name: str) -> str:
     targets = [target for target in config.names("targets") if name in _environments(config, target)]
     if not targets:
         raise RequestError(f"no release uses environment {name}; `environment` in a release names it")
-    made = [guest.environment(config, name, target) for target in targets]
+    made = [guest.environment(config, name, target, renew=True) for target in targets]
     return ", ".join(f"{one.id} of {one.manifest.created:%Y-%m-%d %H:%M}" for one in made)
 
 

@@ -167,12 +167,14 @@ def small(published) -> str:
     )
 
 
-def run_job(config: Config, target: str, artifacts: Path, **parameters: str) -> tuple[Systest, Exception | None]:
+def run_job(
+    config: Config, target: str, artifacts: Path, own: BuildRef | None = None, **parameters: str
+) -> tuple[Systest, Exception | None]:
     """Run the job in the environment `lab`; return its record and how it failed."""
     artifacts.mkdir(exist_ok=True)
     failure = None
     try:
-        systest(config, target, Parameters.read({"ENVIRONMENT": "lab", **parameters}), artifacts)
+        systest(config, target, Parameters.read({"ENVIRONMENT": "lab", **parameters}), artifacts, own)
     except (PackageError, InfrastructureError, RequestError) as error:
         failure = error
     assert (artifacts / "systest.json").exists(), failure
@@ -337,7 +339,7 @@ def test_the_machines_of_a_failed_test_are_kept_and_restored_as_it_left_them(con
     place.mkdir()
     with pytest.raises(PackageError, match="test_mark"):
         systest(config, DEB, given, place, own)
-    [(directory, run)] = kept_runs.runs(config).all()
+    directory, run = kept_runs.runs(config).find(str(own))
     assert (str(run), run.parent, run.passed, list(run.sets)) == (
         str(own),
         f"build-{DEB}/3",
@@ -350,7 +352,6 @@ def test_the_machines_of_a_failed_test_are_kept_and_restored_as_it_left_them(con
         with kept_runs.restored(config, directory, run, kept_runs.MACHINES, at_start=False) as machines:
             said = machines["node"].run(f"{ask}; rm /root/mark; systemctl stop mark", timeout=60).text()
             assert said.splitlines()[:2] == ["mark", "active"]
-            assert "DOWNGRADED" not in said.splitlines()[2]
     installed = said.splitlines()[2]
     with kept_runs.restored(config, directory, run, kept_runs.MACHINES, at_start=True) as machines:
         now = machines["node"].run(f"{ask} || true", timeout=60).text()
@@ -393,13 +394,30 @@ def _directory(config: Config, url: str) -> Path:
 @pytest.mark.parametrize(
     ("scenario", "said"), [("halting", "the machine was halted from within"), ("deaf", "no ssh to the machine")]
 )
-def test_a_machine_that_the_package_makes_unusable_is_its_fault(config, small, tmp_path, scenario, said):
-    record, failure = run_job(config, DEB, tmp_path / "artifacts", REPOSITORIES=small, SCENARIOS=f"{scenario} failing")
+def test_a_machine_that_the_package_makes_unusable_is_its_fault_and_kept_as_it_is(
+    config, small, tmp_path, monkeypatch, caplog, scenario, said
+):
+    own = BuildRef(f"systest-{DEB}", {"halting": 8, "deaf": 9}[scenario])
+    given = {"REPOSITORIES": small, "SCENARIOS": f"{scenario} failing"}
+    record, failure = run_job(config, DEB, tmp_path / "artifacts", own, **given)
     assert isinstance(failure, PackageError)
     assert str(failure).startswith(f"system test: {scenario}: the machine: failed")
     assert said in str(failure)
     # the machine is gone: no further scenario has a chance
     assert "failing" not in {outcome.scenario for outcome in record.outcomes}
+    directory, run = kept_runs.runs(config).find(str(own))
+    kept = kept_runs.restored(config, directory, run, kept_runs.MACHINES, at_start=False)
+    if scenario == "halting":
+        with (
+            pytest.raises(InfrastructureError, match="all machines had ended when they were kept; their disks are in"),
+            kept,
+        ):
+            pass
+        return
+    monkeypatch.setattr("pkgci.vm.snapshot.RESTORE_SECONDS", 1)
+    with kept as machines:
+        assert list(machines) == ["node"]
+    assert "no ssh to the machine within 1 s" in caplog.text
 
 
 def test_a_machine_that_the_packages_own_tests_halt_is_its_fault(config, small, tmp_path):

@@ -187,7 +187,7 @@ def test_every_parameter_is_described_and_only_run_tests_is_set_by_default(jobs)
         for parameter in xml.findall(path):
             assert parameter.findtext("description")
             booleans = dict.fromkeys(
-                ("REPRODUCIBLE", "KEEP_ROOT", "AGAIN", "TEST_REPOSITORY", "EVERYTHING", "DRY_RUN"), "false"
+                ("REPRODUCIBLE", "KEEP_ROOT", "AGAIN", "TEST_REPOSITORY", "EVERYTHING", "DRY_RUN", "REMOVE"), "false"
             )
             booleans |= {"RUN_TESTS": "true"}
             default = booleans.get(parameter.findtext("name"), "")

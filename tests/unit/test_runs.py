@@ -146,11 +146,11 @@ def test_a_run_that_cannot_be_kept_is_refused_before_it_starts_and_nothing_is_re
     node = {"image": "", "addresses": (), "networks": (), "command": (), "host_key": "", "packages": ()}
     nodes = tuple(FrozenNode(name=name, memory_mib=1024, **node) for name in ("one", "two"))
     manifest = Manifest(name="lab", key="", qemu="", accelerator="tcg", created=NOW, nodes=nodes, files=())
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(3072 << 20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(4096 << 20))
     runs.check_space(config, manifest)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage((3072 << 20) - 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage((4096 << 20) - 1))
     said = (
-        r"no space for the machines of this run: 3071 MiB free for .*/runs, 3072 MiB needed; see `pkgci snapshot-clean`"
+        r"no space for the machines of this run: 4095 MiB free for .*/runs, 4096 MiB needed; see `pkgci snapshot-clean`"
     )
     with pytest.raises(InfrastructureError, match=said):
         runs.check_space(config, manifest)

@@ -79,7 +79,7 @@ def test_a_snapshot_from_long_ago_or_of_a_clock_that_was_far_ahead_is_made_anew(
     manifest(key=plan(config).key(), created=created).write(latest / "manifest.json")
     expected = nullcontext() if fits else pytest.raises(UnfitError, match="not made within the last 7 days")
     with expected:
-        snapshot._latest(config, plan(config))
+        snapshot._latest(config, plan(config), 7)
 
 
 def test_all_that_a_set_is_made_from_is_in_its_key(config, tmp_path, monkeypatch):
@@ -219,5 +219,26 @@ def test_a_snapshot_whose_checksums_are_compared_is_not_removed_meanwhile(config
         assert not snapshot.discard(latest)
 
     monkeypatch.setattr(snapshot.Snapshot, "verify", verify)
-    assert snapshot._latest(config, plan(config)).directory == latest
+    assert snapshot._latest(config, plan(config), 7).directory == latest
     assert snapshot.discard(latest)
+
+
+def test_a_snapshot_that_is_only_too_old_is_used_when_no_other_can_be_made_but_by_who_makes_it_ahead(
+    config, latest, monkeypatch
+):
+    def fail(*_: object) -> None:
+        raise InfrastructureError("the mirror does not answer")
+
+    monkeypatch.setattr(snapshot, "qemu_version", lambda: "QEMU emulator version 7")
+    monkeypatch.setattr(snapshot, "image_key", lambda _: "image")
+    monkeypatch.setattr(snapshot, "_make", fail)
+    made = datetime.now(UTC) - timedelta(days=6.5)
+    manifest(key=plan(config).key(), created=made).write(latest / "manifest.json")
+    assert ensure(config, plan(config)).directory == latest.resolve()
+    with pytest.raises(InfrastructureError, match="does not answer"):
+        ensure(config, plan(config), renew=True)
+    manifest(key=plan(config).key(), created=made - timedelta(days=1)).write(latest / "manifest.json")
+    assert ensure(config, plan(config)).directory == latest.resolve()
+    manifest(key="another", created=made).write(latest / "manifest.json")
+    with pytest.raises(InfrastructureError, match="does not answer"):
+        ensure(config, plan(config))

@@ -205,7 +205,7 @@ def test_a_machine_that_differs_from_the_plain_one_has_a_snapshot_of_its_own(
     directory, monkeypatch, described, name, packages, memory_mib
 ):
     asked = []
-    monkeypatch.setattr(guest, "ensure", lambda _config, plan: asked.append(plan))
+    monkeypatch.setattr(guest, "ensure", lambda _config, plan, _renew: asked.append(plan))
     lab = {"nodes": {"one": described}, "scenarios": {"basic": "scenarios/basic.py"}}
     (directory / "environments" / "lab.yaml").write_text(json.dumps(lab))
     guest.environment(Config(directory), "lab", DEB)
@@ -216,7 +216,7 @@ def test_a_machine_that_differs_from_the_plain_one_has_a_snapshot_of_its_own(
 
 def test_the_machines_of_a_network_have_addresses_in_their_order(directory, monkeypatch):
     asked = []
-    monkeypatch.setattr(guest, "ensure", lambda _config, plan: asked.append(plan))
+    monkeypatch.setattr(guest, "ensure", lambda _config, plan, _renew: asked.append(plan))
     (directory / "environments" / "lab.yaml").write_text(
         "networks:\n  admin: {subnet: 192.168.7.0/24}\n  data: {subnet: 172.16.0.0/28}\n"
         "nodes:\n  master: {networks: [admin]}\n  one: {networks: [data, admin]}\n"

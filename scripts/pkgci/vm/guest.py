@@ -19,18 +19,18 @@ PLAIN = "node"
 HERE = Path(__file__).parent
 
 
-def plain(config: Config, target_name: str) -> Snapshot:
-    """Return the snapshot of the plain machine of a target; make it where needed.
+def plain(config: Config, target_name: str, renew: bool = False) -> Snapshot:
+    """Return the snapshot of the plain machine of a target; make it where needed, see `ensure`.
 
     Raises:
         RequestError: the target is unknown, or its base is not supported.
         InfrastructureError: it cannot be made.
     """
     plan = Plan(target_name, {PLAIN: Planned(config.target(target_name))}, setup(config.target(target_name)))
-    return ensure(config, plan)
+    return ensure(config, plan, renew)
 
 
-def environment(config: Config, name: str, target_name: str) -> Snapshot:
+def environment(config: Config, name: str, target_name: str, renew: bool = False) -> Snapshot:
     """Return the snapshot of the machines of an environment; make it where needed.
 
     One machine that does not differ from the target's plain machine is that one.
@@ -39,6 +39,7 @@ def environment(config: Config, name: str, target_name: str) -> Snapshot:
         config: the configuration.
         name: the environment's name.
         target_name: the target.
+        renew: as of `ensure`.
 
     Raises:
         RequestError: the environment or the target is unknown, a script of it cannot be read, or the base is not supported.
@@ -53,13 +54,13 @@ def environment(config: Config, name: str, target_name: str) -> Snapshot:
     }
     (first, *others) = nodes.values()
     if not (others or first.addresses or described.deploy or described.health) and first.target == target:
-        return plain(config, target_name)
+        return plain(config, target_name, renew)
     deploy, health = (
         tuple(Step(step.node, home / step.script, step.seconds) for step in steps)
         for steps in (described.deploy, described.health)
     )
     # the sign is in no name of a target
-    return ensure(config, Plan(f"{name}@{target_name}", nodes, setup(target), deploy, health))
+    return ensure(config, Plan(f"{name}@{target_name}", nodes, setup(target), deploy, health), renew)
 
 
 def _machine(target: Target, described: Node) -> MachineSection:

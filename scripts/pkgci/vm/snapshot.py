@@ -48,6 +48,8 @@ SETUP_SECONDS = 600
 RESTORE_SECONDS = 60
 # a product's deployment says a lot, and only its end is shown
 SAID_BYTES = 64 << 20
+# what of a machine's disk is kept at most: a package under test can fill it
+DISK_MIB = 1024
 # where a kept run has the snapshot that it began as
 BASE = "base"
 # the files of each node by their suffixes in a set: what a machine calls them
@@ -111,6 +113,14 @@ PROXY = ".host"
 
 class UnfitError(InfrastructureError):
     """A snapshot that cannot be used, or is not there: another one has to be made."""
+
+
+class OldError(UnfitError):
+    """A snapshot that is too old, and fits otherwise."""
+
+    def __init__(self, snapshot: "Snapshot", days: int) -> None:
+        super().__init__(f"the former one was not made within the last {days} days")
+        self.snapshot = snapshot
 
 
 class FrozenNode(Part):
@@ -190,11 +200,12 @@ class Plan:
             [name, image_key(node.target), node.target.machine.memory_mib, dict(node.addresses)]
             for name, node in self.nodes.items()
         ]
+        scripts = [self.setup, NETWORK, DEPLOY, AWAKE, FREEZE]
         steps = [
             [step.node, step.script.name, hashlib.sha256(_directory(step)).hexdigest(), step.seconds]
             for step in (*self.deploy, *self.health)
         ]
-        return hashlib.sha256(json.dumps([nodes, self.setup, steps, len(self.deploy)]).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps([nodes, scripts, steps, len(self.deploy)]).encode()).hexdigest()[:32]
 
 
 class Snapshot:
@@ -264,44 +275,63 @@ class Snapshot:
             config: says where runs have their directories.
             proxy: what the machines may reach.
             consoles: take what each machine said on its console, when it has ended; up to `machine.CONSOLE_BYTES`.
-            as_kept: as they were when `keep` left them beside this directory.
+            as_kept: as they were when `keep` left them beside this directory, also where one does not let us in any more.
 
         Returns:
-            The machines, in the manifest's order.
+            The machines, in the order of `running`.
         """
+        nodes = self.running(as_kept)
         with locked(self.directory, shared=True) as held:
             if not held:
                 raise InfrastructureError(f"snapshot {self.id} was removed meanwhile; start again")
             self.check()
             with _run_directory(config) as directory, proxy.listening(directory / PROXY), ExitStack() as stack:
                 # left last: a thread that waits for a machine ends with it
-                threads = stack.enter_context(ThreadPoolExecutor(len(self.manifest.nodes)))
-                for node, console in zip(self.manifest.nodes, consoles, strict=False):
+                threads = stack.enter_context(ThreadPoolExecutor(len(nodes)))
+                for node, console in zip(nodes, consoles, strict=False):
                     stack.callback(_take, directory / node.name / "serial.log", console)
-                made = [self._machine(directory, node, as_kept) for node in self.manifest.nodes]
+                backends = lan.backends({node.name: node.networks for node in nodes})
+                made = [self._machine(directory, node, as_kept, backends[node.name]) for node in nodes]
                 machines = tuple(stack.enter_context(machine) for machine in made)
                 for machine in machines:
                     machine.load()
                 for machine in machines:
                     machine.go_on()
-                for done in [threads.submit(_wake, machine) for machine in machines]:
-                    done.result()
+                for node, done in zip(nodes, [threads.submit(_wake, machine) for machine in machines], strict=True):
+                    try:
+                        done.result()
+                    except GuestError as error:
+                        if not as_kept:
+                            raise
+                        log.warning("%s: %s", node.name, error)
                 yield machines
 
-    def _machine(self, directory: Path, node: FrozenNode, as_kept: bool) -> Machine:
+    def running(self, as_kept: bool) -> tuple[FrozenNode, ...]:
+        """Return the machines that can be restored: all; `as_kept` those that had not ended by themselves.
+
+        Raises:
+            InfrastructureError: there is none.
+        """
+        nodes = tuple(node for node in self.manifest.nodes if not as_kept or self._packed(node).exists())
+        if not nodes:
+            raise InfrastructureError(
+                f"all machines had ended when they were kept; their disks are in {self.directory.parent}"
+            )
+        return nodes
+
+    def _packed(self, node: FrozenNode) -> Path:
+        return self.directory.parent / f"{node.name}.{PACKED}"
+
+    def _machine(self, directory: Path, node: FrozenNode, as_kept: bool, backends: Sequence[str]) -> Machine:
         """Return a machine of a run's directory, on an overlay over its frozen disk."""
         own = directory / node.name
         own.mkdir()
         _link(self.directory, own, node.name, [name for name in FILES.values() if name != "disk"])
         disk = (self.directory.parent if as_kept else self.directory) / f"{node.name}.qcow2"
         if as_kept:
-            packed = disk.with_suffix(f".{PACKED}")
-            if not packed.exists():
-                raise InfrastructureError(f"{node.name} had ended when it was kept; its disk is {disk}")
-            (own / PACKED).symlink_to(packed)
+            (own / PACKED).symlink_to(self._packed(node))
         run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", disk, "-F", "qcow2", own / "disk"], quiet=True)
-        backends = lan.backends({one.name: one.networks for one in self.manifest.nodes})
-        return Machine(own, self._hardware(node), self.access(node), backends[node.name])
+        return Machine(own, self._hardware(node), self.access(node), backends)
 
     def _hardware(self, node: FrozenNode) -> Hardware:
         return Hardware(self.manifest.accelerator, node.memory_mib, node.addresses)
@@ -317,8 +347,12 @@ def keep(snapshot: Snapshot, machines: Sequence[Machine], place: Path) -> None:
     Beside what has changed, the directory `BASE` has the snapshot, by hard links: it may be superseded meanwhile.
 
     Raises:
-        InfrastructureError: there is no space for them.
+        InfrastructureError: there is no space for them, or what ran there has written so much that others' would go without.
     """
+    for machine in machines:
+        written = (machine.directory / "disk").stat().st_blocks * 512 >> 20
+        if written > DISK_MIB:
+            raise InfrastructureError(f"{written} MiB were written to a disk; up to {DISK_MIB} MiB are kept")
     base = place / BASE
     base.mkdir(parents=True)
     for name in ("manifest.json", *(file.name for file in snapshot.manifest.files)):
@@ -374,24 +408,36 @@ def _discard(directory: Path) -> bool:
     return unused
 
 
-def ensure(config: Config, plan: Plan) -> Snapshot:
-    """Return the snapshot of a plan; make it unless there is a young one that fits.
+def ensure(config: Config, plan: Plan, renew: bool = False) -> Snapshot:
+    """Return the snapshot of a plan; make it unless there is a young one that fits. One that is only too old is a last resort.
+
+    Args:
+        config: the configuration.
+        plan: what it is made from.
+        renew: for who makes it ahead: replace also one that would be too old within a day, or fail.
 
     Raises:
         RequestError: the base of a target cannot be made, or a script cannot be read.
-        InfrastructureError: it cannot be made.
+        InfrastructureError: it cannot be made; a former one is as it was.
     """
     place = config.data / "snapshots" / plan.name
     place.mkdir(parents=True, exist_ok=True)
+    days = config.settings.root_days - renew
     with suppress(UnfitError):
-        return _latest(config, plan)
+        return _latest(config, plan, days)
     with locked(place):
         try:
             # another process may have been faster
-            return _latest(config, plan)
+            return _latest(config, plan, days)
         except UnfitError as reason:
             log.info("%s: a snapshot is made: %s", plan.name, reason)
-            return _make(config, plan)
+            try:
+                return _make(config, plan)
+            except InfrastructureError as error:
+                if renew or not isinstance(reason, OldError):
+                    raise
+                log.warning("%s: the former one stays in use: %s", plan.name, error)
+                return reason.snapshot
 
 
 def upstream_rules(target: Target) -> tuple[Rule, ...]:
@@ -403,8 +449,8 @@ def upstream_rules(target: Target) -> tuple[Rule, ...]:
     return tuple(Rule(uri, immutable=True) for uri in sorted(uris) if uri.startswith(("http://", "https://")))
 
 
-def _latest(config: Config, plan: Plan) -> Snapshot:
-    """Return the latest snapshot of a plan if it fits; else UnfitError says why not."""
+def _latest(config: Config, plan: Plan, days: int) -> Snapshot:
+    """Return the latest snapshot of a plan if it fits, and was made within so many days; else UnfitError says why not."""
     pointer = config.data / "snapshots" / plan.name / "latest"
     if not pointer.exists():
         raise UnfitError("there is none yet")
@@ -415,10 +461,10 @@ def _latest(config: Config, plan: Plan) -> Snapshot:
         snapshot.verify()
     if snapshot.manifest.key != plan.key():
         raise UnfitError("what the former one was made from has changed")
-    if not _within(timedelta(days=config.settings.root_days), snapshot.manifest.created):
-        raise UnfitError(f"the former one was not made within the last {config.settings.root_days} days")
     if snapshot.manifest.accelerator == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
         raise UnfitError("the former one needs /dev/kvm, which is not accessible")
+    if not _within(timedelta(days=days), snapshot.manifest.created):
+        raise OldError(snapshot, days)
     return snapshot
 
 
