@@ -194,7 +194,7 @@ def prepare_environment(config: Config, name: str) -> str:
 
     Raises:
         RequestError: the environment is unknown.
-        InfrastructureError: one cannot be made; the former one stays in use.
+        InfrastructureError: one cannot be made; the former one stays as it was.
     """
     config.environment(name)
     targets = [target for target in config.names("targets") if name in _environments(config, target)]
