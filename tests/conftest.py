@@ -1,7 +1,15 @@
 """What several kinds of tests share."""
 
+import signal
+
 import pytest
 from clients import gnupg_home
+
+
+def pytest_configure() -> None:
+    """Let SIGINT have its effect on what tests start: it has none where the tests themselves run in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
