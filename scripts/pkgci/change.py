@@ -72,7 +72,7 @@ RULES = {
     "CORRELATION": r"[A-Za-z0-9][A-Za-z0-9-]{0,63}",
 }
 # of the jobs only that ask for them: in the environment of any other, words as common as these are somebody else's
-COMMON = {"RELEASE": NAME, "EVERYTHING": r"true|false", "DRY_RUN": r"true|false"}
+COMMON = {"RELEASE": NAME, "EVERYTHING": r"true|false", "DRY_RUN": r"true|false", "REMOVE": r"true|false"}
 EVERY = RULES | COMMON
 
 

@@ -478,10 +478,12 @@ def snapshot_prepare(environment: str) -> None:
 @click.option("--yes", is_flag=True, help="Really remove; otherwise it only says what it would.")
 def snapshot_clean(yes: bool) -> None:
     """Job: remove machines of system tests that are older than `run_days`, and snapshots that nothing needs any more."""
+    from pkgci.change import EVERY, Parameters
     from pkgci.runs import clean
 
     def body(context) -> str:
-        return clean(context.config, yes or os.environ.get("REMOVE") == "true", datetime.now(UTC))
+        remove = yes or Parameters.read(os.environ, EVERY).get("REMOVE") == "true"
+        return clean(context.config, remove, datetime.now(UTC))
 
     _step("snapshot-clean", body)
 
