@@ -20,6 +20,10 @@ class FailedBuild(KeptBuild):
     reason: str
     limits: Limits
 
+    def described(self) -> str:
+        """Return it with its package."""
+        return f"{self} ({self.package})"
+
     def names(self) -> set[str]:
         """Return all that a person may call it, by its package too."""
         return super().names() | {self.package}

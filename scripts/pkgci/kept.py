@@ -30,6 +30,10 @@ class KeptBuild(Record):
     def __str__(self) -> str:
         return f"{self.job}/{self.number}"
 
+    def described(self) -> str:
+        """Return it for a list of several."""
+        return str(self)
+
     def names(self) -> set[str]:
         """Return all that a person may call it: the empty name is the latest of all."""
         return {str(self), str(self.number), self.parent, self.job, self.target, ""}
@@ -121,7 +125,7 @@ class Kept(Generic[Build]):
 
     def listed(self) -> str:
         """Return the newest for an error."""
-        return ", ".join(str(build) for _, build in self.all()[:10]) or "none"
+        return ", ".join(build.described() for _, build in self.all()[:10]) or "none"
 
 
 def size(directory: Path) -> int:

@@ -121,6 +121,12 @@ def test_when_there_is_none_it_says_why(config, wanted, said):
         find(config, LocalEngine(config), wanted)
 
 
+def test_what_is_kept_is_listed_with_its_package(config):
+    leave(config, "compile-a", 1, hours=1)
+    with pytest.raises(RequestError, match=r"no root is kept of a build '7'; roots are kept of: compile-a/1 \(hello\)"):
+        find(config, LocalEngine(config), "7")
+
+
 def test_a_number_that_several_builds_have_is_refused_with_their_names(config):
     leave(config, "compile-a", 1, hours=1)
     leave(config, "compile-b", 1)
