@@ -42,6 +42,7 @@ ACCEPTED = {
     "RELEASE": ["rocket-2"],
     "EVERYTHING": ["true", "false"],
     "DRY_RUN": ["true", "false"],
+    "REMOVE": ["true", "false"],
     "SCENARIOS": ["smoke", "smoke upgrade"],
     "SOURCE_TREE": [ID],
     "PACKAGING_TREE": [ID],
