@@ -366,9 +366,11 @@ def test_the_machines_of_a_failed_test_are_kept_and_restored_as_it_left_them(con
         login = session.stdout.readline().strip()
         done = subprocess.run([*shlex.split(login), "cat", "/root/mark"], capture_output=True, text=True, check=False)
         assert done.stdout == "mark\n", done.stderr
-    finally:
         session.send_signal(signal.SIGINT)
-    said, wrong = session.communicate(timeout=30)
+        _, wrong = session.communicate(timeout=30)
+    finally:
+        session.kill()
+        session.wait()
     assert (session.returncode, "Traceback" in wrong) == (0, False), wrong
     assert not list((config.cache / "runs").glob("*/*/qemu.log"))
 
