@@ -87,11 +87,12 @@ class Kept(Generic[Build]):
     def surplus(self, now: datetime) -> list[Path]:
         """Return the directories of what is too old or too much, and what killed builds left."""
         oldest = now - timedelta(days=self.days)
-        left = (self._largest_mib or 0) << 20
+        taken = 0
         gone = []
         for directory, build in self.all():
-            left -= size(directory)
-            if build.ended < oldest or (self._largest_mib is not None and left < 0):
+            if self._largest_mib is not None:
+                taken += size(directory)
+            if build.ended < oldest or (self._largest_mib is not None and taken > self._largest_mib << 20):
                 gone.append(directory)
         return [*gone, *self.place.glob(".*")]
 
