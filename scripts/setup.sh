@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes this machine ready: Debian packages of bindep.txt, a range of sub-ids for the user, the Python environment.
 #
-# usage: setup.sh [test|bench]; adds what only the tests or the benchmarks need.
+# usage: setup.sh [test|bench|host]; adds what only the tests or the benchmarks need; `host`: without the environment.
 # As root or with sudo it installs what is missing. Otherwise it prints the one command for an administrator and ends with 3.
 set -eu
 kind=${1:-}
@@ -47,6 +47,7 @@ if [ -n "$commands" ]; then
     fi
 fi
 
+[ "$kind" != host ] || exit 0
 # one environment for each state of what it is made from
 stamp=.venv/$(cat setup.cfg constraints.txt | sha256sum | cut -c1-16)
 if [ ! -e "$stamp" ]; then

@@ -56,6 +56,8 @@ class Jenkins(ThreadingHTTPServer):
         self.asked: list[str] = []
         self.description = MANAGED
         self.ready = True
+        # of one label: the names of its nodes, each with whether it is on line; the server itself has an empty one
+        self.nodes: dict[str, bool] = {}
         self.crumb: str | None = None
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -148,7 +150,7 @@ class Handler(BaseHTTPRequestHandler):
             return said | ({"executable": {"number": found.number}} if found.number else {})
         if build:
             said = {"building": build.result is None, "result": build.result, "timestamp": 1_700_000_000_000}
-            said |= {"duration": 2000, "description": build.description, "actions": build.actions}
+            said |= {"duration": 2000, "description": build.description, "actions": build.actions, "builtOn": "one"}
             return said | {"artifacts": [{"relativePath": name} for name in build.artifacts]}
         pages: dict[str, Callable[[], dict | None]] = {
             "/api/json": lambda: {
@@ -165,9 +167,16 @@ class Handler(BaseHTTPRequestHandler):
             "/queue/api/json": lambda: {
                 "items": [{"id": one.item, "task": {"name": JOB}, "actions": one.actions} for one in self.server.queue]
             },
+            "/label/systest/api/json": lambda: {"nodes": [{"nodeName": name} for name in self.server.nodes]},
             "/computer/api/json": lambda: {
                 "computer": [
+                    {"displayName": name or "Built-In Node", "offline": not online, "executors": []}
+                    for name, online in self.server.nodes.items()
+                ]
+                + [
                     {
+                        "displayName": "other",
+                        "offline": False,
                         "executors": [{"currentExecutable": None}]
                         + [
                             {
@@ -179,7 +188,7 @@ class Handler(BaseHTTPRequestHandler):
                             }
                             for one in self.server.builds
                             if one.result is None
-                        ]
+                        ],
                     }
                 ]
             },

@@ -53,6 +53,41 @@ JOBS = """
       - run-{label}
 """
 
+# a job that takes a node, and says how it ends, as a step does; on another node than it was asked for it fails
+VISIT = """
+- job:
+    name: visit
+    node: systest
+    properties:
+      - build-discarder: {days-to-keep: 30}
+    concurrent: true
+    quiet-period: 0
+    wrappers:
+      - timeout: {timeout: 1, fail: true}
+    parameters:
+      - string: {name: PARENT}
+      - string: {name: CORRELATION}
+      - string: {name: STATUS, default: '0'}
+      - label: {name: NODE, default: systest}
+    builders:
+      - shell: |
+          #!/usr/bin/env python3
+          import os, sys
+          from datetime import datetime, UTC
+          from pathlib import Path
+          from pkgci.artifacts import Result
+          same = os.environ["NODE"] == os.environ["NODE_NAME"]
+          print("on", os.environ["NODE_NAME"], "for", os.environ["NODE"])
+          code = int(os.environ["STATUS"]) if same else 2
+          fault, result = ("none", "SUCCESS") if code == 0 else ("package", "FAILURE")
+          now = datetime.now(UTC)
+          made = Result(step="visit", result=result, fault=fault, exit=code, reason="visited", started=now, seconds=0)
+          made.write(Path("artifacts/result.json"))
+          sys.exit(code)
+    publishers:
+      - archive: {artifacts: artifacts/**, allow-empty: true, default-excludes: false}
+"""
+
 
 @functools.cache
 def shared_cache() -> tempfile.TemporaryDirectory:

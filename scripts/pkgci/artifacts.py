@@ -401,8 +401,31 @@ class ScenarioOutcome(Part):
     log: str | None = None
 
 
+class UsedSnapshot(Part):
+    """A snapshot that a test ran on: its manifest is `snapshots/NAME.json` below the artifacts, and has this sha256.
+
+    The manifest says what is in it, and has the checksums of all its files: who has the same one has the same machines.
+    """
+
+    name: str
+    id: str
+    key: str
+    sha256: str
+
+    @property
+    def manifest(self) -> str:
+        """Where its manifest is, below the artifacts."""
+        return f"snapshots/{self.name}.json"
+
+
 class Systest(Tested):
-    """`systest.json`: a system test, and everything needed to repeat it: `parameters` are the job's own."""
+    """`systest.json`: a system test, and everything needed to repeat it: `parameters` are the job's own.
+
+    `retried` is the infrastructure fault after which all of it was run once again; empty when there was none.
+    `snapshots` are the environment's, and that of a source package's own tests where it is another one; `scenarios` are those
+    that ran, each with the sha256 of its files (empty for a package's own), and `commit` is that of the configuration
+    (git-describe(1)), empty where it is in no repository. `tools` are the versions of what ran the test.
+    """
 
     target: str
     environment: str
@@ -412,6 +435,37 @@ class Systest(Tested):
     packages: tuple[Package, ...] = Field(description="what was under test, at these exact versions")
     outcomes: tuple[ScenarioOutcome, ...]
     notice: str = ""
+    retried: str = ""
+    seed: int = 0
+    snapshots: tuple[UsedSnapshot, ...] = ()
+    scenarios: dict[str, str] = Field(default_factory=dict)
+    commit: str = ""
+    described: str = Field("", description="the sha256 of the environment's description")
+    tools: dict[str, str] = Field(default_factory=dict)
+
+
+class ReplicatedTest(Part):
+    """A test of a system test that was replicated: its results there and here; empty where it did not run."""
+
+    scenario: str
+    test: str
+    there: str
+    here: str
+
+
+class Replication(Record):
+    """`replicate.json`: the system test at `url`, run once more here. `differences` are what it did not run on alike."""
+
+    url: str
+    target: str
+    environment: str
+    differences: tuple[str, ...]
+    tests: tuple[ReplicatedTest, ...]
+
+    @property
+    def different(self) -> tuple[ReplicatedTest, ...]:
+        """The tests that ended in another way; the system test is reproduced when there are none."""
+        return tuple(test for test in self.tests if test.here != test.there)
 
 
 class OrderedBuild(Part):
@@ -594,7 +648,10 @@ class Child(Part):
 
 
 class Result(Record):
-    """`result.json`: how a step ended. `fault` names who has to act when it did not pass."""
+    """`result.json`: how a step ended. `fault` names who has to act when it did not pass.
+
+    `tried_twice` says of an infrastructure fault that it came a second time: nobody tries again.
+    """
 
     step: str
     result: Literal["SUCCESS", "FAILURE", "ABORTED"]
@@ -604,3 +661,4 @@ class Result(Record):
     started: datetime
     seconds: float
     children: tuple[Child, ...] = ()
+    tried_twice: bool = False

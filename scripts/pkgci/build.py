@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pkgci import repository, source
+from pkgci import hold, repository, source
 from pkgci.artifacts import ARTIFACTS, Build, ChangeSummary, Order, OrderedBuild, ReleaseOutcome, Repository, Run
 from pkgci.change import COMPILE, NO_COMMIT, TESTS, Change, Parameters, release_name
 from pkgci.formats import nothing_to_build
@@ -76,7 +76,8 @@ def build(context: StepContext, target_name: str, parameters: Parameters) -> str
         testing = {**given, "REPOSITORIES": jobs.repositories(left, jobs.own, [jobs.own, *jobs.beside])}
     again = {"AGAIN": parameters.get("AGAIN")}
     linting = {**given, "REPOSITORIES": " ".join(released[order.builds[jobs.own].release])}
-    asked = [(step, (linting if step == "lint" else testing) | again) for step in parameters.steps if step in TESTS]
+    special = {"lint": linting, "systest": testing | {"DEBUG_HOLD": parameters.get("DEBUG_HOLD")}}
+    asked = [(step, special.get(step, testing) | again) for step in parameters.steps if step in TESTS]
     tests = [(f"{step}-{target_name}", those) for step, those in asked]
     # a merged change is published for good; who asks for some steps only does not ask for this one
     if config.settings.released and parameters.run_tests and not parameters.get("ONLY"):
@@ -84,7 +85,8 @@ def build(context: StepContext, target_name: str, parameters: Parameters) -> str
         claimed = [key for key, one in zip(keys, order.builds, strict=True) if one.release]
         verifying = {**parameters.zuul, "BUILD_KEYS": " ".join(claimed)}
         tests += [(f"verify-{target_name}", verifying)] if order.builds[jobs.own].release else []
-    context.run_together(tests)
+    with hold.held_children(context, parameters):
+        context.run_together(tests)
     return f"{done}; {untested}" if untested else done
 
 

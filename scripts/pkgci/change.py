@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from pkgci.config import EMBEDDED, NAME, PROFILE, Config, Release
+from pkgci.config import EMBEDDED, GROUP, NAME, PROFILE, Config, Release
 from pkgci.errors import RequestError
 
 # a project becomes a path of files, so its length has a limit; a branch has what people give theirs, without shell's characters
@@ -35,6 +35,8 @@ MOVED = ("ZUUL_PROJECT", "ZUUL_REFNAME", "ZUUL_OLDREV", "ZUUL_NEWREV")
 # Gerrit's own name of a patch set
 PATCH_SET = re.compile(r"refs/changes/[0-9]{2}/([0-9]{1,10})/([0-9]{1,6})", re.ASCII)
 KEY = r"[0-9a-f]{64}"
+# by itself, or a group of it
+SCENARIO = f"{NAME}(:{GROUP})?"
 JOB = r"[a-z0-9][a-z0-9.+-]*/[0-9]+"
 
 RULES = {
@@ -67,12 +69,31 @@ RULES = {
     "SOURCE_TREE": OBJECT,
     "PACKAGING_TREE": OBJECT,
     "ENVIRONMENT": NAME,
-    "SCENARIOS": rf"{NAME}( {NAME})*",
+    # 24 hours at most
+    "DEBUG_HOLD": r"([1-9]|1[0-9]|2[0-4])h|([1-9][0-9]{0,2}|1[0-3][0-9]{2}|14[0-3][0-9]|1440)m",
+    "SCENARIOS": f"{SCENARIO}( {SCENARIO})*",
+    "SEED": r"[0-9]{1,9}",
+    "SNAPSHOTS": f"{KEY}( {KEY})?",
+    "REBUILD_SNAPSHOT": r"true|false",
     "PARENT": JOB,
     "CORRELATION": r"[A-Za-z0-9][A-Za-z0-9-]{0,63}",
 }
 # of the jobs only that ask for them: in the environment of any other, words as common as these are somebody else's
-COMMON = {"RELEASE": NAME, "EVERYTHING": r"true|false", "DRY_RUN": r"true|false", "REMOVE": r"true|false"}
+COMMON = {
+    "RELEASE": NAME,
+    "EVERYTHING": r"true|false",
+    "DRY_RUN": r"true|false",
+    "REMOVE": r"true|false",
+    "NODE": r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}",
+    "ACTION": r"open|list|extend|close",
+    "BUILD": rf"{NAME}(/[0-9]{{1,9}})?",
+    "MACHINES": NAME,
+    "AT_START": r"true|false",
+    # authorized_keys(5), without options; some types of keys are not for programs of today
+    "PUBLIC_KEY": r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|384|521)) [A-Za-z0-9+/]{40,3000}={0,2}( [A-Za-z0-9@._-]{1,100})?",
+    # not BUILD_URL: both engines give each build its own by that name
+    "REPLICATE": r"https?://[A-Za-z0-9/._~:%+,\[\]-]+",
+}
 EVERY = RULES | COMMON
 
 

@@ -263,14 +263,46 @@ def systest(target: str) -> None:
     """Job: install the packages of a build in an environment and run scenarios."""
     from pkgci.artifacts import ARTIFACTS
     from pkgci.change import Parameters
+    from pkgci.hold import held
+    from pkgci.prepare import begun_where_outdated
     from pkgci.systest import summary
     from pkgci.systest import systest as job
 
     def body(context) -> str:
-        made = job(context.config, target, Parameters.read(os.environ), ARTIFACTS, context.own)
+        parameters = Parameters.read(os.environ)
+        with held(context, parameters), begun_where_outdated(context):
+            made = job(context.config, target, parameters, ARTIFACTS, context.own)
         return _noted(made, summary(made))
 
     _step("systest", body)
+
+
+@main.command()
+@click.argument("build_url", metavar="[BUILD_URL]", default="")
+@click.option("--rebuild", is_flag=True, help="Where its snapshot is not here, make one from the configuration.")
+def replicate(build_url: str, rebuild: bool) -> None:
+    """Run a system test of another installation here once more, and say whether each test ends as it did there.
+
+    BUILD_URL is the page of the build, of the one that started it, or of their artifacts. The exit code is 0 when the
+    system test is reproduced, whether it passed or failed, and 1 when it is not. As a job it takes REPLICATE and
+    REBUILD_SNAPSHOT from the environment.
+    """
+    from pkgci import engines, jobs
+    from pkgci.artifacts import ARTIFACTS
+    from pkgci.change import EVERY, Parameters
+    from pkgci.replicate import replicate as job
+
+    if not build_url and os.environ.get("JOB_NAME"):
+        _step("replicate", lambda context: job(context, Parameters.read(os.environ, EVERY), ARTIFACTS))
+    if not build_url:
+        raise click.UsageError("Missing argument 'BUILD_URL'.")
+    asked = {"REPLICATE": build_url, "REBUILD_SNAPSHOT": str(rebuild).lower()}
+    # what is wrong is said before a build is made
+    Parameters.read(asked, EVERY)
+    engine = engines.current(Config())
+    ref = jobs.begun(engine, jobs.run(engine, "replicate", asked))
+    click.echo(str(ref))
+    sys.exit(jobs.follow(engine, ref))
 
 
 @main.command("mirror-sync")
@@ -469,23 +501,68 @@ def debug(build: str, name: str, at_start: bool) -> None:
 @click.argument("environment")
 def snapshot_prepare(environment: str) -> None:
     """Job: make the snapshots of an environment, for all targets that use it, where they are missing, unfit or too old."""
+    from pkgci import nodes
+    from pkgci.change import EVERY, Parameters
     from pkgci.systest import prepare_environment
 
-    _step("snapshot-prepare", lambda context: prepare_environment(context.config, environment))
+    def body(context) -> str:
+        nodes.check(Parameters.read(os.environ, EVERY))
+        return prepare_environment(context.config, environment)
+
+    _step("snapshot-prepare", body)
 
 
 @main.command("snapshot-clean")
 @click.option("--yes", is_flag=True, help="Really remove; otherwise it only says what it would.")
 def snapshot_clean(yes: bool) -> None:
     """Job: remove machines of system tests that are older than `run_days`, and snapshots that nothing needs any more."""
+    from pkgci import nodes
     from pkgci.change import EVERY, Parameters
     from pkgci.runs import clean
 
     def body(context) -> str:
-        remove = yes or Parameters.read(os.environ, EVERY).get("REMOVE") == "true"
+        parameters = Parameters.read(os.environ, EVERY)
+        nodes.check(parameters)
+        remove = yes or parameters.get("REMOVE") == "true"
         return clean(context.config, remove, datetime.now(UTC))
 
     _step("snapshot-clean", body)
+
+
+@main.command("host-prepare")
+def host_prepare() -> None:
+    """Job: make this host ready for system tests; what only an administrator may do is said."""
+    from pkgci import nodes
+    from pkgci.change import EVERY, Parameters
+    from pkgci.host import prepare as job
+
+    def body(context) -> str:
+        nodes.check(Parameters.read(os.environ, EVERY))
+        return job(context.config)
+
+    _step("host-prepare", body)
+
+
+@main.command("debug-session")
+def debug_session() -> None:
+    """Job: the machines of a kept system test, for somebody who logs in from elsewhere: open, list, extend, close."""
+    from pkgci.change import EVERY, Parameters
+    from pkgci.debugsession import debug_session as job
+
+    _step("debug-session", lambda context: job(context, Parameters.read(os.environ, EVERY)))
+
+
+@main.command("on-each")
+@click.argument("job")
+def on_each(job: str) -> None:
+    """Job: run JOB, which takes NODE, on each node of system tests."""
+    from pkgci.change import COMMON, Parameters
+    from pkgci.nodes import on_each as run_on_each
+
+    def body(context) -> str:
+        return run_on_each(context, job, Parameters.read(os.environ, {"REMOVE": COMMON["REMOVE"]}).values)
+
+    _step("on-each", body)
 
 
 @main.command("import")
@@ -511,13 +588,20 @@ def prepare(targets: tuple[str, ...]) -> None:
 
 
 @main.command()
-def doctor() -> None:
+@click.option("--host", is_flag=True, help="What system tests need on this host, and what takes its disk.")
+def doctor(host: bool) -> None:
     """Say what this machine lacks, and the command that mends it."""
-    from pkgci.doctor import examine
+    if host:
+        from pkgci.host import examine, usage
+    else:
+        from pkgci.doctor import examine
 
-    findings = list(examine(Config()))
+    config = Config()
+    findings = list(examine(config))
     for finding in findings:
         click.echo(finding.line())
+    if host:
+        click.echo(usage(config), nl=False)
     sys.exit(int(Exit.PASSED if all(finding.good for finding in findings) else Exit.INFRASTRUCTURE))
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from functools import cached_property
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
@@ -44,6 +44,8 @@ HOST_SUBNET = "10.0.2.0/24"
 NAME = r"[a-z0-9][a-z0-9+.-]*"
 # of a build: Debian's registered ones (nodoc, pkg.hello.static), or the condition of a spec
 PROFILE = r"[a-z0-9][a-z0-9_+.-]{0,63}"
+# of tests: whatever an existing suite calls its own
+GROUP = r"[A-Za-z0-9][A-Za-z0-9_+.-]{0,99}"
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$", max_length=100)]
 # RFC 1123, 2.1
 HostName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=63)]
@@ -70,6 +72,16 @@ def _subnet(text: str) -> str:
     if network.num_addresses < NODES + 2:
         raise ValueError(f"{text} has too few addresses; /24 is usual")
     return text
+
+
+def _address(text: str) -> str:
+    return str(IPv4Address(text))
+
+
+def _polled(place: str) -> str:
+    if place.startswith(("http://", "https://")):
+        return _url(place)
+    return place if Path(place).is_absolute() and "\0" not in place else _below(place)
 
 
 def _compiles(pattern: str) -> str:
@@ -108,7 +120,7 @@ def _public_key(path: str, info: ValidationInfo) -> str:
 
 def _no_other(scenario: str) -> str:
     # what a system test itself does, and its other logs
-    if scenario in ("apt", "autopkgtest", "console", "dnf", "install", "journal"):
+    if scenario in ("apt", "autopkgtest", "console", "dnf", "install", "journal", "product"):
         raise ValueError(f"{scenario!r} has a meaning of its own; name the scenario otherwise")
     return scenario
 
@@ -276,6 +288,10 @@ class Settings(Section):
     failed_roots_mib: int = Field(8192, ge=1, description="all of them together; the oldest go first")
     run_days: int = Field(20, ge=1, description="machines of system tests are kept so long for `pkgci debug`")
     keep_runs: Literal["all", "failed", "none"] = Field("all", description="of which system tests machines are kept")
+    debug_address: Annotated[str, AfterValidator(_address)] = Field(
+        "127.0.0.1", description="where machines of a debug-session are reached: an IPv4 address of their host"
+    )
+    debug_sessions: int = Field(1, ge=1, description="so many run at once on a host; each takes an executor of systest")
     limits: Limits = Limits()
     build_hosts: dict[Name, BuildHost] = {}
     released: Released | None = None
@@ -445,6 +461,7 @@ class Node(Section):
     networks: tuple[Name, ...] = Field(
         (), max_length=NETWORKS, description="those of the environment that it is in: eth1, eth2, ..."
     )
+    role: Name | None = Field(None, description="what it is for: `master`, for example")
 
 
 class Script(Section):
@@ -462,10 +479,41 @@ class Script(Section):
         return script
 
 
+class Scenario(Section):
+    """Tests of an environment: a file or directory of pytest (`path`, or just that text), or a suite of another kind.
+
+    That one is a command, which is run in the configuration directory, without a shell, once for each of its groups. It and
+    the variables of `environment` are templates, see `mapping.py`.
+    """
+
+    path: RelativePath | None = None
+    # not strict: what has been through `_short` is no JSON any more, and has lists
+    command: tuple[str, ...] = Field((), strict=False)
+    groups: tuple[Annotated[str, StringConstraints(pattern=f"^{GROUP}$")], ...] = Field(
+        (), strict=False, description="of a command; tests of pytest say by a marker in which they are"
+    )
+    environment: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
+    seconds: int | None = Field(None, ge=1, description="what it may take, if not `scenario_seconds`")
+    test_seconds: int = Field(600, ge=1, description="what each test of pytest may take, if it does not say otherwise")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, given: object) -> object:
+        return {"path": given} if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.path is None) == (not self.command):
+            raise ValueError("it needs either `path` or `command`")
+        if self.path and (self.groups or self.environment):
+            raise ValueError("`groups` and `environment` are for `command`")
+        return self
+
+
 class Environment(Section):
     """`environments/NAME.yaml`: what a system test runs on, and its scenarios.
 
-    Paths are relative to the configuration directory; a scenario is a file or directory of pytest.
+    Paths are relative to the configuration directory.
     """
 
     targets: tuple[Name, ...] = Field((), description="the targets that it is made for; all, if none is named")
@@ -475,8 +523,14 @@ class Environment(Section):
     health: tuple[Script, ...] = Field(
         (), description="what must succeed before they are frozen, and when they were restored"
     )
-    scenarios: dict[ScenarioName, RelativePath] = Field(min_length=1)
+    poll: tuple[Annotated[str, AfterValidator(_polled)], ...] = Field(
+        (), description="files, by URL or path, of which another content makes them prepared anew: an ISO, an image"
+    )
+    scenarios: dict[ScenarioName, Scenario] = Field(min_length=1)
     scenario_seconds: int = Field(1800, ge=1, description="what one scenario may take")
+    logs: tuple[Annotated[str, StringConstraints(pattern=r"^/\S+$", max_length=200)], ...] = Field(
+        (), description="the product's logs on each node, by shell patterns of absolute paths"
+    )
 
     def addresses(self) -> dict[str, dict[str, str]]:
         """Return of each node its addresses by network: `192.168.77.1/24` for the first one of a network, and so on."""
@@ -510,6 +564,23 @@ class Environment(Section):
                 if node.networks.count(network) > 1:
                     raise ValueError(f"{name}: network {network!r} is given twice")
         return nodes
+
+    @field_validator("scenarios")
+    @classmethod
+    def _told(cls, scenarios: dict[str, Scenario], info: ValidationInfo) -> dict[str, Scenario]:
+        # what is wrong in a template shall not come up when the machines run
+        if "nodes" not in info.data or not any(one.command for one in scenarios.values()):
+            return scenarios
+        from pkgci.mapping import fill, sample
+
+        known = sample(info.data["nodes"])
+        for name, scenario in scenarios.items():
+            for text in (*scenario.command, *scenario.environment.values()):
+                try:
+                    fill(text, known)
+                except ValueError as error:
+                    raise ValueError(f"{name}: {error}") from None
+        return scenarios
 
     @field_validator("deploy", "health")
     @classmethod

@@ -64,6 +64,19 @@ class Finding:
 
 def examine(config: Config) -> Iterator[Finding]:
     """Look at everything that the jobs need on this machine."""
+    yield from system()
+    yield Finding(f"memory of a build is limited {MEMORY[memory_control()]}", True)
+    yield from places(config)
+    try:
+        with serve(config):
+            yield Finding(f"repositories can be served at {config.settings.url}", True)
+    except (PkgciError, OSError) as error:
+        yield Finding(f"serving at {config.settings.url}: {error}", False, "set `url` in config.yaml to another port")
+    yield from _configured(config)
+
+
+def system() -> Iterator[Finding]:
+    """Look at what an administrator sets up."""
     missing = sorted({package for tool, package in TOOLS.items() if shutil.which(tool) is None})
     yield Finding(f"tools: {', '.join(missing) or 'all'}", not missing, f"sudo apt-get install {' '.join(missing)}")
     ids = sub_ids("subuid") is not None and sub_ids("subgid") is not None
@@ -73,19 +86,16 @@ def examine(config: Config) -> Iterator[Finding]:
         done = run([*namespaces(network=False), "true"], check=False, quiet=True)
         allow = "sudo sysctl kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0"
         yield Finding("user namespaces", done.returncode == 0, allow)
-    yield Finding(f"memory of a build is limited {MEMORY[memory_control()]}", True)
+
+
+def places(config: Config) -> Iterator[Finding]:
+    """Look at the directories that everything is kept in."""
     for kind, place in (("cache", config.cache), ("state", config.state), ("data", config.data)):
         setting = f"set paths.{kind} in {config.directory / 'config.yaml'}"
         there = _existing(place)
         yield Finding(f"{kind} can be written: {place}", os.access(there, os.W_OK), setting)
         free = shutil.disk_usage(there).free >> 30
         yield Finding(f"disk space for {kind}: {free} GiB free", free >= FREE_GIB, setting)
-    try:
-        with serve(config):
-            yield Finding(f"repositories can be served at {config.settings.url}", True)
-    except (PkgciError, OSError) as error:
-        yield Finding(f"serving at {config.settings.url}: {error}", False, "set `url` in config.yaml to another port")
-    yield from _configured(config)
 
 
 def _configured(config: Config) -> Iterator[Finding]:

@@ -46,6 +46,10 @@ class InfrastructureError(PkgciError):
     exit = Exit.INFRASTRUCTURE
 
 
+class TriedTwiceError(InfrastructureError):
+    """The machines are at fault, and were so when it was tried a second time: nobody else tries again."""
+
+
 class Aborted(PkgciError):  # noqa: N818 - the word of Jenkins' results
     """The step was asked to stop."""
 

@@ -8,7 +8,7 @@ recorded, so that exactly that is published once the changes are merged.
 from collections.abc import Mapping
 from pathlib import Path
 
-from pkgci import repository
+from pkgci import hold, repository
 from pkgci.artifacts import (
     ARTIFACTS,
     Build,
@@ -56,7 +56,8 @@ def gate(context: StepContext, target_name: str, parameters: Parameters) -> str:
     ).write(ARTIFACTS / "run.json")
     unrecorded = ""
     try:
-        unrecorded = _run(context, target_name, parameters)
+        with hold.held_children(context, parameters):
+            unrecorded = _run(context, target_name, parameters)
     finally:
         # so that it is known how each ended
         context.abort_children()
@@ -92,7 +93,8 @@ def _run(context: StepContext, target_name: str, parameters: Parameters) -> str:
             _urls(target_name, [built[number] for number in numbers]),
             *repository.of_release(config, target_name, release),
         ]
-        together.append((f"systest-{target_name}", {**own[numbers[-1]], "REPOSITORIES": " ".join(urls)}))
+        testing = {"REPOSITORIES": " ".join(urls), "DEBUG_HOLD": parameters.get("DEBUG_HOLD")}
+        together.append((f"systest-{target_name}", {**own[numbers[-1]], **testing}))
     claimed = [directory for directory, one in zip(built, order.builds, strict=True) if one.release]
     verifying = {**zuul, "BUILD_KEYS": " ".join(_left(target_name, directory)[0].key for directory in claimed)}
     if config.settings.released is None or not claimed:

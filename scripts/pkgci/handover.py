@@ -1,14 +1,26 @@
-"""What the job `systest` hands over to the plugin that its scenarios run with, see `scenario.py`."""
+"""What the job `systest` hands over to its scenarios: see `scenario.py` for those of pytest, `mapping.py` for others."""
+
+from pydantic import Field
 
 from pkgci.artifacts import Part, Record, RepositoryPackage
 
+# the group of a test or suite that says nothing of groups; without SCENARIOS, of each scenario this one is run
+DEFAULT_GROUP = "bvt"
+# the status of pytest by which the plugin says that the connection to a machine was cut, though that one is well
+CUT = 40
+
 
 class NodeAccess(Part):
-    """How to log in to a machine: the port of 127.0.0.1, the private key's file, the machine's own public key."""
+    """A machine: how to log in as root by ssh, what it is for, and its addresses as `192.168.77.1` by network.
+
+    `port` is one of 127.0.0.1, `identity` the private key's file, `host_key` the machine's own public key.
+    """
 
     port: int
     identity: str
     host_key: str
+    role: str | None = None
+    addresses: dict[str, str] = Field(default_factory=dict)
 
 
 class TargetUnderTest(Part):
@@ -18,10 +30,29 @@ class TargetUnderTest(Part):
     format: str
 
 
-class Handover(Record):
-    """What the job hands over to the plugin, in a file that is nobody else's to read."""
+class RepositoryUnderTest(Part):
+    """A repository that packages under test come from: its name in the machines, where it is, and what is in it."""
 
+    name: str
+    url: str
+    format: str
+    codename: str
+    component: str
+    released: bool = False
+
+
+class Handover(Record):
+    """What the job hands over, in a file that is nobody else's to read."""
+
+    environment: str
+    snapshot: str
+    seed: int
     target: TargetUnderTest
-    repositories: tuple[str, ...]
+    repositories: tuple[RepositoryUnderTest, ...]
     packages: tuple[RepositoryPackage, ...]
     nodes: dict[str, NodeAccess]
+
+    def master(self) -> str | None:
+        """Return the name of the machine whose role is `master`, None if none has it, or several."""
+        named = [name for name, node in self.nodes.items() if node.role == "master"]
+        return named[0] if len(named) == 1 else None

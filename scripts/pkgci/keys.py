@@ -3,7 +3,9 @@
 The keys of released repositories are none of this module's business.
 """
 
+import base64
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -30,6 +32,24 @@ SECONDS = 120
 # short, whatever TMPDIR says: see _home
 HOMES = Path("/tmp")  # noqa: S108 - each home below it is made by mkdtemp(3)
 HOME = "pkgci-gpg-"
+
+
+def dearmoured(key: str) -> bytes:
+    """Return the binary form of an ASCII-armoured key (RFC 9580, 6.2)."""
+    lines = key.split("\n\n", 1)[1].splitlines()
+    return base64.b64decode("".join(line for line in lines if not line.startswith(("=", "-"))))
+
+
+def verified(public_key: str, *files: Path) -> bytes:
+    """Return what an ASCII-armoured key has signed in a clear-signed file; nothing of a signature and its data (gpgv(1)).
+
+    Raises:
+        InfrastructureError: the signature is not good.
+    """
+    with tempfile.NamedTemporaryFile(prefix="pkgci-") as keyring:
+        keyring.write(dearmoured(public_key))
+        keyring.flush()
+        return run(["gpgv", "--keyring", keyring.name, "--output", "-", *files], timeout=SECONDS, quiet=True).stdout
 
 
 class SigningKey:

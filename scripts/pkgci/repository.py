@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pkgci import web
 from pkgci.artifacts import Repository, RepositoryPackage
 from pkgci.change import check_repository_url
-from pkgci.config import Config, Target
+from pkgci.config import Config
 from pkgci.errors import InfrastructureError, RequestError
 from pkgci.formats import apt, repomd
 from pkgci.formats.base import WORD
@@ -54,8 +54,54 @@ def write(config: Config, target_name: str, run: str, entries: Sequence[Entry], 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run):
         raise RequestError(f"run {run[:80]!r}: a name has letters, digits, '.', '_', '-', up to 100 of them")
     target = config.target(target_name)
-    runs = config.data / "repositories" / "test"
-    final = runs / run / target_name
+    form, key = INDEXES[target.format], SigningKey(config)
+
+    def fill(new: Path, url: str) -> Repository:
+        paths = _fill_pool(new, entries, form.pool)
+        form.write_index(new, entries, paths, target, f"pkgci-test-{run}", key)
+        return Repository(
+            url=url,
+            format=target.format,
+            codename=target.codename,
+            target=target_name,
+            packages=tuple(
+                RepositoryPackage(
+                    **{**package.model_dump(), "file": paths[package.file]},
+                    source=entry.record.package,
+                    key=entry.record.key,
+                )
+                for entry in entries
+                for package in entry.record.packages
+            ),
+            signing_key=key.export_public(),
+            expires=expires.astimezone(UTC),
+        )
+
+    return make(config, run, target_name, fill)
+
+
+def directory(config: Config, run: str, target_name: str) -> Path:
+    """Return where the test repository of a run for a target is, or would be."""
+    return config.data / "repositories" / "test" / run / target_name
+
+
+def make(config: Config, run: str, target_name: str, fill: Callable[[Path, str], Repository]) -> Repository:
+    """Make a test repository whole, or not at all; one that exists is replaced.
+
+    Args:
+        config: says where repositories are, and by what URL they are reached.
+        run: the run's name.
+        target_name: the target.
+        fill: puts everything but `repository.json`, and what users need to try it, into a new directory, from that and the
+            URL that it will have; returns the record.
+
+    Returns:
+        What `repository.json` holds.
+
+    Raises:
+        InfrastructureError: the repository cannot be written.
+    """
+    final = directory(config, run, target_name)
     try:
         while True:
             with suppress(FileExistsError):
@@ -63,7 +109,7 @@ def write(config: Config, target_name: str, run: str, entries: Sequence[Entry], 
             # `clean` removes what is not locked; when it was faster, the directory is made again
             with locked(final.parent) as held:
                 if held:
-                    return _write(config, target, target_name, final, entries, expires)
+                    return _make(final, f"{config.settings.url}test/{run}/{target_name}/", fill)
     except OSError as error:
         raise InfrastructureError(f"cannot write {final}: {error}") from error
 
@@ -79,19 +125,30 @@ def read(config: Config, target_name: str, urls: Sequence[str]) -> tuple[Reposit
     found = []
     for url in urls:
         check_repository_url(url, config)
-        try:
-            made = Repository.model_validate_json(web.read(url, upstream=False, largest=RECORD_BYTES))
-        except web.NotFoundError as error:
-            raise RequestError(f"REPOSITORIES: {error}; it may have expired") from error
-        except ValidationError as error:
-            raise RequestError(f"REPOSITORIES: {url} is no repository.json: {error.errors()[0]['msg']}") from error
-        words = [made.codename, made.component]
-        words += [word for package in made.packages for word in (package.name, package.version, package.architecture)]
-        if url != made.url + RECORD or not all(map(WORD.fullmatch, words)) or not KEY.fullmatch(made.signing_key):
-            raise RequestError(f"REPOSITORIES: {url} does not describe the repository that it lies in")
+        made = described(url)
         if (made.format, made.codename) == (target.format, target.codename):
             found.append(made)
     return tuple(found)
+
+
+def described(url: str) -> Repository:
+    """Read the `repository.json` file at a URL that is allowed.
+
+    Raises:
+        RequestError: it does not exist, or describes another repository than the one that it lies in.
+        InfrastructureError: it cannot be read.
+    """
+    try:
+        made = Repository.model_validate_json(web.read(url, upstream=False, largest=RECORD_BYTES))
+    except web.NotFoundError as error:
+        raise RequestError(f"REPOSITORIES: {error}; it may have expired") from error
+    except ValidationError as error:
+        raise RequestError(f"REPOSITORIES: {url} is no repository.json: {error.errors()[0]['msg']}") from error
+    words = [made.codename, made.component]
+    words += [word for package in made.packages for word in (package.name, package.version, package.architecture)]
+    if url != made.url + RECORD or not all(map(WORD.fullmatch, words)) or not KEY.fullmatch(made.signing_key):
+        raise RequestError(f"REPOSITORIES: {url} does not describe the repository that it lies in")
+    return made
 
 
 def of_release(config: Config, target_name: str, release: str) -> list[str]:
@@ -175,41 +232,20 @@ def remove(directory: Path) -> bool:
     return True
 
 
-def _write(
-    config: Config, target: Target, target_name: str, final: Path, entries: Sequence[Entry], expires: datetime
-) -> Repository:
+def _make(final: Path, url: str, fill: Callable[[Path, str], Repository]) -> Repository:
+    target_name = final.name
     for leftover in final.parent.glob(f".{target_name}.*"):
         shutil.rmtree(leftover)
     new, old = (final.with_name(f".{target_name}.{state}") for state in ("new", "gone"))
     new.mkdir(parents=True)
-    url = f"{config.settings.url}test/{final.parent.name}/{target_name}/"
-    form, key = INDEXES[target.format], SigningKey(config)
-    paths = _fill_pool(new, entries, form.pool)
-    form.write_index(new, entries, paths, target, f"pkgci-test-{final.parent.name}", key)
-    form.write_client(new, url, target, key)
-    repository = Repository(
-        url=url,
-        format=target.format,
-        codename=target.codename,
-        target=target_name,
-        packages=tuple(
-            RepositoryPackage(
-                **{**package.model_dump(), "file": paths[package.file]},
-                source=entry.record.package,
-                key=entry.record.key,
-            )
-            for entry in entries
-            for package in entry.record.packages
-        ),
-        signing_key=key.export_public(),
-        expires=expires.astimezone(UTC),
-    )
-    repository.write(new / RECORD)
+    record = fill(new, url)
+    INDEXES[record.format].write_client(new, url, record.codename, record.signing_key)
+    record.write(new / RECORD)
     if final.exists():
         final.rename(old)
     new.rename(final)
     shutil.rmtree(old, ignore_errors=True)
-    return repository
+    return record
 
 
 def _fill_pool(root: Path, entries: Sequence[Entry], pool: Callable[[Entry], list[str]]) -> dict[str, str]:

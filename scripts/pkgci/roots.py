@@ -98,6 +98,12 @@ def tools_root(config: Config, name: str) -> Root:
     return _debian_root(config, name, base, _tools_command(base))
 
 
+def has_tools_root(config: Config, name: str) -> bool:
+    """Return whether the root of `tools_root` is there, and young enough."""
+    base = _debian_base(config.target(name))
+    return _existing(config.cache / "roots" / _debian_key(base, _tools_command(base)), config) is not None
+
+
 def comparison_root(config: Config, name: str) -> Root:
     """Return the root with diffoscope, for packages of the target `name`; see `tools_root`."""
     base = _debian_base(config.target(name))

@@ -25,7 +25,16 @@ from pkgci import engines
 from pkgci.artifacts import ARTIFACTS, Child, Result
 from pkgci.config import Config
 from pkgci.engines.base import BuildRef, Engine, Outcome
-from pkgci.errors import DISK, Aborted, Exit, InfrastructureError, PackageError, PkgciError, RequestError
+from pkgci.errors import (
+    DISK,
+    Aborted,
+    Exit,
+    InfrastructureError,
+    PackageError,
+    PkgciError,
+    RequestError,
+    TriedTwiceError,
+)
 from pkgci.locks import scratch
 from pkgci.text import log_plainly, spelled_out
 
@@ -277,7 +286,8 @@ def _failure(ref: BuildRef, directory: Path) -> PkgciError:
         result = Result.read(directory / "result.json")
     except InfrastructureError:
         return InfrastructureError(f"{ref} ended without a result; see its log")
-    return ERRORS.get(result.fault, InfrastructureError)(f"{ref}: {result.reason}")
+    machines = TriedTwiceError if result.tried_twice else InfrastructureError
+    return ERRORS.get(result.fault, machines)(f"{ref}: {result.reason}")
 
 
 def run(
@@ -305,7 +315,7 @@ def run(
     started, start = datetime.now(UTC), time.monotonic()
     context = StepContext(engine)
     stop = _Stop()
-    fault, emptied = None, False
+    fault, twice, emptied = None, False, False
     with _signals(stop):
         try:
             try:
@@ -319,6 +329,7 @@ def run(
         except PkgciError as error:
             reason, code = str(error), error.exit
             fault = "bug" if isinstance(error, _ChildBugError) else None
+            twice = isinstance(error, TriedTwiceError)
         except Exception as error:
             code = Exit.INFRASTRUCTURE
             if isinstance(error, OSError) and error.errno in DISK:
@@ -335,6 +346,7 @@ def run(
             started=started,
             seconds=round(time.monotonic() - start, 1),
             children=tuple(context.children),
+            tried_twice=twice,
         )
         try:
             if emptied:

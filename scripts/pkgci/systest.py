@@ -1,15 +1,16 @@
 """The system test: the packages of a build together in an environment, and scenarios against them.
 
-The operator's scenarios are pytest files of the configuration directory; they run in a process of this job, and reach the
-machine by ssh. A source package's own tests (DEB: `debian/tests`) are one scenario more, `autopkgtest`, in a restored
-machine of their own: that tool, see autopkgtest(1), reads what a package says of its tests, and so runs in the sandbox.
-Each test is an outcome; what fails is not tried again.
+The operator's scenarios (see `suite.py`) run in processes of this job, and reach the machines by ssh. A source package's own
+tests (DEB: `debian/tests`) are one scenario more, `autopkgtest`, in a restored machine of their own: that tool, see
+autopkgtest(1), reads what a package says of its tests, and so runs in the sandbox.
+Each test is an outcome; what fails is not tried again. All is run once again after one of the faults that `Fault` lists.
 """
 
 import hashlib
 import logging
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -26,50 +27,49 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from pkgci import passed, repository, runs, web
+from pkgci import guestlogs, passed, repetition, repository, runs, web
 from pkgci.artifacts import Package, Repository, RepositoryPackage, ScenarioOutcome, Systest
 from pkgci.change import Parameters
 from pkgci.command import supervised
 from pkgci.config import Config, Environment, Target
 from pkgci.engines.base import BuildRef
-from pkgci.errors import Aborted, InfrastructureError, PackageError, RequestError
-from pkgci.handover import Handover, NodeAccess, TargetUnderTest
+from pkgci.errors import Aborted, InfrastructureError, PackageError, RequestError, TriedTwiceError
+from pkgci.handover import DEFAULT_GROUP, Handover, NodeAccess, RepositoryUnderTest, TargetUnderTest
 from pkgci.lazy import Lazy
 from pkgci.locks import locked
+from pkgci.logs import LogFile
+from pkgci.poll import polled
 from pkgci.roots import tools_root
 from pkgci.sandbox import Files, contained, execute
 from pkgci.server import serve
+from pkgci.suite import Suite
 from pkgci.text import lines, printable
 from pkgci.vm import guest
 from pkgci.vm.machine import Machine
-from pkgci.vm.remote import GuestError
-from pkgci.vm.snapshot import Snapshot, keep
+from pkgci.vm.remote import Fault, FaultError, GuestError, LostError
+from pkgci.vm.snapshot import Snapshot, UnfitError, keep
 
-deb822, pytest = Lazy("debian.deb822"), Lazy("pytest")
+deb822 = Lazy("debian.deb822")
 log = logging.getLogger(__name__)
 
 INSTALL = "install"
 # the test that fails when a machine cannot be used any more
 MACHINE = "the machine"
 OWN_TESTS = "autopkgtest"
+# below the artifacts: the logs of what was run once again
+FIRST = "logs-of-the-first-attempt"
 # of the configuration directory, all that is no scenario's
 CONFIGURATION = ("config.yaml", "environments/*.yaml", "packages/*.yaml", "releases/*.yaml", "targets/*.yaml")
 OWN_TESTS_SCRIPT = Path(__file__).with_name("autopkgtest.sh")
 # the status of the guest's script
 UNREADABLE = 75
 INSTALL_SECONDS = 900
-LOG_SECONDS = 60
 LOGIN_SECONDS = 30
-RESTARTED_SECONDS = 5
+# as many as the rule of SEED allows
+SEEDS = 10**9
 FINDINGS_BYTES = 1 << 18
-LOG_BYTES = 16 << 20
 INDEX_BYTES = 64 << 20
 SOURCE_BYTES = 2 << 30
-# what the guest's package manager said, of these and of all sessions
-LOGS = {
-    "deb": ("/var/log/apt/history.log", "/var/log/apt/term.log", "/var/log/dpkg.log"),
-    "rpm": ("/var/log/dnf.log", "/var/log/dnf.rpm.log"),
-}
 # autopkgtest(1), EXIT STATUS: passed, also with tests skipped or without any; failed, or broken by the package
 PASSED, FAILED = (0, 2, 8), (4, 6, 12, 14)
 SUMMARY = re.compile(r"(\S+)\s+(PASS|FAIL|SKIP|FLAKY)\b\s*(.*)")
@@ -93,23 +93,37 @@ class _Run:
     config: Config
     target_name: str
     target: Target
+    # the environment's
+    name: str
     home: Path
     environment: Environment
-    scenarios: tuple[str, ...]
+    # those to run, in their order, with their groups: all of them, where none is named
+    scenarios: Mapping[str, tuple[str, ...]]
     snapshot: Snapshot
     records: tuple[Repository, ...]
     tested: tuple[RepositoryPackage, ...]
     artifacts: Path
+    seed: int = 0
+    # another plain machine than the latest one
+    plain: Snapshot | None = None
     # where restored machines are left, if they are to be kept
     room: Path | None = None
     kept: dict[str, str] = field(default_factory=dict)
     outcomes: list[ScenarioOutcome] = field(default_factory=list)
+    # the fault after which all was run once again
+    retried: list[str] = field(default_factory=list)
 
     @cached_property
     def own_tests_in(self) -> Snapshot:
         """What a source package's own tests are run in: the environment's machine, of several a plain one."""
         alone = len(self.environment.nodes) == 1
-        return self.snapshot if alone else guest.plain(self.config, self.target_name)
+        return self.snapshot if alone else self.plain or guest.plain(self.config, self.target_name)
+
+    @property
+    def spelled(self) -> list[str]:
+        """What the parameter SCENARIOS has to be for the same tests, word by word."""
+        pairs = [(name, group) for name, groups in self.scenarios.items() for group in groups or ("",)]
+        return [f"{name}:{group}" if group else name for name, group in pairs]
 
     def note(self, *outcomes: ScenarioOutcome) -> None:
         """Add outcomes, and say them."""
@@ -132,22 +146,26 @@ class _Run:
             place.mkdir(parents=True, exist_ok=True)
         proxy = guest.proxy(self.config, self.target, self.records)
         consoles = [place / "console.log" for place in places]
-        try:
-            with snapshot.restored(self.config, proxy, consoles) as machines:
+        with snapshot.restored(self.config, proxy, consoles) as machines:
+            try:
                 for machine in machines:
                     machine.put(guest.settings(self.target, self.records, self.tested))
-                try:
-                    yield machines
-                finally:
-                    # whoever aborts waits
-                    if not isinstance(sys.exception(), Aborted):
-                        for machine, place in zip(machines, places, strict=True):
-                            self._keep_logs(machine, place)
-                        self._keep(snapshot, name, machines)
-        finally:
-            for console in consoles:
-                if console.exists():
-                    _keep(console, console.read_bytes())
+                yield machines
+            finally:
+                # whoever aborts waits
+                aborted = isinstance(sys.exception(), Aborted)
+                logged = dict(zip(places, machines, strict=True))
+                guestlogs.fetch(self.target, logged, self.environment.logs, aborted=aborted)
+                if not aborted:
+                    self._keep(snapshot, name, machines)
+
+    def begin_again(self, reason: str) -> None:
+        """Forget what came of the first attempt, its machines too; its logs stay, in a directory of their own."""
+        self.retried.append(reason)
+        self.outcomes.clear()
+        while self.kept and self.room:
+            shutil.rmtree(self.room / self.kept.popitem()[0])
+        (self.artifacts / "logs").rename(self.artifacts / FIRST)
 
     def _keep(self, snapshot: Snapshot, name: str, machines: Sequence[Machine]) -> None:
         failed = sys.exception() is not None or any(one.result == "failed" for one in self.outcomes)
@@ -165,42 +183,27 @@ class _Run:
         else:
             self.kept[name] = snapshot.id
 
-    def _keep_logs(self, machine: Machine, logs: Path) -> None:
-        manager = {"deb": "apt.log", "rpm": "dnf.log"}[self.target.format]
-        everything = ("/run/pkgci/log", *LOGS[self.target.format])
-        with suppress(InfrastructureError):
-            try:
-                machine.run("true", timeout=LOG_SECONDS)
-            except GuestError:
-                # it may have been restarted
-                machine.connect(RESTARTED_SECONDS)
-        for name, script, arguments in (
-            ("journal.log", 'journalctl --no-pager -o short-precise | tail -c "$1"', ()),
-            (manager, 'size=$1; shift; tail -c "$size" "$@" 2>/dev/null || true', everything),
-        ):
-            try:
-                size = str(LOG_BYTES // max(1, len(arguments)))
-                said = machine.run(script, size, *arguments, timeout=LOG_SECONDS, limit=2 * LOG_BYTES).output
-            except GuestError as error:
-                said = f"the log is lost: {error}\n".encode()
-            _keep(logs / name, said)
-
 
 def prepare_environment(config: Config, name: str) -> str:
     """Make the snapshots of an environment, for all targets that releases use it for, where needed.
 
+    They are needed also where the content of what it polls has changed since.
+
     Returns:
-        Which snapshots are there now, in a few words.
+        Which snapshots are there now, in a few words; or that another process makes them.
 
     Raises:
         RequestError: the environment is unknown.
         InfrastructureError: one cannot be made; the former one stays as it was.
     """
-    config.environment(name)
+    home, described = config.environment(name)
     targets = [target for target in config.names("targets") if name in _environments(config, target)]
     if not targets:
         raise RequestError(f"no release uses environment {name}; `environment` in a release names it")
-    made = [guest.environment(config, name, target, renew=True) for target in targets]
+    with polled(config, name, home, described.poll) as changed:
+        if changed is None:
+            return "another build is at it, and this one left it to that one"
+        made = [guest.environment(config, name, target, renew=True, anew=changed) for target in targets]
     return ", ".join(f"{one.id} of {one.manifest.created:%Y-%m-%d %H:%M}" for one in made)
 
 
@@ -231,8 +234,8 @@ def systest(
     Args:
         config: the configuration.
         target_name: the target.
-        parameters: REPOSITORIES, and where given BUILD_KEY, ENVIRONMENT, SCENARIOS, ZUUL_BRANCH; AGAIN and PARENT say
-            whether it is run in any case.
+        parameters: REPOSITORIES, and where given BUILD_KEY, ENVIRONMENT, SCENARIOS, SEED, SNAPSHOTS with REBUILD_SNAPSHOT,
+            ZUUL_BRANCH; AGAIN and PARENT say whether it is run in any case.
         artifacts: an existing directory.
         own: the build that this is, by which a person finds its machines again; without it none are kept.
 
@@ -242,18 +245,22 @@ def systest(
     Raises:
         PackageError: a test fails; the records are written, as they are after every error that ends the tests.
         RequestError: a parameter is wrong, or a scenario cannot be run.
-        InfrastructureError: the machines are at fault.
+        InfrastructureError: the machines are at fault; `guest.OutdatedError` if they have to be prepared anew.
     """
     target = config.target(target_name)
     name, home, environment = _environment(config, target_name, parameters)
     scenarios = _scenarios(name, environment, target, parameters.get("SCENARIOS").split())
     _check_scenarios(name, home, environment, scenarios)
+    guest.check_qemu(config, name, target_name)
     with serve(config):
         records = repository.read(config, target_name, parameters.repositories(config))
         tested = tuple(repository.under_test(records, parameters.get("BUILD_KEY")))
-        snapshot = guest.environment(config, name, target_name)
+        snapshot, plain = _snapshots(config, name, target_name, environment, parameters)
         log.info("environment %s: snapshot %s of %s", name, snapshot.id, f"{snapshot.manifest.created:%Y-%m-%d %H:%M}")
-        run = _Run(config, target_name, target, home, environment, scenarios, snapshot, records, tested, artifacts)
+        run = _Run(
+            config, target_name, target, name, home, environment, scenarios, snapshot, records, tested, artifacts
+        )
+        run = replace(run, seed=int(parameters.get("SEED") or secrets.randbelow(SEEDS)), plain=plain)
         # what belongs to this run also when the tests ran in another one
         now = {
             "repositories": tuple(record.url + repository.RECORD for record in records),
@@ -265,15 +272,40 @@ def systest(
                 config,
                 artifacts / "systest.json",
                 Systest,
-                lambda: _decisive(run),
-                lambda: _keeping(run, name, now, own),
+                # a seed that nobody chose decides nothing
+                lambda: [*_decisive(run), parameters.get("SEED"), parameters.get("SNAPSHOTS")],
+                lambda: _keeping(run, now, own),
                 repeat=parameters.repeat,
                 **now,
             )
 
 
+def _snapshots(
+    config: Config, name: str, target_name: str, environment: Environment, parameters: Parameters
+) -> tuple[Snapshot, Snapshot | None]:
+    """Return the environment's snapshot, and the plain machine's where SNAPSHOTS names one."""
+    names, wanted = (f"{name}@{target_name}", target_name), parameters.get("SNAPSHOTS").split()
+    try:
+        if wanted:
+            own = repetition.named(config, wanted[0], names, len(environment.nodes))
+            return own, repetition.named(config, wanted[1], names[1:], 1) if wanted[1:] else None
+    except (RequestError, UnfitError) as error:
+        if parameters.get("REBUILD_SNAPSHOT") != "true":
+            raise
+        log.info("another snapshot is used: %s", error)
+    return guest.environment(config, name, target_name), None
+
+
 def _decisive(run: _Run) -> list:
-    """Return all that decides the result, as of JSON."""
+    """Return all that decides the result, as of JSON.
+
+    Raises:
+        InfrastructureError: what a suite is, that lies elsewhere, cannot be told.
+    """
+    for scenario in map(run.environment.scenarios.get, run.scenarios):
+        program = scenario.command[0] if scenario and scenario.command else None
+        if program and not ("/" in program and (run.home / program).resolve().is_relative_to(run.home.resolve())):
+            raise InfrastructureError(f"{program} is not in the configuration directory")
     environment = run.environment.model_dump(mode="json")
     own = []
     if OWN_TESTS in run.scenarios:
@@ -285,7 +317,7 @@ def _decisive(run: _Run) -> list:
     return [*machine, environment, run.scenarios, scenarios, own, repository.decisive(run.records, run.tested)]
 
 
-def _keeping(run: _Run, name: str, now: Mapping[str, Any], own: BuildRef | None) -> Systest:
+def _keeping(run: _Run, now: Mapping[str, Any], own: BuildRef | None) -> Systest:
     """Run all scenarios, and keep the machines, for `pkgci debug`, if `own` is given.
 
     Raises:
@@ -293,14 +325,14 @@ def _keeping(run: _Run, name: str, now: Mapping[str, Any], own: BuildRef | None)
     """
     settings = run.config.settings
     if own is None or settings.keep_runs == "none":
-        return _run_scenarios(run, name, now)
+        return _run_scenarios(run, now)
     kept = runs.runs(run.config)
     with kept.room(datetime.now(UTC)) as room:
         # what is too old has gone by now
         runs.check_space(run.config, run.snapshot.manifest)
         passed = False
         try:
-            made = _run_scenarios(replace(run, room=room), name, now)
+            made = _run_scenarios(replace(run, room=room), now)
             passed = True
         finally:
             if run.kept:
@@ -311,7 +343,7 @@ def _keeping(run: _Run, name: str, now: Mapping[str, Any], own: BuildRef | None)
                     parent=now["parameters"].get("PARENT", ""),
                     target=run.target_name,
                     ended=ended,
-                    environment=name,
+                    environment=run.name,
                     passed=passed,
                     sets=run.kept,
                 )
@@ -325,23 +357,39 @@ def _keeping(run: _Run, name: str, now: Mapping[str, Any], own: BuildRef | None)
         return made
 
 
-def _run_scenarios(run: _Run, name: str, now: Mapping[str, Any]) -> Systest:
-    """Run all scenarios in the environment `name`, and write the records however that ends."""
+def _run_scenarios(run: _Run, now: Mapping[str, Any]) -> Systest:
+    """Run all scenarios, once again after a listed fault, and write the records however that ends."""
     try:
-        if set(run.scenarios) != {OWN_TESTS}:
-            _operators_scenarios(run)
-        if OWN_TESTS in run.scenarios:
-            for record in run.records:
-                for source in dict.fromkeys(package.source for package in run.tested if package in record.packages):
-                    _own_tests(run, record, source)
+        fault = None
+        try:
+            _run_all(run)
+        except FaultError as error:
+            fault = error
+        # not while the first error is handled: what is kept of machines depends on whether there is one
+        if fault:
+            log.warning("all is run once again, in machines restored anew: %s", fault)
+            run.begin_again(str(fault))
+            try:
+                _run_all(run)
+            except FaultError as second:
+                raise TriedTwiceError(f"{second}; the first attempt had ended with: {fault}") from second
     finally:
+        # a plain machine that was not needed is not made for the record
+        snapshots = [run.snapshot, *filter(None, [vars(run).get("own_tests_in")])]
         record = Systest(
             target=run.target_name,
-            environment=name,
+            environment=run.name,
             snapshot=run.snapshot.id,
             packages=tuple(Package(**package.model_dump(include=set(Package.model_fields))) for package in run.tested),
             outcomes=tuple(run.outcomes),
             notice=run.target.notice,
+            retried=run.retried[0] if run.retried else "",
+            seed=run.seed,
+            snapshots=tuple(dict.fromkeys(repetition.use(one, run.artifacts) for one in snapshots)),
+            scenarios=repetition.digests(run.home, run.environment, run.spelled),
+            commit=repetition.commit(run.home),
+            described=repetition.described(run.environment),
+            tools=repetition.tools(),
             **now,
         )
         record.write(run.artifacts / "systest.json")
@@ -355,11 +403,21 @@ def _run_scenarios(run: _Run, name: str, now: Mapping[str, Any]) -> Systest:
     return record
 
 
+def _run_all(run: _Run) -> None:
+    if set(run.scenarios) != {OWN_TESTS}:
+        _operators_scenarios(run)
+    if OWN_TESTS in run.scenarios:
+        for record in run.records:
+            for source in dict.fromkeys(package.source for package in run.tested if package in record.packages):
+                _own_tests(run, record, source)
+
+
 def summary(record: Systest) -> str:
     """Return in a few words what was tested."""
     passed = sum(outcome.result == "passed" for outcome in record.outcomes)
     skipped = len(record.outcomes) - passed
-    return f"{passed} tests passed in environment {record.environment}" + (f", {skipped} skipped" if skipped else "")
+    said = f"{passed} tests passed in environment {record.environment}" + (f", {skipped} skipped" if skipped else "")
+    return f"{said}; the second time, after: {record.retried}" if record.retried else said
 
 
 def _environment(config: Config, target_name: str, parameters: Parameters) -> tuple[str, Path, Environment]:
@@ -377,22 +435,48 @@ def _environment(config: Config, target_name: str, parameters: Parameters) -> tu
     return name, home, environment
 
 
-def _scenarios(name: str, environment: Environment, target: Target, wanted: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the scenarios to run, in the environment's order."""
+def _scenarios(
+    name: str, environment: Environment, target: Target, wanted: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """Return the scenarios to run, in the environment's order, each with the groups of it; all if there is none.
+
+    Args:
+        name: the environment's.
+        environment: the environment.
+        target: the target.
+        wanted: `NAME` for all of a scenario, `NAME:GROUP` for a group of it; empty for the default group of each.
+    """
     known = [*environment.scenarios, *([OWN_TESTS] if target.format == "deb" else [])]
-    unknown = [scenario for scenario in wanted if scenario not in known]
-    if unknown:
-        raise RequestError(
-            f"parameter SCENARIOS: {unknown[0]!r} is not in environment {name}, which has: {', '.join(known)}"
-        )
-    return tuple(scenario for scenario in known if not wanted or scenario in wanted)
-
-
-def _check_scenarios(name: str, home: Path, environment: Environment, scenarios: Sequence[str]) -> None:
-    for scenario in scenarios:
-        if scenario != OWN_TESTS and not (home / environment.scenarios[scenario]).exists():
+    chosen: dict[str, tuple[str, ...]] = {}
+    for word in wanted:
+        scenario, _, group = word.partition(":")
+        if scenario not in known:
             raise RequestError(
-                f"{home}/environments/{name}.yaml: scenario {scenario}: {home / environment.scenarios[scenario]} does not exist"
+                f"parameter SCENARIOS: {scenario!r} is not in environment {name}, which has: {', '.join(known)}"
+            )
+        described = environment.scenarios.get(scenario)
+        if group and (described is None or (described.command and group not in described.groups)):
+            has = ", ".join(described.groups) if described else ""
+            raise RequestError(f"parameter SCENARIOS: scenario {scenario} has no group {group!r}, but: {has or 'none'}")
+        whole = not group or chosen.get(scenario) == ()
+        chosen[scenario] = () if whole else tuple(dict.fromkeys((*chosen.get(scenario, ()), group)))
+    if wanted:
+        return {scenario: chosen[scenario] for scenario in known if scenario in chosen}
+    # a suite without groups, or a package's own tests, have no other than this one
+    described = {scenario: environment.scenarios.get(scenario) for scenario in known}
+    return {
+        scenario: (DEFAULT_GROUP,) if one and (one.path or one.groups) else ()
+        for scenario, one in described.items()
+        if not (one and one.groups and DEFAULT_GROUP not in one.groups)
+    }
+
+
+def _check_scenarios(name: str, home: Path, environment: Environment, scenarios: Iterable[str]) -> None:
+    for scenario in scenarios:
+        described = environment.scenarios.get(scenario)
+        if described and described.path and not (home / described.path).exists():
+            raise RequestError(
+                f"{home}/environments/{name}.yaml: scenario {scenario}: {home / described.path} does not exist"
             )
 
 
@@ -404,16 +488,25 @@ def _operators_scenarios(run: _Run) -> None:
         installed = _install_everywhere(run, machines)
         if installed is None:
             return
-        with _handover(run, machines, installed) as directory:
-            for scenario in (name for name in run.scenarios if name != OWN_TESTS):
-                outcomes = _scenario(run, scenario, directory)
+        with _handed_over(run, machines, installed) as suite:
+            for scenario, groups in run.scenarios.items():
+                if scenario == OWN_TESTS:
+                    continue
+                outcomes, broken = [], None
+                try:
+                    outcomes = suite.run(scenario, run.environment.scenarios[scenario], groups)
+                except InfrastructureError as error:
+                    broken = error
                 run.note(*outcomes)
-                if any(outcome.result == "failed" for outcome in outcomes):
+                if broken or any(outcome.result == "failed" for outcome in outcomes):
                     for name, machine in machines.items():
                         reason = _why_unusable(machine)
                         if reason:
-                            run.note(_gone(scenario, name if len(names) > 1 else "", reason, f"logs/{scenario}.log"))
+                            said = outcomes[-1].log if outcomes else None
+                            run.note(_gone(scenario, name if len(names) > 1 else "", reason, said))
                             return
+                if broken:
+                    raise broken
 
 
 def _install_everywhere(run: _Run, machines: Mapping[str, Machine]) -> tuple[RepositoryPackage, ...] | None:
@@ -425,15 +518,13 @@ def _install_everywhere(run: _Run, machines: Mapping[str, Machine]) -> tuple[Rep
     file = {"deb": "apt.log", "rpm": "dnf.log"}[run.target.format]
     missing: dict[str, str] = {}
     whole = True
-    with ThreadPoolExecutor(len(machines)) as threads:
-        try:
-            ends = {name: threads.submit(_timed_install, run, machine) for name, machine in machines.items()}
-            wait(ends.values())
-        except Aborted:
-            # nobody waits for what they do
-            for machine in machines.values():
-                machine.kill()
-            raise
+    threads = ThreadPoolExecutor(len(machines))
+    try:
+        ends = {name: threads.submit(_timed_install, run, machine) for name, machine in machines.items()}
+        wait(ends.values())
+    finally:
+        # who aborts does not wait for what they do: it ends with the machines
+        threads.shutdown(wait=False)
     for name, end in ends.items():
         seconds, apart, wrong = end.result()
         on = f" on {name}" if len(machines) > 1 else ""
@@ -467,12 +558,16 @@ def _install(run: _Run, machine: Machine, action: str) -> tuple[dict[str, str], 
         Those left out since they exclude others, with the reason, and what went wrong.
 
     Raises:
+        FaultError: the connection to it was cut.
         InfrastructureError: the machine cannot read the repositories.
     """
+    begun = time.monotonic()
     words = [word for package in run.tested for word in (package.name, package.version, package.architecture)]
     try:
         done = machine.run(guest.script(run.target), action, *words, timeout=INSTALL_SECONDS, limit=FINDINGS_BYTES)
     except GuestError as error:
+        if isinstance(error, LostError) and _why_unusable(machine) is None and machine.up_since(begun):
+            raise FaultError(Fault.CUT, f"while the packages were installed: {error}") from error
         return {}, [f"while the packages were installed: {error}"]
     if done.status == UNREADABLE:
         raise InfrastructureError("cannot read the repositories in the machine; logs/ has what it said")
@@ -489,15 +584,30 @@ def _install(run: _Run, machine: Machine, action: str) -> tuple[dict[str, str], 
 
 
 @contextmanager
-def _handover(run: _Run, machines: Mapping[str, Machine], installed: tuple[RepositoryPackage, ...]) -> Iterator[Path]:
-    """Yield a directory that is nobody else's, with what scenarios need to reach the machines."""
+def _handed_over(
+    run: _Run, machines: Mapping[str, Machine], installed: tuple[RepositoryPackage, ...]
+) -> Iterator[Suite]:
+    """Yield what runs scenarios, with a directory that is nobody else's, where they find out how to reach the machines."""
+    addresses = run.environment.addresses()
     handover = Handover(
+        environment=run.name,
+        snapshot=run.snapshot.id,
         target=TargetUnderTest(name=run.target_name, format=run.target.format),
-        repositories=tuple(record.url for record in run.records),
+        repositories=tuple(
+            RepositoryUnderTest(
+                name=f"pkgci-{number}", **record.model_dump(include=set(RepositoryUnderTest.model_fields) - {"name"})
+            )
+            for number, record in enumerate(run.records)
+        ),
         packages=installed,
+        seed=run.seed,
         nodes={
             name: NodeAccess(
-                port=machine.port(), identity=str(machine.access.identity), host_key=machine.access.host_key
+                port=machine.port(),
+                identity=str(machine.access.identity),
+                host_key=machine.access.host_key,
+                role=run.environment.nodes[name].role,
+                addresses={network: own.partition("/")[0] for network, own in addresses[name].items()},
             )
             for name, machine in machines.items()
         },
@@ -505,89 +615,7 @@ def _handover(run: _Run, machines: Mapping[str, Machine], installed: tuple[Repos
     with tempfile.TemporaryDirectory(prefix="pkgci-") as directory:
         (Path(directory) / "handover.json").touch(0o600)
         (Path(directory) / "handover.json").write_text(handover.model_dump_json(by_alias=True))
-        yield Path(directory)
-
-
-def _scenario(run: _Run, scenario: str, directory: Path) -> list[ScenarioOutcome]:
-    """Run one scenario by pytest, to its end or its time limit.
-
-    Raises:
-        RequestError: it cannot be run: pytest finds no test, or cannot read one.
-    """
-    path = run.home / run.environment.scenarios[scenario]
-    result, said = directory / f"{scenario}.xml", directory / f"{scenario}.log"
-    command = [sys.executable, "-m", "pytest", "-p", "pkgci.scenario", f"--pkgci={directory / 'handover.json'}"]
-    command += ["-c", os.devnull, f"--rootdir={run.home}", "-p", "no:cacheprovider", "--color=no", "-v"]
-    command += [f"--junitxml={result}", f"--basetemp={directory / scenario}", "-o", "log_cli=true"]
-    command += ["-o", "log_cli_level=INFO", "-o", "log_cli_format=%(message)s", str(path)]
-    log.info("scenario %s: %s", scenario, path)
-    started = time.monotonic()
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment["PYTHONDONTWRITEBYTECODE"] = "1"
-    status = _wait(command, run.home, environment, said, run.environment.scenario_seconds)
-    seconds = round(time.monotonic() - started, 1)
-    log_name = f"logs/{scenario}.log"
-    _keep(run.artifacts / log_name, said.read_bytes())
-    if status is None:
-        message = f"no end after {run.environment.scenario_seconds} s, its time limit; killed"
-        return [
-            ScenarioOutcome(
-                scenario=scenario, test=path.name, result="failed", seconds=seconds, message=message, log=log_name
-            )
-        ]
-    if status == pytest.ExitCode.NO_TESTS_COLLECTED:
-        raise RequestError(f"scenario {scenario}: {path} has no test")
-    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        # the lines that pytest marks say what is wrong in a file
-        marked = [line[1:].strip() for line in said.read_text(errors="replace").splitlines() if line.startswith("E  ")]
-        reason = printable(marked[-1]) if marked else f"pytest ended with status {status}; see {log_name}"
-        raise RequestError(f"scenario {scenario}: {path} cannot be run: {reason}")
-    cases = ET.parse(result).iter("testcase")  # noqa: S314 - pytest wrote it
-    return [_outcome(scenario, case, log_name, several=path.is_dir()) for case in cases]
-
-
-def _wait(command: Sequence[str], cwd: Path, environment: Mapping[str, str], said: Path, seconds: int) -> int | None:
-    """Run a command in `cwd`, its output to the file `said`; return its status, or None when it has not ended in time.
-
-    However it ends, nothing that it started in its session stays.
-    """
-    with said.open("wb") as stream:
-        process = subprocess.Popen(
-            supervised(command),
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            cwd=cwd,
-            env=environment,
-            start_new_session=True,
-        )
-    try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return None
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _outcome(scenario: str, case: ET.Element, log_name: str, several: bool) -> ScenarioOutcome:
-    """Return the outcome of a test case of pytest's JUnit XML; with `several` files its name begins with the file's."""
-    name = case.get("name", "")
-    test = f"{case.get('classname', '').rpartition('.')[2]}: {name}" if several else name
-    result, message = "passed", ""
-    for tag, meaning in (("skipped", "skipped"), ("failure", "failed"), ("error", "failed")):
-        for found in case.findall(tag):
-            result, message = meaning, found.get("message", "").partition("\n")[0]
-    seconds = round(float(case.get("time", 0)), 1)
-    return ScenarioOutcome(
-        scenario=scenario,
-        test=printable(test),
-        result=result,
-        seconds=seconds,
-        message=printable(message),
-        log=log_name,
-    )
+        yield Suite(run.home, Path(directory), run.artifacts, handover, run.environment.scenario_seconds)
 
 
 def _why_unusable(machine: Machine) -> str | None:
@@ -603,7 +631,7 @@ def _why_unusable(machine: Machine) -> str | None:
     return None
 
 
-def _gone(scenario: str, node: str, reason: str, log_name: str) -> ScenarioOutcome:
+def _gone(scenario: str, node: str, reason: str, log_name: str | None) -> ScenarioOutcome:
     message = f"{node or 'it'} cannot be used after the packages were installed and tests ran: {reason}"
     return ScenarioOutcome(
         scenario=scenario, test=MACHINE, result="failed", seconds=0, message=printable(message), log=log_name
@@ -667,11 +695,11 @@ def _autopkgtest(
     files.add("/root/identity", access.identity.read_bytes(), 0o600)
     limits = run.config.settings.limits.model_copy(update={"seconds": run.environment.scenario_seconds})
     with tempfile.TemporaryDirectory(prefix="pkgci-") as scratch:
-        output, said = Path(scratch, "out"), Path(scratch, "log")
+        output, said = Path(scratch, "out"), run.artifacts / log_name
         output.mkdir()
         status, error = None, ""
         try:
-            with said.open("wb") as stream, _relay(machine.port(), Path(scratch)) as socket:
+            with LogFile(said, stamped=True) as stream, _relay(machine.port(), Path(scratch)) as socket:
                 status = execute(
                     tools_root(run.config, run.target_name).path,
                     OWN_TESTS_SCRIPT.read_text(),
@@ -684,8 +712,6 @@ def _autopkgtest(
                 ).status
         except PackageError as ended:
             error = str(ended)
-        finally:
-            _keep(run.artifacts / log_name, said.read_bytes())
         summary = output / "summary"
         text = lines(summary.read_bytes()[:FINDINGS_BYTES]) if summary.exists() else ""
         last = said.read_bytes()[-FINDINGS_BYTES:].decode(errors="replace")
@@ -772,15 +798,6 @@ def _source_files(record: Repository, stanza: "deb822.Sources") -> Iterator[tupl
         if hashlib.sha256(content).hexdigest() != file["sha256"]:
             raise InfrastructureError(f"{record.url}{path} is not what the index says; retry later")
         yield file["name"], content
-
-
-def _keep(path: Path, said: bytes) -> None:
-    """Keep a log, of a very long one its beginning and its end."""
-    if len(said) > LOG_BYTES:
-        half = LOG_BYTES // 2
-        said = b"%b\n[%d bytes are left out]\n%b" % (said[:half], len(said) - 2 * half, said[-half:])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(lines(said))
 
 
 def _line(outcome: ScenarioOutcome) -> str:

@@ -1,7 +1,10 @@
 """How this program itself reads over HTTP: bounded, with errors of one line, past proxies for this very host."""
 
+import hashlib
 import re
+from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from pkgci.command import run
@@ -46,7 +49,35 @@ def read(url: str, *, upstream: bool, largest: int) -> bytes:
         NotFoundError: it does not exist.
         InfrastructureError: it cannot be read.
     """
-    content = bytearray()
+    return b"".join(_blocks(url, upstream=upstream, largest=largest))
+
+
+def fetch(url: str, path: Path, *, size: int, sha256: str) -> None:
+    """Write what is at `url`, which is no upstream's, to the new file `path`.
+
+    Args:
+        url: what to read.
+        path: the file.
+        size: bytes that it must have.
+        sha256: its checksum, in hexadecimal digits.
+
+    Raises:
+        NotFoundError: it does not exist.
+        InfrastructureError: it cannot be read, or is something else.
+    """
+    digest, length = hashlib.sha256(), 0
+    with path.open("xb") as stream:
+        for block in _blocks(url, upstream=False, largest=size):
+            stream.write(block)
+            digest.update(block)
+            length += len(block)
+    if (length, digest.hexdigest()) != (size, sha256):
+        raise InfrastructureError(f"{url} is not what its index says: another size or checksum")
+
+
+def _blocks(url: str, *, upstream: bool, largest: int) -> Iterator[bytes]:
+    """Yield what is at `url`; the arguments and errors are those of `read`."""
+    length = 0
     try:
         with (
             session(url, upstream=upstream) as made,
@@ -57,12 +88,12 @@ def read(url: str, *, upstream: bool, largest: int) -> bytes:
             if answer.status_code != requests.codes.ok:
                 raise InfrastructureError(f"cannot read {url}: HTTP status {answer.status_code}")
             for block in answer.iter_content(1 << 16):
-                content += block
-                if len(content) > largest:
+                length += len(block)
+                if length > largest:
                     raise InfrastructureError(f"cannot read {url}: it has more than {largest} bytes")
+                yield block
     except requests.RequestException as error:
         raise InfrastructureError(f"cannot read {url}: {reason(error)}") from error
-    return bytes(content)
 
 
 def reason(error: BaseException) -> str:

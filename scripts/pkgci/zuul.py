@@ -137,9 +137,13 @@ class Request(_Variables):
 
 
 class Answer(BaseModel):
-    """What the playbook gets. `returned` is for `zuul_return`; `exit` is an exit code, `reason` one line."""
+    """What the playbook gets. `returned` is for `zuul_return`; `exit` is an exit code, `reason` one line.
+
+    Zuul tries again after an infrastructure fault, but for one that was `tried_twice`.
+    """
 
     exit: int
+    tried_twice: bool = False
     reason: str
     returned: dict = Field(default_factory=dict)
 
@@ -283,7 +287,8 @@ def _answer(config: Config, job: Job, build: BuildInfo, urls: Urls, code: int, a
         "warnings": [printable(f"{job.job}: {line}") for line in lines],
         "file_comments": comments(config, job, artifacts),
     }
-    return Answer(exit=code, reason=printable(f"{job.job}: {reason}"), returned={"zuul": about})
+    said = printable(f"{job.job}: {reason}")
+    return Answer(exit=code, tried_twice=result.tried_twice, reason=said, returned={"zuul": about})
 
 
 def comments(config: Config, job: Job, artifacts: Path) -> dict[str, list[dict]]:

@@ -1,6 +1,7 @@
 """Test repositories as apt and dnf themselves see them, from tiny real packages; publication and cleaning of them."""
 
 import gzip
+import hashlib
 import multiprocessing
 import os
 import shutil
@@ -18,11 +19,11 @@ import pytest
 import trees
 from clients import Apt, dnf, run
 
-from pkgci import repository, server
+from pkgci import copied, repository, server
 from pkgci.artifacts import Package, Repository
 from pkgci.change import Change, QueueItem
 from pkgci.config import Config
-from pkgci.errors import PackageError, RequestError
+from pkgci.errors import InfrastructureError, PackageError, RequestError
 from pkgci.formats import apt as apt_indexes
 from pkgci.keys import SigningKey
 from pkgci.locks import locked
@@ -489,3 +490,141 @@ def test_a_build_that_is_not_in_the_store_or_for_another_target_cannot_be_publis
         publish(config, rpm.record.target, change, "0" * 64, "run-7", tmp_path)
     with pytest.raises(RequestError, match="is for debianrpm-amd64, not for bookworm-amd64"):
         publish(config, "bookworm-amd64", change, rpm.record.key, "run-7", tmp_path)
+
+
+@pytest.fixture
+def second(config: Config, tmp_path: Path) -> Config:
+    """Another installation, with a key, a port and data of its own."""
+    place = tmp_path / "second"
+    shutil.copytree(config.directory, place)
+    url, data = f"http://127.0.0.1:{trees.free_port()}/", tmp_path / "seconddata"
+    (place / "config.yaml").write_text(f"url: {url}\npaths: {{data: {data}, cache: {config.cache}}}\n")
+    return Config(place)
+
+
+def copy(config: Config, second: Config, made: Repository) -> tuple[Repository, Path]:
+    """Copy a repository of one installation to the other; return its record and its place there."""
+    with server.serve(config):
+        record = copied.copy(second, made.target, f"{made.url}repository.json", NOW + timedelta(days=3))
+    return record, second.data / "repositories" / record.url.removeprefix(second.settings.url)
+
+
+def content(root: Path) -> dict[str, bytes]:
+    paths = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    return {str(path): (root / path).read_bytes() for path in paths if path.name not in ("repository.json", "key.asc")}
+
+
+def test_apt_takes_package_and_source_from_a_copy_when_the_original_is_gone(config, deb, second, tmp_path):
+    made, root = written(config, deb)
+    record, place = copy(config, second, made)
+    assert record == made.model_copy(update={"url": record.url, "expires": record.expires})
+    assert record.expires == NOW + timedelta(days=3)
+    before, after = content(root), content(place)
+    # where it is, is said in one file only
+    assert {name for name in before | after if before.get(name) != after.get(name)} == {"pkgci.sources"}
+    shutil.rmtree(root)
+    apt = Apt(tmp_path / "apt", (place / "pkgci.sources").read_text())
+    with server.serve(second):
+        apt("update", "-o", "APT::Update::Error-Mode=any")
+        apt("download", "hello=1:2.0~rc1+b")
+        apt("source", "--download-only", "hello")
+    # who asks again has it for as long from then on
+    again, _ = copy(config, second, made)
+    assert again == record
+
+
+def test_dnf_takes_a_package_from_a_copy(config, rpm, second, tmp_path):
+    made, root = written(config, rpm)
+    record, place = copy(config, second, made)
+    assert {name for name in content(root) if content(root)[name] != content(place).get(name)} == {"pkgci.repo"}
+    shutil.rmtree(root)
+    with server.serve(second):
+        repo = (place / "pkgci.repo").read_text()
+        dnf(tmp_path / "dnf", repo, "install", "--downloadonly", f"--downloaddir={tmp_path}", "hello-1:2.0~rc1-1")
+    assert describe(tmp_path / "hello-2.0~rc1-1.noarch.rpm").sha256 == record.packages[0].sha256
+
+
+def test_a_copy_that_nothing_refers_to_any_more_is_cleaned_like_any_other(config, rpm, second):
+    _, place = copy(config, second, written(config, rpm)[0])
+    assert list(repository.expired(second, NOW + timedelta(days=2))) == []
+    assert list(repository.expired(second, NOW + timedelta(days=4))) == [place]
+
+
+def _release(root: Path, config: Config, change: Callable[[str], str]) -> None:
+    """Change a Release file, and sign it as its owner would."""
+    place, key = root / "dists" / "bookworm", SigningKey(config)
+    text = change((place / "Release").read_text()).encode()
+    (place / "Release").write_bytes(text)
+    (place / "InRelease").write_bytes(key.clearsign(text))
+    (place / "Release.gpg").write_bytes(key.detach_sign(text))
+
+
+def _packages(root: Path, config: Config, change: Callable[[str], str]) -> None:
+    """Change the index of packages, and sign it as its owner would."""
+    path = root / "dists" / "bookworm" / "main" / "binary-amd64" / "Packages"
+    former, new = path.read_bytes(), change(path.read_text()).encode()
+    path.unlink()
+    path.write_bytes(new)
+    digest = hashlib.sha256(new).hexdigest()
+    (path.parent / "by-hash" / "SHA256" / digest).write_bytes(new)
+    old = f" {hashlib.sha256(former).hexdigest()} {len(former)} "
+    _release(root, config, lambda text: text.replace(old, f" {digest} {len(new)} "))
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda root, _: (root / "dists/bookworm/Release").write_text("other"), "gpgv .*: status"),
+        (lambda root, config: _release(root, _other(config, root.parent), str), "gpgv .*: status"),
+        (
+            lambda root, config: _release(root, config, lambda text: text.replace(" main/binary", " ../../../etc")),
+            "its index names a file 'dists/bookworm/../../../etc",
+        ),
+        (lambda root, config: _release(root, config, lambda _: "Origin: other\n"), "can be read: KeyError: 'SHA256'$"),
+        (
+            lambda root, config: _packages(root, config, lambda text: text.replace("\nSize: ", "\nSize: x")),
+            "can be read: ValueError: invalid literal",
+        ),
+        (
+            lambda root, config: _packages(root, config, lambda text: text.replace("pool/hello/", "/etc/cron.d/")),
+            "its index does not have pool/hello/hello_",
+        ),
+        (
+            lambda root, config: _packages(
+                root, config, lambda text: f"{text}\nFilename: pool/../x\nSize: 1\nSHA256: 0\n"
+            ),
+            "its index names a file 'pool/../x'",
+        ),
+        (
+            lambda root, config: _packages(
+                root, config, lambda text: f"{text}\nFilename: pool/x\nSize: {1 << 60}\nSHA256: 0\n"
+            ),
+            "is larger than what is copied",
+        ),
+        (
+            lambda root, config: _packages(
+                root, config, lambda text: f"{text}\nFilename: pool/x\nSize: -1\nSHA256: 0\n"
+            ),
+            "its index names a file 'pool/x'",
+        ),
+        (lambda root, _: next(root.glob("pool/hello/*.deb")).write_bytes(b"other"), "another size or checksum"),
+        (lambda root, _: next(root.glob("pool/hello/*.deb")).unlink(), "there is nothing at .*: HTTP status 404"),
+    ],
+)
+def test_a_repository_that_is_not_what_was_signed_or_leads_elsewhere_is_not_copied(config, deb, second, harm, said):
+    made, root = written(config, deb)
+    for path in root.rglob("*"):
+        # of the store, too
+        if path.is_file():
+            path.write_bytes(_cut_loose(path))
+    harm(root, config)
+    with pytest.raises(InfrastructureError, match=said) as caught:
+        copy(config, second, made)
+    assert "\n" not in str(caught.value)
+    assert not list((second.data / "repositories").glob("test/*/[!.]*"))
+
+
+def _cut_loose(path: Path) -> bytes:
+    kept = path.read_bytes()
+    path.unlink()
+    return kept

@@ -4,8 +4,10 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -16,22 +18,25 @@ import pytest
 import trees
 
 from pkgci import runs as kept_runs
+from pkgci import systest as job
 from pkgci.artifacts import Result, ScenarioOutcome, Systest
 from pkgci.change import Parameters
 from pkgci.compile import compile
 from pkgci.config import EMBEDDED, Config
 from pkgci.engines.base import BuildRef
 from pkgci.engines.local import LocalEngine
-from pkgci.errors import InfrastructureError, PackageError, RequestError
+from pkgci.errors import InfrastructureError, PackageError, RequestError, TriedTwiceError
 from pkgci.publish import publish
 from pkgci.systest import systest
+from pkgci.vm.remote import Fault
 
 DEB, RPM = "bookworm-amd64", "debianrpm-amd64"
 OWN = BuildRef("compile-by-hand", 1)
 WAIT = "waits-until-it-is-aborted"
 
 ENVIRONMENT = """
-nodes: {lab: {}}
+nodes: {lab: {role: master}}
+logs: [/srv/product/*.log]
 scenarios:
   package: scenarios/test_package.py
   all: scenarios/all
@@ -42,6 +47,14 @@ scenarios:
   marking: scenarios/marking.py
   crooked: scenarios/crooked.py
   empty: scenarios/empty.py
+  planned: {path: scenarios/planned.py, test_seconds: 60}
+  faulty: scenarios/faulty.py
+  suite:
+    command: [suites/run.sh, "{{ group }}", "{{ junit }}"]
+    groups: [bvt, ha]
+    environment:
+      MASTER: "{{ master.host }} {{ master.port }} {{ master.identity }} {{ known_hosts }}"
+      PACKAGES: "{% for one in packages %}{{ one.name }}={{ one.version }}{{ ' ' if not loop.last }}{% endfor %}"
 scenario_seconds: 600
 """
 VERSIONS = """
@@ -88,9 +101,55 @@ def test_mark(node):
     node.run("echo mark >/root/mark; systemd-run -q --unit=mark sleep 1000")
     assert not "as it has to fail"
 """,
+    "planned.py": """
+import socket
+import time
+
+import pytest
+
+def test_of_another_group():
+    assert not "as it is not run"
+
+@pytest.mark.group("ha")
+@pytest.mark.timeout(2)
+def test_too_long(master):
+    master.run("mkdir /srv/product; echo an error of it >/srv/product/a.log; sleep 100")
+
+@pytest.mark.group("ha", "slow")
+def test_environment(env, master, node):
+    assert (env.name, env.role("master"), node.role, node.addresses) == ("lab", [master], "master", {})
+    with master.forward(22) as port, socket.create_connection(("127.0.0.1", port)) as there:
+        assert there.recv(7) == b"SSH-2.0"
+""",
+    "faulty.py": """
+import os
+import socket
+import threading
+from pathlib import Path
+
+def test_use(node):
+    node.run("true")
+    attempts = Path(os.environ["ATTEMPTS"])
+    with attempts.open("a") as stream:
+        print("begun", file=stream)
+    number = len(attempts.read_text().splitlines())
+    if os.environ["CUT"] == str(number):
+        threading.Timer(0.5, node._client.get_transport().sock.shutdown, [socket.SHUT_RDWR]).start()
+    node.run("sleep 3")
+""",
     "crooked.py": "import no_such_module\n\ndef test_use(node):\n    pass\n",
     "empty.py": "def use(node):\n    pass\n",
 }
+# an existing suite: it knows nothing but its variables, and leaves JUnit
+SUITE = """#!/bin/sh
+set -eu
+set -- "$1" "$2" $MASTER
+version=$(ssh -i "$5" -p "$4" -o UserKnownHostsFile="$6" -o StrictHostKeyChecking=yes -o BatchMode=yes "root@$3" \\
+    "dpkg-query -W -f '\\${Package}=\\${Version}' ${PACKAGES%%=*}")
+echo "found $version"
+[ "$version" = "$PACKAGES" ] && failure= || failure="<failure message='it is $version'/>"
+echo "<testsuite><testcase classname='suite.nodes' name='test_$1' time='1.5'>$failure</testcase></testsuite>" >"$2"
+"""
 # a package that does to its machine what it is told
 PROGRAM = """#!/bin/sh
 case ${1:-} in
@@ -135,6 +194,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     trees.write(made.directory, {f"scenarios/{name}": text for name, text in SCENARIOS.items()})
     embedded = (EMBEDDED / "scenarios" / "test_package.py").read_text()
     trees.write(made.directory, {"scenarios/test_package.py": embedded, "environments/lab.yaml": ENVIRONMENT})
+    trees.write(made.directory, {"suites/run.sh": SUITE})
     return made
 
 
@@ -248,7 +308,7 @@ def test_all_logs_are_kept_without_what_a_terminal_obeys(good):
         assert "systemd" in (logs / f"{name}journal.log").read_text()
         assert "DOWNGRADED" in (logs / f"{name}apt.log").read_text()
     assert "lz4.service" in (logs / "package.log").read_text()
-    assert "\nred\n" in (logs / "all.log").read_text()
+    assert re.search(r"^\S+Z red$", (logs / "all.log").read_text(), re.MULTILINE)
     assert "good                 PASS" in (logs / "autopkgtest-lz4" / "autopkgtest.log").read_text()
     for path in logs.rglob("*.log"):
         assert re.search(rb"[\x00-\x08\x0b-\x1f\x7f]", path.read_bytes()) is None, path
@@ -272,9 +332,9 @@ def test_junit_has_a_suite_a_scenario(good):
 def test_what_passed_is_not_run_once_more_unless_something_of_it_changes(config, small, tmp_path, monkeypatch):
     ran = []
 
-    def run(what, name: str, now: dict) -> Systest:
-        ran.append(name)
-        record = Systest(target=DEB, environment=name, snapshot="one", packages=(), outcomes=(), **now)
+    def run(what, now: dict) -> Systest:
+        ran.append(what.name)
+        record = Systest(target=DEB, environment=what.name, snapshot="one", packages=(), outcomes=(), **now)
         record.write(what.artifacts / "systest.json")
         return record
 
@@ -372,7 +432,9 @@ def test_the_machines_of_a_failed_test_are_kept_and_restored_as_it_left_them(con
         session.kill()
         session.wait()
     assert (session.returncode, "Traceback" in wrong) == (0, False), wrong
-    assert not list((config.cache / "runs").glob("*/*/qemu.log"))
+    words = shlex.split(login)
+    with socket.socket() as client:
+        assert client.connect_ex(("127.0.0.1", int(words[words.index("-p") + 1]))), "its machine still runs"
 
 
 def test_an_rpm_below_another_repositorys_passes_at_its_exact_version(config, published, tmp_path):
@@ -451,6 +513,88 @@ def test_a_package_that_does_not_install_fails(config, published, tmp_path):
     assert results(record) == {"install: together": "failed"}
 
 
+def test_groups_of_scenarios_and_suites_are_run_and_a_test_ends_at_its_limit(config, small, tmp_path):
+    given = {"REPOSITORIES": small, "SCENARIOS": "suite:ha planned:ha"}
+    record, failure = run_job(config, DEB, tmp_path / "artifacts", **given)
+    assert isinstance(failure, PackageError)
+    assert results(record) == {
+        "install: together": "passed",
+        "planned: test_too_long": "failed",
+        "planned: test_environment": "passed",
+        "suite:ha: nodes: test_ha": "passed",
+    }
+    assert "Timeout (>2.0s)" in find(record, "test_too_long").message
+    logs = tmp_path / "artifacts" / "logs"
+    assert re.search(r"^\S+Z found small=", (logs / "suite:ha.log").read_text(), re.MULTILINE)
+    assert "an error of it" in (logs / "product.log").read_text()
+    versions = (logs / "versions.txt").read_text()
+    assert re.match(r"QEMU emulator .*\nLinux lab .*\n", versions) or re.match(r"QEMU emulator .*\nLinux ", versions)
+    assert re.search(r"^small 1\.0", versions, re.MULTILINE)
+
+
+def own_machines() -> list[int]:
+    """Return the machines that this process runs."""
+    children = [int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
+    return [pid for pid in children if "qemu-system" in os.readlink(f"/proc/{pid}/exe")]
+
+
+def test_a_connection_that_is_cut_while_packages_are_installed_is_not_their_fault(config, small, tmp_path, monkeypatch):
+    install, attempts = job._install, []
+
+    def cut(run, machine, action):
+        attempts.append(action)
+        if len(attempts) == 1:
+            line = machine._client.get_transport().sock
+            threading.Timer(0.3, line.shutdown, [socket.SHUT_RDWR]).start()
+        return install(run, machine, action)
+
+    monkeypatch.setattr(job, "_install", cut)
+    record, failure = run_job(config, DEB, tmp_path / "artifacts", REPOSITORIES=small, SCENARIOS="planned:slow")
+    assert failure is None
+    assert record.retried.startswith(f"{Fault.CUT.value}: while the packages were installed: ")
+    assert results(record) == {"install: together": "passed", "planned: test_environment": "passed"}
+
+
+@pytest.mark.parametrize(
+    ("kills", "cut", "said"), [(1, 0, "QEMU was killed"), (2, 0, "QEMU was killed"), (0, 1, "was cut")]
+)
+def test_a_listed_fault_is_tried_again_once_and_reported(config, small, tmp_path, monkeypatch, kills, cut, said):
+    attempts = tmp_path / "attempts"
+    attempts.touch()
+    monkeypatch.setenv("ATTEMPTS", str(attempts))
+    monkeypatch.setenv("CUT", str(cut))
+    ended = threading.Event()
+
+    def kill() -> None:
+        for number in range(kills):
+            while len(attempts.read_text().splitlines()) <= number and not ended.wait(0.05):
+                pass
+            for pid in own_machines():
+                os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        own = BuildRef(f"systest-{DEB}", 20 + kills)
+        record, failure = run_job(config, DEB, tmp_path / "artifacts", own, REPOSITORIES=small, SCENARIOS="faulty")
+    finally:
+        ended.set()
+        killer.join()
+    # of a test that passed at last, no machines are kept
+    assert any(str(run) == str(own) for _, run in kept_runs.runs(config).all()) == (kills == 2)
+    assert said in record.retried
+    assert attempts.read_text() == "begun\n" * 2
+    first = tmp_path / "artifacts" / "logs-of-the-first-attempt"
+    assert {"console.log", "faulty.log"} <= {path.name for path in first.iterdir()}
+    assert (tmp_path / "artifacts" / "logs" / "console.log").exists()
+    if kills == 2:
+        assert isinstance(failure, TriedTwiceError)
+        assert failure.exit == 3
+        return
+    assert failure is None
+    assert results(record) == {"install: together": "passed", "faulty: test_use": "passed"}
+
+
 @pytest.fixture(scope="module")
 def waiting(published) -> str:
     """A DEB with a test of its own that has no end."""
@@ -458,15 +602,22 @@ def waiting(published) -> str:
     return published(DEB, "waiting", "waiting", files | {f"debian/tests/{WAIT}": shell("sleep 1000")})
 
 
-@pytest.mark.parametrize("scenario", ["endless", "autopkgtest"])
-def test_an_abort_leaves_no_process_within_five_seconds(config, waiting, scenario):
+@pytest.mark.parametrize(
+    ("scenario", "log", "said"),
+    [
+        ("endless", "logs/endless.log", r"(?m)^\S+Z lab: echo begun"),
+        ("autopkgtest", "logs/autopkgtest-waiting/autopkgtest.log", WAIT),
+    ],
+)
+def test_an_abort_leaves_logs_and_no_process_within_five_seconds(config, waiting, scenario, log, said):
     engine = LocalEngine(config)
     given = {"REPOSITORIES": waiting, "ENVIRONMENT": "lab", "SCENARIOS": scenario}
     ref = engine.start(f"systest-{DEB}", given)
     # pytest names its file, ssh in the sandbox the test that it runs
     marker = {"endless": f"{config.directory}/scenarios/endless.py", "autopkgtest": f"debian/tests/{WAIT}"}[scenario]
     until = time.monotonic() + 300
-    while not processes.with_marker(marker):
+    written = engine.directory(ref) / "workspace" / "artifacts" / log
+    while not (processes.with_marker(marker) and written.exists() and re.search(said, written.read_text())):
         assert time.monotonic() < until
         assert engine.state(ref) in ("queued", "running")
         time.sleep(0.2)
@@ -478,7 +629,39 @@ def test_an_abort_leaves_no_process_within_five_seconds(config, waiting, scenari
     assert time.monotonic() - began < 5
     assert commands_of(cookie) == []
     assert processes.with_marker(marker) == []
-    assert Result.read(engine.directory(ref) / "archive" / "artifacts" / "result.json").fault == "aborted"
+    artifacts = engine.directory(ref) / "archive" / "artifacts"
+    assert Result.read(artifacts / "result.json").fault == "aborted"
+    assert list(artifacts.glob("logs/**/console.log"))
+    assert re.search(said, (artifacts / log).read_text())
+
+
+def test_a_crash_of_the_job_leaves_consoles_and_the_scenarios_log(config, waiting):
+    engine = LocalEngine(config)
+    ref = engine.start(f"systest-{DEB}", {"REPOSITORIES": waiting, "ENVIRONMENT": "lab", "SCENARIOS": "endless"})
+    marker = f"{config.directory}/scenarios/endless.py"
+    # what the scenario said is on its way to the file at once
+    until = time.monotonic() + 300
+    log = engine.directory(ref) / "workspace" / "artifacts" / "logs" / "endless.log"
+    while not (log.exists() and "echo begun" in log.read_text()):
+        assert time.monotonic() < until
+        assert engine.state(ref) in ("queued", "running")
+        time.sleep(0.2)
+    (own,) = [int(path.name) for path in Path("/proc").glob("[0-9]*") if is_job(path, engine.record(ref).cookie)]
+    os.kill(own, signal.SIGKILL)
+    assert engine.wait(ref, 60) == "FAILURE"
+    assert processes.with_marker(marker) == []
+    artifacts = engine.directory(ref) / "archive" / "artifacts"
+    assert (artifacts / "logs" / "console.log").exists()
+    assert "echo begun" in (artifacts / "logs" / "endless.log").read_text()
+
+
+def is_job(path: Path, cookie: str) -> bool:
+    """Return whether a process is `pkgci systest` of a build."""
+    try:
+        command = (path / "cmdline").read_bytes().split(b"\0")
+        return cookie.encode() in (path / "environ").read_bytes() and b"systest" in command and b"pkgci" in command[1]
+    except (OSError, IndexError):
+        return False
 
 
 def commands_of(cookie: str) -> list[bytes]:

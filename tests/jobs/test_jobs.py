@@ -17,58 +17,100 @@ CHANGE = {
 }
 COMPILE = {"BUILD_PROFILES", "BUILD_MINUTES", "REPRODUCIBLE", "KEEP_ROOT"}
 PARAMETERS = {
-    "build": STARTED_BY | CHANGE | COMPILE | {"RUN_TESTS", "REPOSITORIES", "ONLY", "AGAIN", "TEST_REPOSITORY"},
+    "build": STARTED_BY
+    | CHANGE
+    | COMPILE
+    | {"RUN_TESTS", "REPOSITORIES", "ONLY", "AGAIN", "TEST_REPOSITORY", "DEBUG_HOLD"},
     "compile": STARTED_BY | CHANGE | COMPILE | {"SOURCE_TREE", "PACKAGING_TREE", "REPOSITORIES", "RUN_TESTS"},
-    "gate": STARTED_BY | CHANGE,
+    "gate": STARTED_BY | CHANGE | {"DEBUG_HOLD"},
     "order": STARTED_BY | CHANGE,
     "publish": STARTED_BY | CHANGE | {"BUILD_KEY", "TEST_REPOSITORY"},
     "verify": STARTED_BY | CHANGE | {"BUILD_KEYS", "SYSTEM_TESTS"},
     "lint": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "AGAIN"},
     "install": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "AGAIN"},
-    "systest": STARTED_BY | CHANGE | {"REPOSITORIES", "BUILD_KEY", "ENVIRONMENT", "SCENARIOS", "AGAIN"},
+    "systest": STARTED_BY
+    | CHANGE
+    | {
+        "REPOSITORIES",
+        "BUILD_KEY",
+        "ENVIRONMENT",
+        "SCENARIOS",
+        "AGAIN",
+        "SEED",
+        "SNAPSHOTS",
+        "REBUILD_SNAPSHOT",
+        "DEBUG_HOLD",
+    },
+    "replicate": STARTED_BY | {"REPLICATE", "REBUILD_SNAPSHOT"},
     "repository-maintain": STARTED_BY,
     "mirror-sync": STARTED_BY | {"RELEASE", "EVERYTHING"},
     "republish": STARTED_BY | {"PACKAGE", "ZUUL_PIPELINE"},
     "jobs-update": STARTED_BY | {"DRY_RUN"},
     "retrigger-outstanding": STARTED_BY | {"ZUUL_PROJECT", "ZUUL_REFNAME", "ZUUL_OLDREV", "ZUUL_NEWREV", "DRY_RUN"},
     "unpublished": STARTED_BY | {"PACKAGE"},
-    "snapshot-clean": STARTED_BY | {"REMOVE"},
-    "snapshot-prepare": STARTED_BY,
+    "snapshot-clean": STARTED_BY | {"NODE", "REMOVE"},
+    "snapshot-clean-all": STARTED_BY | {"REMOVE"},
+    "snapshot-prepare": STARTED_BY | {"NODE"},
+    "snapshot-prepare-all": STARTED_BY,
+    "host-prepare": STARTED_BY | {"NODE"},
+    "host-prepare-all": STARTED_BY,
+    "debug-session-all": STARTED_BY,
+    "debug-session": STARTED_BY | {"NODE", "ACTION", "BUILD", "MACHINES", "AT_START", "PUBLIC_KEY", "DEBUG_HOLD"},
 }
 # made once, not for each target
 ONCE = {"jobs-update", "repository-maintain", "republish", "retrigger-outstanding", "snapshot-clean", "unpublished"}
+ONCE |= {"debug-session", "debug-session-all", "host-prepare", "host-prepare-all", "replicate", "snapshot-clean-all"}
+# run another job on each node
+EACH = ("debug-session-all", "host-prepare-all", "snapshot-clean-all", "snapshot-prepare-all")
 # made for each format
 SYNCS = {"mirror-sync-deb", "mirror-sync-rpm"}
 # made for each environment
-PREPARATIONS = {"snapshot-prepare-default"}
+PREPARATIONS = {"snapshot-prepare-default", "snapshot-prepare-default-all"}
 LABELS = {"build": "control", "compile": "build", "lint": "build", "publish": "repository"}
 LABELS |= {"install": "systest", "systest": "systest", "gate": "gate", "order": "build", "verify": "repository"}
 LABELS |= {
     "mirror-sync": "repository",
     "repository-maintain": "repository",
+    "replicate": "repository",
     "republish": "gate",
     "jobs-update": "gate",
     "retrigger-outstanding": "repository",
     "unpublished": "repository",
     "snapshot-clean": "systest",
     "snapshot-prepare": "systest",
+    "host-prepare": "systest",
+    "debug-session": "systest",
 }
+LABELS |= dict.fromkeys(EACH, "gate")
 MINUTES = {"build": "900", "compile": "600", "publish": "30", "lint": "60", "install": "60", "systest": "120"}
 MINUTES |= {"gate": "1440", "order": "60", "verify": "60", "mirror-sync": "600"}
 MINUTES |= {
     "jobs-update": "30",
     "repository-maintain": "60",
+    "replicate": "300",
     "republish": "900",
     "retrigger-outstanding": "60",
     "unpublished": "120",
     "snapshot-clean": "60",
     "snapshot-prepare": "240",
+    "host-prepare": "240",
+    "debug-session": "1500",
 }
+MINUTES |= dict.fromkeys(EACH, "900")
 
 
 def step(job):
-    several = "mirror-sync" if job in SYNCS else "snapshot-prepare" if job in PREPARATIONS else job.partition("-")[0]
-    return job if job in ONCE else several
+    if job in PREPARATIONS:
+        return "snapshot-prepare-all" if job.endswith("-all") else "snapshot-prepare"
+    return job if job in ONCE else "mirror-sync" if job in SYNCS else job.partition("-")[0]
+
+
+def command(job):
+    """Return the words of a job's shell step."""
+    if job.endswith("-all"):
+        return f"pkgci on-each {job.removesuffix('-all')}"
+    target = job.removeprefix(step(job)).replace("-", " ", 1)
+    return f"pkgci {step(job)}{target}"
 
 
 def differences(jobs, expected, actual):
@@ -88,12 +130,13 @@ def test_the_targets_are_those_of_the_configuration(jobs):
 
 def test_the_environments_are_those_of_the_configuration(jobs):
     prepared = {name for name in jobs if name.startswith("snapshot-prepare-")}
-    assert {f"snapshot-prepare-{name}" for name in Config(EMBEDDED).names("environments")} == prepared == PREPARATIONS
+    names = Config(EMBEDDED).names("environments")
+    assert {f"snapshot-prepare-{name}{each}" for name in names for each in ("", "-all")} == prepared == PREPARATIONS
 
 
 def test_every_target_has_every_step(jobs):
     targets = Config(EMBEDDED).names("targets")
-    steps = PARAMETERS.keys() - ONCE - {"mirror-sync", "snapshot-prepare"}
+    steps = PARAMETERS.keys() - ONCE - {"mirror-sync", "snapshot-prepare", "snapshot-prepare-all"}
     assert jobs.keys() - ONCE - SYNCS - PREPARATIONS == {f"{name}-{target}" for name in steps for target in targets}
 
 
@@ -105,8 +148,9 @@ def test_the_targets_file_is_one_project_entry_of_data_only():
 def test_each_template_is_a_file_of_its_own():
     for path in (ROOT / "jobs" / "templates").iterdir():
         (entry,) = yaml.safe_load(path.read_text())
-        made_for = {"mirror-sync": "-{format}", "snapshot-prepare": "-{environment}"}.get(path.stem, "-{target}")
-        assert entry["job-template"]["name"] == path.stem + ("" if path.stem in ONCE else made_for)
+        names = {"mirror-sync": "mirror-sync-{format}", "snapshot-prepare": "snapshot-prepare-{environment}"}
+        names |= {"snapshot-prepare-all": "snapshot-prepare-{environment}-all", **{name: name for name in ONCE}}
+        assert entry["job-template"]["name"] == names.get(path.stem, f"{path.stem}-{{target}}")
 
 
 def test_every_description_names_its_template(jobs):
@@ -181,24 +225,42 @@ def test_every_job_has_exactly_the_parameters_of_its_step(jobs):
     assert actual == {name: sorted(PARAMETERS[step(name)]) for name in jobs}
 
 
-def test_every_parameter_is_described_and_only_run_tests_is_set_by_default(jobs):
+def test_every_parameter_is_described_and_only_few_are_set_by_default(jobs):
     path = "properties/hudson.model.ParametersDefinitionProperty/parameterDefinitions/*"
-    for xml in jobs.values():
+    for job, xml in jobs.items():
         for parameter in xml.findall(path):
             assert parameter.findtext("description")
             booleans = dict.fromkeys(
-                ("REPRODUCIBLE", "KEEP_ROOT", "AGAIN", "TEST_REPOSITORY", "EVERYTHING", "DRY_RUN", "REMOVE"), "false"
+                (
+                    "REPRODUCIBLE",
+                    "KEEP_ROOT",
+                    "AGAIN",
+                    "TEST_REPOSITORY",
+                    "EVERYTHING",
+                    "DRY_RUN",
+                    "REMOVE",
+                    "AT_START",
+                    "REBUILD_SNAPSHOT",
+                ),
+                "false",
             )
-            booleans |= {"RUN_TESTS": "true"}
-            default = booleans.get(parameter.findtext("name"), "")
-            assert parameter.findtext("defaultValue") == default
+            defaults = booleans | {"RUN_TESTS": "true", "NODE": "systest"}
+            if job == "debug-session":
+                defaults |= {"ACTION": "list", "DEBUG_HOLD": "2h"}
+            assert parameter.findtext("defaultValue") == defaults.get(parameter.findtext("name"), "")
+
+
+def test_a_job_that_concerns_a_node_runs_where_its_parameter_says(jobs):
+    path = "properties/hudson.model.ParametersDefinitionProperty/parameterDefinitions/*[name='NODE']"
+    kinds = {name: xml.find(path).tag for name, xml in jobs.items() if xml.find(path) is not None}
+    assert set(kinds) == {"debug-session", "host-prepare", "snapshot-clean", "snapshot-prepare-default"}
+    assert set(kinds.values()) == {"org.jvnet.jenkins.plugins.nodelabelparameter.LabelParameterDefinition"}
 
 
 def test_every_shell_step_is_one_line_that_becomes_the_step(jobs):
     for name, xml in jobs.items():
         (shell,) = xml.findall(".//hudson.tasks.Shell")
-        target = name.removeprefix(step(name)).replace("-", " ", 1)
-        assert shell.findtext("command") == f"exec pkgci {step(name)}{target}"
+        assert shell.findtext("command") == f"exec {command(name)}"
 
 
 def test_every_shell_step_passes_shellcheck(jobs):

@@ -201,6 +201,21 @@ class Hudson:
             f" new CommandLauncher('{command}'), new RetentionStrategy.Always(), []))"
         )
 
+    def obey_nodes(self) -> None:
+        """Let a build that has the parameter NODE run on the node of that name or label only, as nodelabelparameter does."""
+        self.groovy(
+            "import hudson.model.*; import hudson.model.queue.*\n"
+            "class ByNode extends QueueTaskDispatcher {\n"
+            "  CauseOfBlockage canTake(Node node, Queue.BuildableItem item) {\n"
+            "    def wanted = item.getAction(ParametersAction)?.getParameter('NODE')?.value\n"
+            "    if (!wanted || node.nodeName == wanted || node.labelString.split().contains(wanted)) return null\n"
+            "    return new CauseOfBlockage() { String getShortDescription() { 'another node is wanted' } }\n"
+            "  }\n"
+            "  CauseOfBlockage canTake(Node node, Queue.Task task) { return null }\n"
+            "}\n"
+            "QueueTaskDispatcher.all().add(new ByNode())\n"
+        )
+
     def _make(self, executors: int, labels: tuple[str, ...]) -> None:
         plugins = self.home / "plugins"
         plugins.mkdir(parents=True)

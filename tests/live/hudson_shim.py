@@ -70,6 +70,15 @@ class Handler(BaseHTTPRequestHandler):
                 body = re.sub(
                     rb"<hudson.triggers.TimerTrigger>.*?</hudson.triggers.TimerTrigger>", b"", body, flags=re.DOTALL
                 )
+                # of a plugin: the name alone is kept; see `Hudson.obey_nodes`
+                body = re.sub(
+                    rb"org\.jvnet\.jenkins\.plugins\.nodelabelparameter\.LabelParameterDefinition",
+                    b"hudson.model.StringParameterDefinition",
+                    body,
+                )
+                body = re.sub(
+                    rb"\s*<(allNodesMatchingLabel|triggerIfResult)>[^<]*</\1>|\s*<nodeEligibility [^>]*/>", b"", body
+                )
             self._say(*self._pass_on("POST", self.path, body))
         except OSError:
             self._away()

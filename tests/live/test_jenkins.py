@@ -20,13 +20,14 @@ from hudson_server import Hudson, load
 from local_jobs import alive, pid_in, until
 from servers import Sshd
 
-from pkgci import demo
+from pkgci import demo, nodes
 from pkgci.cli import main
 from pkgci.config import EMBEDDED, ROOT, Config, Login
 from pkgci.engines.base import BuildRef, Engine
 from pkgci.engines.jenkins import JenkinsEngine
 from pkgci.engines.local import LocalEngine
 from pkgci.errors import InfrastructureError, RequestError
+from pkgci.step import StepContext
 
 # without JUnit results, which Hudson does not let a build be without
 JOBS = re.sub(r"      - junit: .*\n", "", local_jobs.JOBS)
@@ -257,6 +258,29 @@ def test_an_agent_reached_by_ssh_takes_the_work_of_its_label(tmp_path):
             assert b"\nnode builder\n" not in b"".join(engine.log(control))
     finally:
         sshd.end()
+
+
+def test_a_job_that_takes_a_node_runs_there_and_once_on_each(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    hudson = Hudson(tmp_path / "hudson", executors=1, labels=("gate",))
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "jobs.yaml").write_text(local_jobs.VISIT)
+    (tmp_path / "here" / "artifacts").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    with hudson:
+        config = trees.config(tmp_path, jenkins=hudson.settings())
+        load(config.settings.jenkins, tmp_path / "jobs", tmp_path)
+        hudson.obey_nodes()
+        engine = JenkinsEngine(config)
+        for name in ("one", "two"):
+            hudson.add_agent(name, "systest", hudson.agent())
+        until(lambda: engine.nodes("systest") == {"one": True, "two": True}, seconds=60)
+        for name in ("two", "one", "two"):
+            ref = engine.start("visit", {"NODE": name})
+            assert engine.wait(ref, 60) == "SUCCESS", b"".join(engine.log(ref))
+            assert engine.record(ref).node == name
+        assert nodes.on_each(StepContext(engine), "visit", {}) == "visit passed on one, two"
+        assert {"one: visited", "two: visited"} <= set(caplog.messages)
 
 
 def test_the_permissions_that_are_documented_are_enough_and_those_of_a_watcher_start_nothing(tmp_path, monkeypatch):

@@ -38,9 +38,10 @@ DEFINITIONS = (
       - shell: |
           mkdir artifacts
           env >artifacts/index.html
-          sed "s/FAULT/$ZUUL_PIPELINE/" >artifacts/result.json <<END
+          twice=true; [ "$ZUUL_PIPELINE" != "${{ZUUL_PIPELINE%-twice}}" ] || twice=false
+          sed "s/FAULT/${{ZUUL_PIPELINE%-twice}}/; s/TWICE/$twice/" >artifacts/result.json <<END
           {{"schema": 1, "step": "some", "result": "FAILURE", "fault": "FAULT", "exit": 1, "reason": "said so",
-          "started": "2024-01-01T00:00:00Z", "seconds": 1}}
+          "started": "2024-01-01T00:00:00Z", "seconds": 1, "tried_twice": TWICE}}
           END
           [ "$ZUUL_PIPELINE" = none ]
 
@@ -181,7 +182,14 @@ def test_a_served_build_is_at_its_url(engine, zuul):
 
 @pytest.mark.usefixtures("worker")
 @pytest.mark.parametrize(
-    ("fault", "result"), [("package", "FAILURE"), ("request", "FAILURE"), ("bug", "FAILURE"), ("infrastructure", None)]
+    ("fault", "result"),
+    [
+        ("package", "FAILURE"),
+        ("request", "FAILURE"),
+        ("bug", "FAILURE"),
+        ("infrastructure", None),
+        ("infrastructure-twice", "FAILURE"),
+    ],
 )
 def test_only_the_infrastructures_failure_is_without_result(zuul, fault, result):
     assert zuul.build("report", ZUUL_PIPELINE=fault).get("result") == result

@@ -39,6 +39,20 @@ def begun(engine, server, **parameters: str):
     return ref, server.begin()
 
 
+# nodes
+
+
+def test_the_nodes_of_a_label_are_named_as_their_own_labels_and_those_that_are_away_are_known(engine, server):
+    assert engine.nodes("systest") == {}
+    server.nodes = {"one": True, "two": False, "": True}
+    assert engine.nodes("systest") == {"one": True, "two": False, "built-in": True}
+
+
+def test_a_build_is_known_with_its_node(engine, server):
+    ref, _ = begun(engine, server)
+    assert engine.record(ref).node == "one"
+
+
 # requests
 
 

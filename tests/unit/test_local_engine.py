@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -202,7 +203,7 @@ def test_the_environment_is_the_engines_and_not_what_the_starter_happened_to_hav
         "JOB_NAME": "run-build",
         "BUILD_NUMBER": "1",
         "BUILD_TAG": "run-build-1",
-        "NODE_NAME": "local",
+        "NODE_NAME": socket.gethostname(),
         "PKGCI_ENGINE": "local",
         "PKGCI_CONFIG": str(engine.config.directory),
         "XDG_DATA_HOME": "/somewhere",

@@ -19,6 +19,7 @@ from pkgci.artifacts import (
     Install,
     LintFinding,
     PackagedFile,
+    Systest,
 )
 from pkgci.formats import apt
 
@@ -344,6 +345,35 @@ def test_no_link_leads_out_of_the_artifacts(tmp_path: Path):
     (artifacts / f"install-{TARGET}" / "logs" / "link.log").symlink_to(tmp_path / "secret")
     page, _ = read(artifacts)
     assert not any("secret" in link or "link.log" in link for link in page.values("href"))
+
+
+def test_the_logs_of_a_system_test_are_listed_with_their_first_errors_also_without_its_record(tmp_path: Path):
+    place = reports.passed(tmp_path) / f"systest-{TARGET}"
+    (place / "systest.json").unlink()
+    for name in ("one", "two"):
+        (place / "logs" / name).mkdir(parents=True)
+    stamp = "2026-11-24T03:00:00.123Z "
+    errors = [f"{stamp}Error: {number} {HOSTILE}" for number in range(5)]
+    (place / "logs" / "one" / "product.log").write_text("\n".join([f"{stamp}all is terror", "starting", *errors]))
+    (place / "logs" / "two" / "console.log").write_text("[    0.0] Linux\n")
+    page, text = read(tmp_path)
+    logs = page.text.partition("Logs of the system test")[2].partition("Repeat by hand")[0]
+    product = logs.partition("one/product.log")[2].partition("two/console.log")[0]
+    assert re.findall(r"\d+ Error: (\d)", product) == ["0", "1", "2"]
+    assert " 3 Error: 0 <script>" in product
+    assert "terror" not in logs
+    assert stamp not in product
+    assert "Linux" not in logs
+    assert "<script>" not in text
+
+
+def test_that_a_system_test_was_run_once_again_is_said(tmp_path: Path):
+    path = reports.passed(tmp_path) / f"systest-{TARGET}" / "systest.json"
+    reason = "QEMU was killed, or has crashed: QEMU was killed"
+    Systest.read(path).model_copy(update={"retried": reason}).write(path)
+    page, _ = read(tmp_path)
+    assert f"since an infrastructure fault ended the first attempt: {reason}" in page.text
+    assert "at the second attempt" in report.read(tmp_path).outcome
 
 
 def test_a_run_with_nothing_to_build_says_so(tmp_path: Path):

@@ -18,7 +18,7 @@ from local_jobs import alive, end_all, log_of, make_engine, pid_in, supervisor_o
 from pkgci import step
 from pkgci.artifacts import Result
 from pkgci.engines.base import BuildRef
-from pkgci.errors import InfrastructureError, PackageError, RequestError
+from pkgci.errors import InfrastructureError, PackageError, RequestError, TriedTwiceError
 from pkgci.step import StepContext
 
 # a step in a process of its own: BODY is a function's body over `context`
@@ -144,6 +144,14 @@ def test_whose_fault_it_is_that_a_child_failed_is_kept(run, fault):
     code, result = run(lambda context: str(context.run_together([("run-build", {"COMMAND": command})])))
     assert (result.fault, result.reason) == (fault, "run-build/1: so")
     assert code == {"package": 1, "request": 2}.get(fault, 3)
+
+
+def test_a_child_that_was_tried_twice_is_nothing_to_try_again(run):
+    code, result = run(raising(TriedTwiceError("QEMU was killed")))
+    assert (code, result.fault, result.tried_twice) == (3, "infrastructure", True)
+    command = f"mkdir -p artifacts; echo '{result.model_dump_json(by_alias=True)}' >artifacts/result.json; exit 3"
+    code, result = run(lambda context: str(context.run_together([("run-build", {"COMMAND": command})])))
+    assert (code, result.fault, result.tried_twice) == (3, "infrastructure", True)
 
 
 def test_the_temporary_files_of_a_step_go_with_it_and_those_of_a_killed_one_with_the_next(

@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import re
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,9 +22,10 @@ from pkgci.config import EMBEDDED, Config
 from pkgci.engines.base import BuildRef
 from pkgci.errors import InfrastructureError, PackageError, RequestError
 from pkgci.kept import Kept
-from pkgci.systest import _decisive, _Run, _wait, systest
+from pkgci.suite import wait
+from pkgci.systest import _decisive, _Run, systest
 from pkgci.vm import guest
-from pkgci.vm.snapshot import Step, discard
+from pkgci.vm.snapshot import Manifest, Step, UnfitError, discard
 
 DEB, RPM = "bookworm-amd64", "debianrpm-amd64"
 ENVIRONMENT = "nodes: {one: {}}\nscenarios: {basic: scenarios/basic.py, more: scenarios/more}\n"
@@ -84,8 +87,14 @@ def refused(directory: Path, target: str = DEB, **parameters: str) -> str:
             "lab.yaml:3: deploy.0.script: Value error, must be in a directory of its own",
         ),
         ("nodes:\n  a:\n    memory_mib: 1\nscenarios: {a: a.py}\n", "lab.yaml:3: nodes.a.memory_mib: Input should be"),
-        ("nodes: {a: {}}\nscenarios:\n  a: ../a.py\n", "lab.yaml:3: scenarios.a: Value error, must be a relative path"),
-        ("nodes: {a: {}}\nscenarios:\n  a: /a.py\n", "lab.yaml:3: scenarios.a: Value error, must be a relative path"),
+        (
+            "nodes: {a: {}}\nscenarios:\n  a: ../a.py\n",
+            "lab.yaml:3: scenarios.a.path: Value error, must be a relative path",
+        ),
+        (
+            "nodes: {a: {}}\nscenarios:\n  a: /a.py\n",
+            "lab.yaml:3: scenarios.a.path: Value error, must be a relative path",
+        ),
         (
             "nodes: {a: {}}\nscenarios:\n  console: a.py\n",
             "lab.yaml:3: scenarios.console.[key]: Value error, 'console'",
@@ -93,6 +102,24 @@ def refused(directory: Path, target: str = DEB, **parameters: str) -> str:
         ("nodes: {a: {}}\nscenarios:\n  autopkgtest: a.py\n", "'autopkgtest' has a meaning of its own"),
         ("nodes: {a: {}}\nscenarios: {A: a.py}\n", "lab.yaml:2: scenarios.A.[key]: String should match pattern"),
         ("nodes: {a: {}}\nscenarios: {a: a.py}\nsnapshots: 1\n", "lab.yaml:3: snapshots: unknown key"),
+        (
+            "nodes: {a: {}}\nscenarios:\n  a: {}\n",
+            "lab.yaml:3: scenarios.a: Value error, it needs either `path` or `com",
+        ),
+        (
+            "nodes: {a: {}}\nscenarios:\n  a: {path: a.py, command: [a]}\n",
+            "lab.yaml:3: scenarios.a: Value error, it needs either `path` or `command`",
+        ),
+        (
+            "nodes: {a: {}}\nscenarios:\n  a:\n    path: a.py\n    groups: [bvt]\n",
+            "lab.yaml:3: scenarios.a: Value error, `groups` and `environment` are for `command`",
+        ),
+        (
+            "nodes: {a: {}}\nscenarios:\n  a:\n    command: [a]\n    groups:\n    - a b\n",
+            "lab.yaml:6: scenarios.a.groups.0: String should match pattern",
+        ),
+        ("nodes: {a: {}}\nscenarios: {a: a.py}\nlogs: [var/log]\n", "lab.yaml:3: logs.0: String should match pattern"),
+        ("nodes: {a: {}}\nscenarios: {a: a.py}\nlogs: ['/a b']\n", "lab.yaml:3: logs.0: String should match pattern"),
     ],
 )
 def test_what_is_wrong_in_an_environment_is_said_with_file_and_line(directory: Path, text: str, said: str):
@@ -137,6 +164,61 @@ def test_what_a_scenario_may_import_or_read_decides_and_other_entries_do_not(dir
         (directory / path).write_text("# changed\n")
         assert decisive("basic") != before
         before = decisive("basic")
+
+
+def test_whether_a_suite_from_elsewhere_has_changed_is_not_known(directory: Path, monkeypatch):
+    monkeypatch.setattr(guest, "upstream_digest", lambda _: "")
+    for program, known in (("suites/run", True), ("/opt/run", False), ("run", False), ("suites/../../run", False)):
+        (directory / "environments" / "lab.yaml").write_text(
+            f"nodes: {{one: {{}}}}\nscenarios: {{a: {{command: [{program}]}}}}\n"
+        )
+        config = Config(directory)
+        run = SimpleNamespace(
+            config=config, target=config.target(DEB), home=directory, environment=config.environment("lab")[1]
+        )
+        run = SimpleNamespace(**vars(run), scenarios={"a": ()}, snapshot=SimpleNamespace(id="s"), records=(), tested=())
+        with nullcontext() if known else pytest.raises(InfrastructureError, match="not in the configuration directory"):
+            _decisive(run)
+
+
+GROUPS = """
+nodes: {one: {}}
+scenarios:
+  basic: scenarios/basic.py
+  suite: {command: [a], groups: [bvt, ha_2]}
+  other: {command: [a], groups: [ha_2]}
+  plain: {command: [a]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "chosen"),
+    [
+        ("", {"basic": ("bvt",), "suite": ("bvt",), "plain": (), "autopkgtest": ()}),
+        ("suite basic", {"basic": (), "suite": ()}),
+        ("basic:slow basic:bvt basic:slow", {"basic": ("slow", "bvt")}),
+        ("basic:slow basic suite:ha_2", {"basic": (), "suite": ("ha_2",)}),
+        ("plain autopkgtest", {"plain": (), "autopkgtest": ()}),
+    ],
+)
+def test_scenarios_and_groups_of_them_are_chosen(directory: Path, wanted, chosen):
+    (directory / "environments" / "lab.yaml").write_text(GROUPS)
+    config = Config(directory)
+    assert job._scenarios("lab", config.environment("lab")[1], config.target(DEB), wanted.split()) == chosen
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ("suite:slow", "scenario suite has no group 'slow', but: bvt, ha_2"),
+        ("plain:bvt", "scenario plain has no group 'bvt', but: none"),
+        ("autopkgtest:bvt", "scenario autopkgtest has no group 'bvt', but: none"),
+        ("nothing:bvt", "'nothing' is not in environment lab, which has: basic, suite, other, plain, autopkgtest"),
+    ],
+)
+def test_a_group_that_a_suite_does_not_have_is_refused(directory: Path, wanted, said):
+    (directory / "environments" / "lab.yaml").write_text(GROUPS)
+    assert refused(directory, ENVIRONMENT="lab", SCENARIOS=wanted) == f"parameter SCENARIOS: {said}"
 
 
 def test_a_scenario_that_is_not_there_is_said_with_its_place(directory: Path):
@@ -205,7 +287,7 @@ def test_a_machine_that_differs_from_the_plain_one_has_a_snapshot_of_its_own(
     directory, monkeypatch, described, name, packages, memory_mib
 ):
     asked = []
-    monkeypatch.setattr(guest, "ensure", lambda _config, plan, _renew: asked.append(plan))
+    monkeypatch.setattr(guest, "ensure", lambda _config, plan, *_: asked.append(plan))
     lab = {"nodes": {"one": described}, "scenarios": {"basic": "scenarios/basic.py"}}
     (directory / "environments" / "lab.yaml").write_text(json.dumps(lab))
     guest.environment(Config(directory), "lab", DEB)
@@ -216,7 +298,7 @@ def test_a_machine_that_differs_from_the_plain_one_has_a_snapshot_of_its_own(
 
 def test_the_machines_of_a_network_have_addresses_in_their_order(directory, monkeypatch):
     asked = []
-    monkeypatch.setattr(guest, "ensure", lambda _config, plan, _renew: asked.append(plan))
+    monkeypatch.setattr(guest, "ensure", lambda _config, plan, *_: asked.append(plan))
     (directory / "environments" / "lab.yaml").write_text(
         "networks:\n  admin: {subnet: 192.168.7.0/24}\n  data: {subnet: 172.16.0.0/28}\n"
         "nodes:\n  master: {networks: [admin]}\n  one: {networks: [data, admin]}\n"
@@ -234,6 +316,29 @@ def test_the_machines_of_a_network_have_addresses_in_their_order(directory, monk
     assert plan.health == (Step("one", directory / "lab" / "health.sh", 9),)
 
 
+def test_several_machines_that_another_qemu_has_frozen_are_not_made_anew_within_a_test(directory, monkeypatch):
+    (directory / "scenarios").mkdir()
+    (directory / "scenarios" / "basic.py").touch()
+    nodes = {"one": {}, "two": {}}
+    for count, error in ((2, guest.OutdatedError), (1, ZeroDivisionError)):
+        lab = {"nodes": dict(list(nodes.items())[:count]), "scenarios": {"basic": "scenarios/basic.py"}}
+        (directory / "environments" / "lab.yaml").write_text(json.dumps(lab))
+        config = Config(directory)
+        place = config.data / "snapshots" / f"lab@{DEB}" / "latest"
+        manifest = Manifest(
+            name="lab", key="", qemu="QEMU 1", accelerator="tcg", created=datetime.now(UTC), nodes=(), files=()
+        )
+        manifest.write(place / "manifest.json")
+        monkeypatch.setattr(job, "serve", lambda _: 1 / 0)
+        with pytest.raises(error) as raised:
+            systest(config, DEB, Parameters.read({"ENVIRONMENT": "lab", "SCENARIOS": "basic"}), directory / "artifacts")
+        if count > 1:
+            assert re.match(
+                "environment lab: snapshot lab/latest was made by QEMU 1, here is QEMU .*; it has to be prepared anew",
+                str(raised.value),
+            )
+
+
 @pytest.fixture
 def run(directory: Path, monkeypatch) -> _Run:
     """A system test whose machines are kept, though there are none."""
@@ -241,7 +346,43 @@ def run(directory: Path, monkeypatch) -> _Run:
     home, environment = config.environment("lab")
     snapshot = SimpleNamespace(id="lab/1", manifest=SimpleNamespace(nodes=(SimpleNamespace(memory_mib=512),)))
     monkeypatch.setattr(job, "keep", lambda _snapshot, _machines, place: (place / "base").mkdir(parents=True))
-    return _Run(config, DEB, config.target(DEB), home, environment, ("basic",), snapshot, (), (), directory)
+    return _Run(config, DEB, config.target(DEB), "lab", home, environment, {"basic": ()}, snapshot, (), (), directory)
+
+
+@pytest.fixture
+def pinned(directory, monkeypatch) -> Callable[..., tuple]:
+    """Return which snapshots a system test uses, where this host has those of the checksums a... and b... ."""
+
+    def named(_config: Config, sha256: str, names: tuple[str, ...], machines: int) -> tuple:
+        if sha256[0] == "c":
+            raise RequestError("it is not here")
+        if sha256[0] == "d":
+            raise UnfitError("it is damaged")
+        return sha256[0], names, machines
+
+    monkeypatch.setattr(job.repetition, "named", named)
+    monkeypatch.setattr(guest, "environment", lambda *_: "its own")
+    config = Config(directory)
+
+    def use(*sha256: str, **parameters: str) -> tuple:
+        given = {"SNAPSHOTS": " ".join(one * 64 for one in sha256), **parameters}
+        return job._snapshots(config, "lab", DEB, config.environment("lab")[1], Parameters.read(given))
+
+    return use
+
+
+def test_a_test_is_repeated_on_the_snapshots_that_it_ran_on(pinned):
+    own = (f"lab@{DEB}", DEB)
+    assert pinned() == ("its own", None)
+    assert pinned("a") == (("a", own, 1), None)
+    assert pinned("a", "b") == (("a", own, 1), ("b", (DEB,), 1))
+
+
+@pytest.mark.parametrize("sha256", ["c", "d", "ac"])
+def test_another_snapshot_is_used_only_for_who_asks_for_it(pinned, sha256: str):
+    with pytest.raises((RequestError, UnfitError), match="it is"):
+        pinned(*sha256)
+    assert pinned(*sha256, REBUILD_SNAPSHOT="true") == ("its own", None)
 
 
 def test_the_snapshot_stays_as_long_as_it_is_tested_on(directory, monkeypatch):
@@ -261,7 +402,7 @@ def test_the_snapshot_stays_as_long_as_it_is_tested_on(directory, monkeypatch):
 
 
 def keeping(run: _Run) -> None:
-    job._keeping(run, "lab", {"parameters": {}}, BuildRef("systest-a", 1))
+    job._keeping(run, {"parameters": {}}, BuildRef("systest-a", 1))
 
 
 def test_of_several_attempts_the_machines_of_the_last_one_are_kept(run, monkeypatch):
@@ -316,5 +457,5 @@ def test_a_scenario_ends_at_its_time_limit_with_all_that_it_started(tmp_path: Pa
         "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(100)', sys.argv[1]])"
     )
     command = [sys.executable, "-c", started, marker]
-    assert _wait(command, tmp_path, os.environ, tmp_path / "log", 2) is None
+    assert wait(command, tmp_path, os.environ, tmp_path / "log", 2) is None
     processes.wait_until_gone(marker)

@@ -219,6 +219,12 @@ def test_a_build_that_a_server_has_lost_is_the_infrastructures_fault(tmp_path, m
         server.shutdown()
 
 
+def test_that_the_infrastructure_failed_twice_is_told(engine):
+    twice = json.dumps({**json.loads(FAILED), "fault": "infrastructure", "exit": 3, "tried_twice": True})
+    said, _ = ask(engine, runs=f"mkdir artifacts; echo '{twice}' >artifacts/result.json; exit 3")
+    assert (said["exit"], said["tried_twice"]) == (3, True)
+
+
 def test_a_build_without_a_result_is_the_infrastructures_fault(engine):
     said, _ = ask(engine, runs="exit 7")
     assert (said["exit"], said["reason"]) == (3, "check: ended without a result: see its log")
@@ -254,7 +260,7 @@ def test_a_build_that_somebody_took_out_of_the_queue_is_aborted(tmp_path):
 def test_an_unknown_job_is_said(engine):
     said, _ = ask(engine, job="chekc")
     reason = "chekc: there is no job 'chekc'; `pkgci jobs list` shows all"
-    assert said == {"exit": 2, "reason": reason, "returned": {"zuul": {"warnings": [reason]}}}
+    assert said == {"exit": 2, "tried_twice": False, "reason": reason, "returned": {"zuul": {"warnings": [reason]}}}
 
 
 @pytest.mark.parametrize("how", ["the reader goes", signal.SIGTERM, "the log's reader goes"])
@@ -290,7 +296,12 @@ def test_what_an_earlier_attempt_left_is_aborted_and_nothing_else(engine):
 
 def test_what_runs_for_a_playbook_that_was_killed_is_aborted(engine):
     own, later = held(engine, f"{'c' * 32}-2"), held(engine, f"{'c' * 32}-3")
-    assert ask(engine, verb="abort", attempts=2)[0] == {"exit": 0, "reason": f"aborted: {own}", "returned": {}}
+    assert ask(engine, verb="abort", attempts=2)[0] == {
+        "exit": 0,
+        "tried_twice": False,
+        "reason": f"aborted: {own}",
+        "returned": {},
+    }
     assert (engine.state(own), engine.state(later)) == ("ABORTED", "running")
     assert ask(engine, verb="abort", attempts=2)[0]["reason"] == "nothing runs any more"
 

@@ -114,6 +114,14 @@ def test_an_infrastructure_fault_fails_before_the_run_so_that_zuul_tries_again(j
     assert json.loads((job.place / "work" / "results.json").read_text())["data"] == returned
 
 
+def test_an_infrastructure_fault_that_came_twice_fails_the_run_itself(job):
+    job.answers(json.dumps({"exit": 3, "tried_twice": True, "reason": "QEMU was killed", "returned": {}}))
+    assert job.play("follow").returncode == 0
+    failed = job.play("run")
+    assert failed.returncode == 2
+    assert "QEMU was killed" in failed.stdout
+
+
 def test_a_job_that_passes_is_not_asked_about_again(job):
     job.answers(json.dumps({"exit": 0, "reason": "built", "returned": {}}))
     assert [job.play(name).returncode for name in ("follow", "run")] == [0, 0]

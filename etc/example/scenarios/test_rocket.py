@@ -3,6 +3,10 @@
 What the fixtures are says `scripts/pkgci/scenario.py`. A machine is used as it is left by the test before.
 """
 
+from urllib.request import urlopen
+
+import pytest
+
 CONFIGURATION = "/etc/rocket/rocket.conf"
 
 
@@ -12,13 +16,25 @@ def test_the_program_says_its_version(node, package):
     assert done.status == 0, done.text()
 
 
+@pytest.mark.group("bvt", "storage")
+@pytest.mark.timeout(120)
 def test_what_was_stored_survives_a_restart(nodes):
-    """`nodes` has the machines by name; files go to and fro by their absolute paths."""
+    """`nodes` has the machines by name; files go to and fro by their absolute paths.
+
+    The marks say in which groups the test is, `bvt` if there is none, and how many seconds it may take.
+    """
     controller = nodes["controller"]
     controller.put({CONFIGURATION: b"[store]\npath = /var/lib/rocket\n"})
     assert controller.run("systemctl restart rocket && rocket put greeting hello").status == 0
     assert controller.run("systemctl restart rocket && rocket get greeting").text() == "hello\n"
     assert controller.get(CONFIGURATION).startswith(b"[store]")
+
+
+@pytest.mark.group("storage")
+def test_the_store_is_reached_from_outside(master):
+    """`master` is the machine of that role; a TCP port in a machine is reached through a port of this host."""
+    with master.forward(8080) as port, urlopen(f"http://127.0.0.1:{port}/greeting") as answer:
+        assert answer.read() == b"hello"
 
 
 def test_only_what_is_under_test_is_installed(node, packages, target):

@@ -73,6 +73,7 @@ class BuildInfo(Record):
     reason: str = Field("", description="why it ended so, where its steps' status does not say it")
     tests: Tests | None = None
     description: str = ""
+    node: str = Field("", description="where it runs or ran; empty while that is open")
 
     @property
     def alive(self) -> bool:
@@ -92,6 +93,9 @@ class Engine(Protocol):
 
     def jobs(self) -> list[str]:
         """Return the names of all jobs, sorted."""
+
+    def nodes(self, label: str) -> dict[str, bool]:
+        """Return the names of the nodes that take jobs of a label, each with whether it is there now."""
 
     def start(self, job: str, parameters: Mapping[str, str]) -> BuildRef:
         """Start a build; it may still be queued, and then have no number yet. An unknown parameter is a RequestError."""

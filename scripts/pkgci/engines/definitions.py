@@ -21,6 +21,7 @@ from pkgci.errors import InfrastructureError, RequestError
 _PARAMETERS = "properties/hudson.model.ParametersDefinitionProperty/parameterDefinitions"
 _STRING = f"{_PARAMETERS}/hudson.model.StringParameterDefinition"
 _BOOLEAN = f"{_PARAMETERS}/hudson.model.BooleanParameterDefinition"
+_NODE = f"{_PARAMETERS}/org.jvnet.jenkins.plugins.nodelabelparameter.LabelParameterDefinition"
 _DISCARDER = "properties/jenkins.model.BuildDiscarderProperty/strategy"
 _SHELL = "builders/hudson.tasks.Shell"
 _ARCHIVE = "publishers/hudson.tasks.ArtifactArchiver"
@@ -56,6 +57,13 @@ _LEAVES = {
     f"{_BOOLEAN}/name": r"[A-Z][A-Z0-9_]*",
     f"{_BOOLEAN}/description": ".*",
     f"{_BOOLEAN}/defaultValue": "true|false",
+    # there is one node here: whether it is the wanted one is the step's question
+    f"{_NODE}/name": "NODE",
+    f"{_NODE}/description": ".*",
+    f"{_NODE}/defaultValue": r"[a-z]+",
+    f"{_NODE}/allNodesMatchingLabel": "false",
+    f"{_NODE}/triggerIfResult": "allCases",
+    f"{_NODE}/nodeEligibility": "",
     f"{_SHELL}/command": r"(.|\n)+",
     f"{_ARCHIVE}/artifacts": ".+",
     f"{_ARCHIVE}/allowEmptyArchive": "true",
@@ -89,6 +97,7 @@ _ATTRIBUTES = {
     ("triggers", "class", "vector"),
     (_DISCARDER, "class", "hudson.tasks.LogRotator"),
     (_JUNIT, "plugin", "junit"),
+    (f"{_NODE}/nodeEligibility", "class", "org.jvnet.jenkins.plugins.nodelabelparameter.node.AllNodeEligibility"),
     (f"{_TIMEOUT}/strategy", "class", "hudson.plugins.build_timeout.impl.AbsoluteTimeOutStrategy"),
 }
 

@@ -353,7 +353,7 @@ class Worker:
                     return outcome, "aborted while it was queued", report
                 # killed from outside, or never able to run
                 return ("SUCCESS" if outcome == "SUCCESS" else None), "it has left no result.json", report
-        again = outcome == "FAILURE" and said.fault == "infrastructure"
+        again = outcome == "FAILURE" and said.fault == "infrastructure" and not said.tried_twice
         return (None if again else outcome), said.reason, report
 
     def _control(self, worker: gear.TextWorker) -> None:

@@ -118,6 +118,13 @@ class JenkinsEngine:
         listed = self.ask_json("", "jobs[name,description]").get("jobs") or []
         return sorted(one["name"] for one in listed if managed(one.get("description")))
 
+    def nodes(self, label: str) -> dict[str, bool]:
+        """See `base.Engine`. By their own labels, as the parameter NODE takes them."""
+        listed = self._patiently(lambda: self.ask_json(f"label/{quote(label)}", "nodes[nodeName]")).get("nodes") or []
+        said = self._patiently(lambda: self.ask_json("computer", "computer[displayName,offline]"))
+        away = {one["displayName"] for one in said.get("computer") or () if one["offline"]}
+        return {_node(one["nodeName"]): one["nodeName"] not in away for one in listed}
+
     def start(self, job: str, parameters: Mapping[str, str]) -> BuildRef:
         """See `base.Engine`. It is in the queue when this returns."""
         known = self._parameters(job)
@@ -286,7 +293,7 @@ class JenkinsEngine:
             queued = datetime.now(UTC)
             return BuildInfo(job=ref.job, number=0, state=self.state(ref), parameters=values, queued=queued)
         counts = "totalCount,failCount,skipCount"
-        tree = f"building,result,timestamp,duration,description,actions[parameters[name,value],{counts}]"
+        tree = f"building,result,timestamp,duration,description,builtOn,actions[parameters[name,value],{counts}]"
         said = self.ask_json(_path(build), tree)
         state, began = _state(said), datetime.fromtimestamp(said["timestamp"] / 1000, UTC)
         tests = next((one for one in said["actions"] if one and "totalCount" in one), None)
@@ -300,6 +307,7 @@ class JenkinsEngine:
             ended=None if state == "running" else began + timedelta(milliseconds=said["duration"]),
             tests=tests and Tests(total=tests["totalCount"], failed=tests["failCount"], skipped=tests["skipCount"]),
             description=printable(said.get("description") or "", 200),
+            node=_node(said.get("builtOn") or ""),
         )
 
     def ask_json(self, path: str, tree: str) -> dict[str, Any]:
@@ -576,6 +584,11 @@ def managed(description: str | None) -> bool:
     """Whether a job's description is one that this repository's templates and Jenkins Job Builder write."""
     text = (description or "").rstrip()
     return text.endswith(MAGIC_MANAGE_STRING.strip()) and any(line.startswith(TEMPLATE) for line in text.splitlines())
+
+
+def _node(name: str) -> str:
+    """Return the own label of a node; the server itself has a name for it only."""
+    return name or "built-in"
 
 
 def _job(name: str) -> str:

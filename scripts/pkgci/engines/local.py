@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -74,6 +75,10 @@ class LocalEngine:
         """See `base.Engine`."""
         return sorted(path.name for path in self._rendered.iterdir())
 
+    def nodes(self, label: str) -> dict[str, bool]:
+        """See `base.Engine`. This host is the only one, by its name."""
+        return {socket.gethostname(): True} if self.config.settings.executors.of(label) else {}
+
     def definition(self, job: str) -> Definition:
         """Return what `job` is."""
         if job not in self.jobs():
@@ -95,6 +100,7 @@ class LocalEngine:
             parameters=parameter_values(job, definition.parameters, parameters),
             cookie=uuid.uuid4().hex,
             queued=datetime.now(UTC),
+            node=socket.gethostname(),
         )
         with _disk(f"start {job}"):
             record, lock = self._create(record)

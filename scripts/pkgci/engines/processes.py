@@ -17,7 +17,11 @@ SUPERVISOR = "PKGCI_SUPERVISOR"
 
 
 def kill_all(
-    cookie: str, ancestor: int | None = None, reap: Callable[[], None] = lambda: None, seconds: float = 10
+    cookie: str,
+    ancestor: int | None = None,
+    reap: Callable[[], None] = lambda: None,
+    seconds: float = 10,
+    variable: str = COOKIE,
 ) -> int:
     """Kill a build's processes with SIGKILL until there are none.
 
@@ -25,17 +29,18 @@ def kill_all(
     made the sandbox, so they are only waited for.
 
     Args:
-        cookie: the build's cookie, the value of the variable `COOKIE` in its processes.
+        cookie: the build's cookie, the value of `variable` in its processes.
         ancestor: a process whose descendants are the build's too.
         reap: collects the status of ended children of this process.
         seconds: when to give up.
+        variable: for what is no whole build, another one.
 
     Returns:
         How many are left; 0 unless it gave up.
     """
     until = time.monotonic() + seconds
     while True:
-        found = _find(f"{COOKIE}={cookie}\0".encode(), ancestor)
+        found = _find(f"{variable}={cookie}\0".encode(), ancestor)
         for pid in found:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)

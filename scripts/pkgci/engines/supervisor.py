@@ -225,7 +225,7 @@ class Supervisor:
             "BUILD_TAG": f"{self.ref.job}-{self.ref.number}",
             "BUILD_URL": self.engine.urls(self.ref).build,
             "JOB_NAME": self.ref.job,
-            "NODE_NAME": "local",
+            "NODE_NAME": self.record.node,
             "PATH": f"{own_tools}:{os.environ.get('PATH', os.defpath)}",
             "PKGCI_CONFIG": str(self.engine.config.directory),
             "PKGCI_ENGINE": "local",

@@ -12,15 +12,16 @@ import hashlib
 import lzma
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
 
+from pkgci.artifacts import File
 from pkgci.config import Target
 from pkgci.errors import InfrastructureError, PackageError
 from pkgci.formats import contents
-from pkgci.keys import SigningKey
+from pkgci.keys import SigningKey, verified
 from pkgci.lazy import Lazy
 from pkgci.store import Entry
 
@@ -29,6 +30,8 @@ deb822 = Lazy("debian.deb822")
 CLIENT = "pkgci.sources"
 # the file that vouches for all of an index
 POINTER = "dists/{codename}/InRelease"
+# all files with signatures, and signatures
+SIGNED = (POINTER, "dists/{codename}/Release", "dists/{codename}/Release.gpg")
 STANZAS = "index.packages"
 COMPONENT = "main"
 BYTES = 4 << 20
@@ -96,9 +99,42 @@ def write_index(
     key.verify(distribution / "Release.gpg", distribution / "Release")
 
 
-def write_client(root: Path, url: str, target: Target, key: SigningKey) -> None:
+def indexes(root: Path, codename: str, public_key: str) -> Iterator[File]:
+    """Yield the index files of a repository of ours whose `SIGNED` files are below `root`, by their paths below it.
+
+    Raises:
+        InfrastructureError: a signature is not good.
+        KeyError, ValueError, TypeError: what is signed is no Release file.
+    """
+    place = root / "dists" / codename
+    text = verified(public_key, place / "InRelease")
+    verified(public_key, place / "Release.gpg", place / "Release")
+    if text != (place / "Release").read_bytes():
+        raise InfrastructureError(f"{place}: InRelease and Release differ")
+    for one in deb822.Release(text)["SHA256"]:
+        folder, _, _ = one["name"].rpartition("/")
+        for name in (one["name"], f"{folder}/by-hash/SHA256/{one['sha256']}"):
+            yield File(name=f"dists/{codename}/{name}", size=int(one["size"]), sha256=one["sha256"])
+
+
+def pooled(root: Path, codename: str) -> Iterator[File]:
+    """Yield the files of the pool that the index files below `root` name, of source packages too.
+
+    Raises:
+        KeyError, ValueError, TypeError: they are no such files.
+    """
+    place = root / "dists" / codename / COMPONENT
+    for path in place.glob("binary-*/Packages"):
+        for stanza in deb822.Packages.iter_paragraphs(path.read_bytes(), use_apt_pkg=False):
+            yield File(name=stanza["Filename"], size=int(stanza["Size"]), sha256=stanza["SHA256"])
+    for stanza in deb822.Sources.iter_paragraphs((place / "source" / "Sources").read_bytes(), use_apt_pkg=False):
+        for one in stanza["Checksums-Sha256"]:
+            yield File(name=f"{stanza['Directory']}/{one['name']}", size=int(one["size"]), sha256=one["sha256"])
+
+
+def write_client(root: Path, url: str, codename: str, public_key: str) -> None:
     """Write the file `CLIENT`, with which apt uses the repository at `url`."""
-    (root / CLIENT).write_text(client(url, target.codename, key.export_public()))
+    (root / CLIENT).write_text(client(url, codename, public_key))
 
 
 def client(url: str, codename: str, public_key: str) -> str:

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from pkgci import web
-from pkgci.artifacts import Repository
+from pkgci.artifacts import File, Repository
 from pkgci.config import Target
 from pkgci.errors import InfrastructureError, PackageError
 from pkgci.formats import fragments
-from pkgci.keys import SigningKey
+from pkgci.keys import SigningKey, verified
 from pkgci.lazy import Lazy
 from pkgci.store import Entry, describe
 
@@ -26,6 +26,8 @@ CLIENT = "pkgci.repo"
 INDEX_BYTES = 1 << 30
 # the file that vouches for all of an index
 POINTER = "repodata/repomd.xml"
+# it, and its signature
+SIGNED = (POINTER, f"{POINTER}.asc")
 
 
 def pool(entry: Entry) -> list[str]:
@@ -87,9 +89,47 @@ def packages(entry: Entry, paths: Mapping[str, str]) -> "Iterator[createrepo_c.P
         yield package
 
 
-def write_client(root: Path, url: str, target: Target, key: SigningKey) -> None:
+def indexes(root: Path, _codename: str, public_key: str) -> Iterator[File]:
+    """Yield the index files of a repository of ours whose `SIGNED` files are below `root`, by their paths below it.
+
+    Raises:
+        InfrastructureError: the signature is not good.
+        ValueError, TypeError: what is signed is no `repomd.xml`.
+    """
+    verified(public_key, *(root / name for name in reversed(SIGNED)))
+    for one in _records(root).values():
+        yield File(name=one.location_href, size=one.size, sha256=one.checksum)
+
+
+def pooled(root: Path, _codename: str) -> Iterator[File]:
+    """Yield the packages that the index files below `root` name, source packages too.
+
+    Raises:
+        KeyError, ValueError, TypeError: they are no such files.
+    """
+    found: list[File] = []
+
+    def note(package: "createrepo_c.Package") -> None:
+        found.append(File(name=package.location_href, size=package.size_package, sha256=package.pkgId))
+
+    try:
+        path = root / _records(root)["primary"].location_href
+        createrepo_c.xml_parse_primary(str(path), pkgcb=note, do_files=False)
+    except createrepo_c.CreaterepoCError as error:
+        raise ValueError(str(error)) from error
+    return iter(found)
+
+
+def _records(root: Path) -> "dict[str, createrepo_c.RepomdRecord]":
+    try:
+        return {one.type: one for one in createrepo_c.Repomd(str(root / POINTER)).records}
+    except createrepo_c.CreaterepoCError as error:
+        raise ValueError(str(error)) from error
+
+
+def write_client(root: Path, url: str, _codename: str, public_key: str) -> None:
     """Write `key.asc` and the file `CLIENT`, with which dnf uses the repository at `url`."""
-    (root / "key.asc").write_text(key.export_public())
+    (root / "key.asc").write_text(public_key)
     (root / CLIENT).write_text(client(url))
 
 

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Generic, TypeVar
 from urllib.parse import quote, urlsplit
@@ -53,6 +54,9 @@ TO_INSTALL = 10  # packages in one command
 BEFORE, AFTER, BEFORE_FINDINGS = 9, 3, 2
 LINE = 300
 LOG_BYTES = 1 << 20
+# the index of a system test's logs: so many, what is read of each, and of that so many lines that tell of an error
+LOGS, SEARCHED_BYTES, ERRORS = 100, 4 << 20, 3
+ERROR = re.compile(r"\b(error|fail(ed|ure)?|fatal|panic|traceback|segfault|killed)\b", re.IGNORECASE)
 COMPARED = 300  # what `last_words` takes of a line
 VERDICTS = {"SUCCESS": "Passed", "FAILURE": "Failed", "ABORTED": "Aborted"}
 BLAME = {
@@ -266,7 +270,18 @@ class SystestView:
         """It in a few words."""
         results = [outcome.result for outcome in self.record.outcomes]
         counts = [(word, results.count(word)) for word in ("passed", "failed", "skipped")]
-        return ", ".join(f"{number} {word}" for word, number in counts if number) or "no test"
+        said = ", ".join(f"{number} {word}" for word, number in counts if number) or "no test"
+        return f"{said}, at the second attempt" if self.record.retried else said
+
+
+@dataclass(frozen=True)
+class SystestLog:
+    """A log of the system test: where it is, its size in bytes, and its first lines that tell of an error."""
+
+    path: str
+    url: str
+    size: int
+    errors: tuple[Line, ...]
 
 
 @dataclass(frozen=True)
@@ -344,6 +359,7 @@ class View:
     lint: LintView | None
     install: InstallView | None
     systest: SystestView | None
+    systest_logs: Cut[SystestLog]
     use: Use | None
     links: Cut[Link]
     problems: tuple[str, ...]
@@ -486,6 +502,7 @@ def read(artifacts: Path) -> View:
         lint=_lint(lint) if lint else None,
         install=_install(artifacts, install, installed_in) if install and installed_in else None,
         systest=_systest(artifacts, systest, tested_in) if systest and tested_in else None,
+        systest_logs=_systest_logs(artifacts, [job for job in jobs if job.step.startswith("systest")]),
         use=_use(repository) if repository else None,
         links=_links(artifacts),
         problems=tuple(problems),
@@ -691,6 +708,33 @@ def _systest(artifacts: Path, record: Systest, directory: Path) -> SystestView:
     outcomes = sorted(record.outcomes, key=lambda outcome: order.index(outcome.result))
     linked = [(one, _link(artifacts, directory / one.log) if one.log else None) for one in outcomes]
     return SystestView(record, Cut.of(linked, FINDINGS))
+
+
+def _systest_logs(artifacts: Path, jobs: Sequence[Job]) -> Cut[SystestLog]:
+    """Return the logs of system tests, also of one that left no record."""
+    found = [
+        (url, path)
+        for job in jobs
+        # of a first attempt, too
+        for place in sorted((artifacts / job.child.directory).glob("logs*"))
+        for path in sorted(place.rglob("*"))
+        if (url := _link(artifacts, path))
+    ]
+    return Cut(
+        tuple(
+            SystestLog(path.relative_to(artifacts).as_posix(), url, path.stat().st_size, tuple(_errors(path)))
+            for url, path in found[:LOGS]
+        ),
+        max(0, len(found) - LOGS),
+    )
+
+
+def _errors(path: Path) -> Iterator[Line]:
+    with path.open("rb") as stream:
+        text = plain(stream.read(SEARCHED_BYTES).decode(errors="replace"))
+    numbered = ((number, line) for number, line in enumerate(text.split("\n"), 1) if ERROR.search(line))
+    for number, line in islice(numbered, ERRORS):
+        yield Line(number, _short(TIME_STAMP.sub("", line, count=1).expandtabs()), False)
 
 
 def _use(record: Repository) -> Use:

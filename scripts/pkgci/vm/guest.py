@@ -3,34 +3,52 @@
 The shell that runs in the guest is `guest.sh`, with `guest-deb.sh` or `guest-rpm.sh` for what differs.
 """
 
-import base64
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pkgci.artifacts import Repository, RepositoryPackage
 from pkgci.config import Config, MachineSection, Node, Target
+from pkgci.errors import InfrastructureError
 from pkgci.formats import repomd
+from pkgci.keys import dearmoured
 from pkgci.upstream import digest
 from pkgci.vm.proxy import Proxy, Rule
-from pkgci.vm.snapshot import Plan, Planned, Snapshot, Step, ensure, upstream_rules
+from pkgci.vm.snapshot import Plan, Planned, Snapshot, Step, UnfitError, ensure, upstream_rules
 
 # the one machine of an install test
 PLAIN = "node"
 HERE = Path(__file__).parent
 
 
-def plain(config: Config, target_name: str, renew: bool = False) -> Snapshot:
+class OutdatedError(InfrastructureError):
+    """The machines of an environment were frozen by another version of QEMU: they have to be prepared anew."""
+
+    def __init__(self, environment: str, reason: str) -> None:
+        super().__init__(f"environment {environment}: {reason}; it has to be prepared anew")
+        self.environment = environment
+
+
+def plain(config: Config, target_name: str, renew: bool = False, anew: bool = False) -> Snapshot:
     """Return the snapshot of the plain machine of a target; make it where needed, see `ensure`.
 
     Raises:
         RequestError: the target is unknown, or its base is not supported.
         InfrastructureError: it cannot be made.
     """
-    plan = Plan(target_name, {PLAIN: Planned(config.target(target_name))}, setup(config.target(target_name)))
-    return ensure(config, plan, renew)
+    return ensure(config, plain_plan(config, target_name), renew, anew)
 
 
-def environment(config: Config, name: str, target_name: str, renew: bool = False) -> Snapshot:
+def plain_plan(config: Config, target_name: str) -> Plan:
+    """Return what the plain machine of a target is made from.
+
+    Raises:
+        RequestError: the target is unknown, or its base is not supported.
+    """
+    return Plan(target_name, {PLAIN: Planned(config.target(target_name))}, setup(config.target(target_name)))
+
+
+def environment(config: Config, name: str, target_name: str, renew: bool = False, anew: bool = False) -> Snapshot:
     """Return the snapshot of the machines of an environment; make it where needed.
 
     One machine that does not differ from the target's plain machine is that one.
@@ -40,6 +58,7 @@ def environment(config: Config, name: str, target_name: str, renew: bool = False
         name: the environment's name.
         target_name: the target.
         renew: as of `ensure`.
+        anew: as of `ensure`.
 
     Raises:
         RequestError: the environment or the target is unknown, a script of it cannot be read, or the base is not supported.
@@ -54,13 +73,37 @@ def environment(config: Config, name: str, target_name: str, renew: bool = False
     }
     (first, *others) = nodes.values()
     if not (others or first.addresses or described.deploy or described.health) and first.target == target:
-        return plain(config, target_name, renew)
+        return plain(config, target_name, renew, anew)
     deploy, health = (
         tuple(Step(step.node, home / step.script, step.seconds) for step in steps)
         for steps in (described.deploy, described.health)
     )
+    return ensure(config, Plan(_set_name(name, target_name), nodes, setup(target), deploy, health), renew, anew)
+
+
+def check_qemu(config: Config, name: str, target_name: str) -> None:
+    """Check that the machines of an environment, if they are several, were frozen by the QEMU that is here.
+
+    One machine is made anew within a test; to deploy a product there would take longer than a test is waited for.
+
+    Raises:
+        OutdatedError: they were not.
+    """
+    latest = config.data / "snapshots" / _set_name(name, target_name) / "latest"
+    if len(config.environment(name)[1].nodes) == 1 or not latest.exists():
+        return
+    # one that cannot even be read is damaged, which is another matter
+    with suppress(UnfitError):
+        snapshot = Snapshot(latest.resolve())
+        try:
+            snapshot.check_qemu()
+        except UnfitError as error:
+            raise OutdatedError(name, str(error)) from error
+
+
+def _set_name(name: str, target_name: str) -> str:
     # the sign is in no name of a target
-    return ensure(config, Plan(f"{name}@{target_name}", nodes, setup(target), deploy, health), renew)
+    return f"{name}@{target_name}"
 
 
 def _machine(target: Target, described: Node) -> MachineSection:
@@ -121,7 +164,7 @@ def _deb_settings(records: Sequence[Repository], tested: Sequence[RepositoryPack
     for number, record in enumerate(records):
         # binary: apt takes seconds to read an armoured key in an emulated machine
         key = f"/etc/apt/pkgci-{number}.gpg"
-        files[key] = _dearmoured(record.signing_key)
+        files[key] = dearmoured(record.signing_key)
         fields = {"Types": "deb", "URIs": record.url, "Suites": record.codename, "Components": record.component}
         # the clock of the repositories' host may be ahead
         fields["Check-Date"] = "no"
@@ -133,12 +176,6 @@ def _deb_settings(records: Sequence[Repository], tested: Sequence[RepositoryPack
         files[f"/etc/apt/{directory}/pkgci.sources"] = "\n".join(sources).encode()
     files["/etc/apt/preferences.d/pkgci"] = "\n".join(preferences).encode()
     return files
-
-
-def _dearmoured(key: str) -> bytes:
-    """Return the binary form of an ASCII-armoured key (RFC 9580, 6.2)."""
-    lines = key.split("\n\n", 1)[1].splitlines()
-    return base64.b64decode("".join(line for line in lines if not line.startswith(("=", "-"))))
 
 
 def _rpm_settings(records: Sequence[Repository], tested: Sequence[RepositoryPackage]) -> dict[str, bytes]:

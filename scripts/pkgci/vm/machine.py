@@ -3,7 +3,7 @@
 A machine lives in a directory of its own, with files of fixed names (`disk`, `kernel`, `initrd`, `ram`, `state`, `proxy`),
 so that the command line of all machines of a kind is the same text: a saved state fits one command line only.
 The guest reaches nothing but port 3128 of 10.0.2.100, where each connection leads to the Unix socket `proxy`.
-What it says on its console is in `serial.log` when the machine has ended, up to `CONSOLE_BYTES`.
+What it says on its console is in `serial.log`, as plain text, up to `CONSOLE_BYTES`.
 """
 
 import logging
@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,8 +25,9 @@ from typing import Literal, Self
 from pkgci.command import run, supervised
 from pkgci.errors import InfrastructureError
 from pkgci.lazy import Lazy
+from pkgci.logs import LogFile, record
 from pkgci.ssh import connect, public_key
-from pkgci.vm.remote import Access, Completed, GuestError, Remote
+from pkgci.vm.remote import Access, Completed, DeafError, Fault, FaultError, GuestError, Remote
 
 paramiko, qmp, legacy = Lazy("paramiko"), Lazy("qemu.qmp"), Lazy("qemu.qmp.legacy")
 log = logging.getLogger(__name__)
@@ -43,8 +45,6 @@ CONTROL_SECONDS = 120
 PACKED = "vm.zst"
 MEMORY_BYTES_A_SECOND = 1 << 40
 CONSOLE_BYTES = 16 << 20
-# it reads on when it has kept enough: a console that nobody reads makes the guest wait, a file would fill the host's disk
-CONSOLE = 'head -c "$1" >serial.log; exec cat >/dev/null'
 
 Accelerator = Literal["kvm", "tcg"]
 
@@ -129,7 +129,7 @@ class Machine(Remote):
         self.access = access
         self._port: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._console: subprocess.Popen[bytes] | None = None
+        self._console: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -204,14 +204,15 @@ class Machine(Remote):
             self._process = None
         if self._console:
             # it ends with the one who writes to it
-            self._console.wait()
+            self._console.join()
             self._console = None
 
     def connect(self, seconds: float) -> None:
         """Wait until the guest's ssh server lets us in.
 
         Raises:
-            GuestError: it did not within `seconds`, or it has another host key.
+            DeafError: it did not within `seconds`.
+            GuestError: it has another host key.
         """
         assert self._process
         port = self.port()
@@ -232,7 +233,7 @@ class Machine(Remote):
             # QEMU accepts connections long before the guest does
             except (OSError, EOFError, paramiko.SSHException) as error:
                 if time.monotonic() > end:
-                    raise GuestError(f"no ssh to the machine within {seconds:.0f} s: {error}") from error
+                    raise DeafError(f"no ssh to the machine within {seconds:.0f} s: {error}") from error
                 with suppress(subprocess.TimeoutExpired):
                     if self._process.wait(0.1) == 0:
                         raise GuestError("the machine was halted from within") from None
@@ -247,7 +248,7 @@ class Machine(Remote):
 
         Raises:
             GuestError: see there.
-            InfrastructureError: QEMU was killed, which nothing in the guest can do.
+            FaultError: QEMU was killed, which nothing in the guest can do.
         """
         try:
             return super().run(script, *arguments, timeout=timeout, input=input, limit=limit)
@@ -264,6 +265,20 @@ class Machine(Remote):
         assert self._port is not None
         return self._port
 
+    def forward(self, address: str) -> int:
+        """Have an IPv4 address of this host lead to the guest's ssh server as well; return the port there."""
+        before = self._forwarded()
+        said = self._qmp("human-monitor-command", **{"command-line": f"hostfwd_add net0 tcp:{address}:0-:22"})
+        new = [port for port in self._forwarded() if port not in before]
+        if not new:
+            raise self._failure(f"cannot listen on {address}: {str(said).strip()!r}")
+        return new[0]
+
+    def _forwarded(self) -> list[int]:
+        """Return the ports of this host that lead to the guest, the one of 127.0.0.1 that each machine has first."""
+        text = str(self._qmp("human-monitor-command", **{"command-line": "info usernet"}))
+        return [int(port) for port in re.findall(r"TCP\[HOST_FORWARD\]\s+\d+\s+\S+\s+(\d+)", text)]
+
     def _start(self, *more: str, share: bool) -> None:
         memory = f"memory-backend-file,id=ram,size={self._hardware.memory_mib}M,mem-path=ram"
         ours, theirs = socket.socketpair()
@@ -273,30 +288,24 @@ class Machine(Remote):
             argv += ["-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "chardev=qmp,mode=control", *more]
             log.debug("+ %s", shlex.join(argv))
             try:
-                self._console = subprocess.Popen(
-                    ["sh", "-c", CONSOLE, "sh", str(CONSOLE_BYTES)],
-                    stdin=subprocess.PIPE,
-                    stdout=said,
+                self._process = subprocess.Popen(
+                    # a connection of the guest is a process here
+                    supervised(["prlimit", "--nofile=256", *argv]),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    bufsize=0,
                     stderr=said,
                     cwd=self.directory,
+                    pass_fds=(theirs.fileno(),),
                     start_new_session=True,
                 )
-                assert self._console.stdin
-                with self._console.stdin as console:
-                    self._process = subprocess.Popen(
-                        # a connection of the guest is a process here
-                        supervised(["prlimit", "--nofile=256", *argv]),
-                        stdin=subprocess.DEVNULL,
-                        stdout=console,
-                        stderr=said,
-                        cwd=self.directory,
-                        pass_fds=(theirs.fileno(),),
-                        start_new_session=True,
-                    )
             except FileNotFoundError as error:
                 raise InfrastructureError(
                     f"cannot run QEMU: {error.filename} is missing; see `pkgci doctor`"
                 ) from error
+        # always read: a console that nobody reads makes the guest wait
+        assert self._process.stdout
+        self._console = record(self._process.stdout, LogFile(self.directory / "serial.log", largest=CONSOLE_BYTES))
         self._monitor = legacy.QEMUMonitorProtocol(ours)
         self._monitor.settimeout(CONTROL_SECONDS)
         if not select.select([ours], [], [], CONTROL_SECONDS)[0]:
@@ -306,11 +315,10 @@ class Machine(Remote):
         except (qmp.QMPError, EOFError, OSError):
             raise self._failure("does not start") from None
         # asked for at once: QEMU is spoken to by the thread that started it only, the guest by any
-        text = str(self._qmp("human-monitor-command", **{"command-line": "info usernet"}))
-        found = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)", text)
-        if not found:
-            raise self._failure(f"has no port for ssh: {text!r}")
-        self._port = int(found[1])
+        forwarded = self._forwarded()
+        if not forwarded:
+            raise self._failure("has no port for ssh")
+        self._port = forwarded[0]
 
     def _qmp(self, command: str, **arguments: object) -> object:
         try:
@@ -343,4 +351,9 @@ class Machine(Remote):
 
     def _failure(self, what: str) -> InfrastructureError:
         said = (self.directory / "qemu.log").read_text(errors="replace").strip().splitlines()
-        return InfrastructureError(f"QEMU {what}" + (f": {said[-1]}" if said else ""))
+        error = f"QEMU {what}" + (f": {said[-1]}" if said else "")
+        with suppress(subprocess.TimeoutExpired):
+            # its connections are closed before it has ended
+            if self._process and self._process.wait(1) < 0:
+                return FaultError(Fault.KILLED, error)
+        return InfrastructureError(error)

@@ -39,7 +39,7 @@ from pkgci.vm import lan
 from pkgci.vm.image import Image, image, image_key
 from pkgci.vm.machine import PACKED, Accelerator, Hardware, Machine, accelerator, qemu_version
 from pkgci.vm.proxy import Proxy, Rule
-from pkgci.vm.remote import Access, GuestError
+from pkgci.vm.remote import Access, DeafError, Fault, FaultError, GuestError
 
 log = logging.getLogger(__name__)
 
@@ -234,14 +234,18 @@ class Snapshot:
     def check(self) -> None:
         """Check that it fits this host's QEMU and our command line, and that its files have their sizes."""
         manifest = self.manifest
-        if manifest.qemu != qemu_version():
-            raise UnfitError(f"snapshot {self.id} was made by {manifest.qemu}, here is {qemu_version()}")
+        self.check_qemu()
         if any(list(node.command) != self._hardware(node).command() for node in manifest.nodes):
             raise UnfitError(f"snapshot {self.id} was made with another command line of QEMU")
         for file in manifest.files:
             path = self.directory / file.name
             if not path.is_file() or path.stat().st_size != file.size:
                 raise UnfitError(f"snapshot {self.id} is damaged: {file.name} is missing or has another size")
+
+    def check_qemu(self) -> None:
+        """Check that it was made by this host's QEMU."""
+        if self.manifest.qemu != qemu_version():
+            raise UnfitError(f"snapshot {self.id} was made by {self.manifest.qemu}, here is {qemu_version()}")
 
     def verify(self) -> None:
         """Check all that `check` does, and the files' content, unless that was done within a day and none was touched since."""
@@ -274,7 +278,7 @@ class Snapshot:
         Args:
             config: says where runs have their directories.
             proxy: what the machines may reach.
-            consoles: take what each machine said on its console, when it has ended; up to `machine.CONSOLE_BYTES`.
+            consoles: take what each machine says on its console, as it comes; up to `machine.CONSOLE_BYTES`.
             as_kept: as they were when `keep` left them beside this directory, also where one does not let us in any more.
 
         Returns:
@@ -288,10 +292,10 @@ class Snapshot:
             with _run_directory(config) as directory, proxy.listening(directory / PROXY), ExitStack() as stack:
                 # left last: a thread that waits for a machine ends with it
                 threads = stack.enter_context(ThreadPoolExecutor(len(nodes)))
-                for node, console in zip(nodes, consoles, strict=False):
-                    stack.callback(_take, directory / node.name / "serial.log", console)
                 backends = lan.backends({node.name: node.networks for node in nodes})
                 made = [self._machine(directory, node, as_kept, backends[node.name]) for node in nodes]
+                for machine, console in zip(made, consoles, strict=False):
+                    (machine.directory / "serial.log").symlink_to(console.absolute())
                 machines = tuple(stack.enter_context(machine) for machine in made)
                 for machine in machines:
                     machine.load()
@@ -301,6 +305,8 @@ class Snapshot:
                     try:
                         done.result()
                     except GuestError as error:
+                        if not as_kept and isinstance(error, DeafError):
+                            raise FaultError(Fault.NOT_RESTORED, f"{node.name}: {error}") from error
                         if not as_kept:
                             raise
                         log.warning("%s: %s", node.name, error)
@@ -408,13 +414,14 @@ def _discard(directory: Path) -> bool:
     return unused
 
 
-def ensure(config: Config, plan: Plan, renew: bool = False) -> Snapshot:
+def ensure(config: Config, plan: Plan, renew: bool = False, anew: bool = False) -> Snapshot:
     """Return the snapshot of a plan; make it unless there is a young one that fits. One that is only too old is a last resort.
 
     Args:
         config: the configuration.
         plan: what it is made from.
         renew: for who makes it ahead: replace also one that would be too old within a day, or fail.
+        anew: replace it in any case.
 
     Raises:
         RequestError: the base of a target cannot be made, or a script cannot be read.
@@ -422,7 +429,7 @@ def ensure(config: Config, plan: Plan, renew: bool = False) -> Snapshot:
     """
     place = config.data / "snapshots" / plan.name
     place.mkdir(parents=True, exist_ok=True)
-    days = config.settings.root_days - renew
+    days = 0 if anew else config.settings.root_days - renew
     with suppress(UnfitError):
         return _latest(config, plan, days)
     with locked(place):
@@ -438,6 +445,15 @@ def ensure(config: Config, plan: Plan, renew: bool = False) -> Snapshot:
                     raise
                 log.warning("%s: the former one stays in use: %s", plan.name, error)
                 return reason.snapshot
+
+
+def unfit(config: Config, plan: Plan) -> str:
+    """Return why `ensure` would make the snapshot of a plan; empty if there is one that it would return."""
+    try:
+        _latest(config, plan, config.settings.root_days)
+    except UnfitError as reason:
+        return str(reason)
+    return ""
 
 
 def upstream_rules(target: Target) -> tuple[Rule, ...]:
@@ -653,12 +669,6 @@ def _succeed(
         log.error("%s", plain(done.text()[-4000:]))
         said = done.text().strip().splitlines() or ["it said nothing"]
         raise GuestError(f"cannot {what}: {printable(said[-1])}")
-
-
-def _take(source: Path, to: Path) -> None:
-    # there is none when QEMU did not start
-    if source.exists():
-        shutil.copyfile(source, to)
 
 
 def _link(snapshot: Path, directory: Path, node: str, names: list[str]) -> None:
