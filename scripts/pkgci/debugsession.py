@@ -203,7 +203,7 @@ def _login(config: Config, node: str, machine: Machine) -> str:
     if address == LOOPBACK:
         port, where, jump = machine.port(), LOOPBACK, ["-J", host]
     else:
-        port, where, jump = machine.forward(address), host if address == ANY else address, []
+        port, where, jump = machine.listen(address), host if address == ANY else address, []
     key = " ".join(machine.access.host_key.split()[:2])
     words = [
         "ssh",

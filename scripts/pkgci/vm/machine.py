@@ -265,7 +265,7 @@ class Machine(Remote):
         assert self._port is not None
         return self._port
 
-    def forward(self, address: str) -> int:
+    def listen(self, address: str) -> int:
         """Have an IPv4 address of this host lead to the guest's ssh server as well; return the port there."""
         before = self._forwarded()
         said = self._qmp("human-monitor-command", **{"command-line": f"hostfwd_add net0 tcp:{address}:0-:22"})
