@@ -82,7 +82,7 @@ def test_by_default_the_login_goes_through_the_host_and_gives_nothing_of_the_per
 @pytest.mark.parametrize(("address", "shown"), [("192.0.2.7", "192.0.2.7"), ("0.0.0.0", None)])
 def test_at_an_address_of_the_host_the_login_goes_there(tmp_path, monkeypatch, address, shown):
     monkeypatch.setattr("socket.gethostname", lambda: HERE)
-    machine = SimpleNamespace(forward=lambda asked: {address: 2300}[asked], access=Access(tmp_path, HOST_KEY))
+    machine = SimpleNamespace(listen=lambda asked: {address: 2300}[asked], access=Access(tmp_path, HOST_KEY))
     words = shlex.split(_login(configured(tmp_path, f"debug_address: {address}"), "one", machine))
     assert (words[2:4], words[-1]) == (["-p", "2300"], f"root@{shown or HERE}")
 

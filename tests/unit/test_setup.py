@@ -21,8 +21,17 @@ def asked(tmp_path: Path, installed: str) -> str:
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
-    command = [ROOT / "scripts" / "setup.sh", "test"]
-    done = subprocess.run(command, env={"PATH": path}, capture_output=True, text=True, check=False)
+    # as where no server has been masked yet
+    fresh = [
+        "unshare",
+        "-rm",
+        "sh",
+        "-euc",
+        'mount -t tmpfs tmpfs /etc/systemd/system; PATH=$1; shift; exec "$@"',
+        "sh",
+    ]
+    command = [*fresh, path, ROOT / "scripts" / "setup.sh", "test"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (3, "")
     (line,) = re.findall(r"^ +sudo sh -c '(.*)'$", done.stderr, re.MULTILINE)
     return line
