@@ -12,7 +12,7 @@ import re
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 from urllib.parse import urlsplit
 
 import yaml
@@ -139,6 +139,9 @@ PublicKey = Annotated[RelativePath, AfterValidator(_public_key)]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 HostKey = Annotated[str, AfterValidator(_ed25519)]
 Pattern = Annotated[str, AfterValidator(_compiles)]
+# what a package is part of in the product, in the order in which a run applies them
+Flavour = Literal["master", "bootstrap", "container", "cluster"]
+FLAVOURS = get_args(Flavour)
 
 
 class Section(BaseModel):
@@ -443,6 +446,9 @@ class Release(Section):
     lint: LintSection = LintSection()
     environment: Name = Field("default", description="what its system tests run on")
     environments: dict[Name, Name] = Field({}, description="the same by target, where it is another one")
+    flavours: dict[Name, Annotated[tuple[Flavour, ...], Field(min_length=1)]] = Field(
+        {}, description="of each package, in which ways it gets into the product; `cluster` of those not named"
+    )
     mirrors: dict[Name, Mirror] = Field({}, description="what is released is copied there")
 
 
@@ -452,10 +458,29 @@ class Network(Section):
     subnet: Annotated[str, AfterValidator(_subnet)] = Field(description="as 192.168.77.0/24")
 
 
+def _not_beside_all(script: str) -> str:
+    if "/" not in script:
+        raise ValueError("must be in a directory of its own: what lies beside it is copied to the machine")
+    return script
+
+
+ScriptPath = Annotated[RelativePath, AfterValidator(_not_beside_all)]
+
+
 class Node(Section):
-    """A machine of an environment: the target's plain machine, with more packages, and memory in MiB if not the same."""
+    """A machine of an environment: the target's plain machine, with more packages, and memory in MiB if not the same.
+
+    One that boots from the network has an empty disk, and is started when the product is deployed. What it boots has to let in
+    whom the machine that serves it lets in, by the same host key, at the first interface, 10.0.2.15/24.
+    """
 
     packages: tuple[str, ...] = ()
+    build: ScriptPath | None = Field(
+        None, description="a script that is run, as root, where its disk is made, in a copy of the directory it lies in"
+    )
+    boot: HostName | None = Field(
+        None, description="boot from the first of its networks, by what this machine serves there"
+    )
     memory_mib: int | None = Field(None, ge=128)
     # each is a slot of its PCI bus
     networks: tuple[Name, ...] = Field(
@@ -463,20 +488,21 @@ class Node(Section):
     )
     role: Name | None = Field(None, description="what it is for: `master`, for example")
 
+    @model_validator(mode="after")
+    def _made_or_booted(self) -> Self:
+        if self.boot and (self.packages or self.build):
+            raise ValueError(
+                "what boots from the network (`boot`) has neither `packages` nor `build`: its disk is empty"
+            )
+        return self
+
 
 class Script(Section):
     """A shell script that is run on a machine by ssh, as root, in a copy of the directory that it lies in."""
 
     node: HostName
-    script: RelativePath
+    script: ScriptPath
     seconds: int = Field(600, ge=1, description="what it may take")
-
-    @field_validator("script")
-    @classmethod
-    def _not_beside_all(cls, script: str) -> str:
-        if "/" not in script:
-            raise ValueError("must be in a directory of its own: what lies beside it is copied to the machine")
-        return script
 
 
 class Scenario(Section):
@@ -510,6 +536,43 @@ class Scenario(Section):
         return self
 
 
+class Cluster(Section):
+    """The flavour `cluster`."""
+
+    driver: Literal["plain", "depot", "nailgun"] = "plain"
+    node: HostName | None = None
+
+
+class Rebuilt(Section):
+    """How an image of the product is rebuilt with packages under test in it: a script on a machine, see `Script`.
+
+    It is given a directory that is laid over a root, and whose /pkgci-install, run there, installs the packages in it.
+    """
+
+    rebuild: ScriptPath
+    node: HostName | None = Field(None, description="where it is run; without it the machine whose role is `master`")
+    seconds: int = Field(900, ge=1, description="what it may take")
+
+
+class Carried(Rebuilt):
+    """The same, of an image that a package carries: the script rebuilds and installs that one, too."""
+
+    carrier: Name = Field(description="that package's name")
+
+
+class Flavours(Section):
+    """The ways in which packages become part of the product that an environment knows."""
+
+    master: Rebuilt | None = Field(None, description="the image of the machine `node`, which is deployed anew")
+    bootstrap: Carried | None = Field(None, description="what machines boot from the network, by `node`")
+    container: Carried | None = Field(None, description="what is run in a container on `node`")
+    cluster: Cluster = Field(Cluster(), description="the test repositories are added to the product")
+
+    def known(self) -> list[str]:
+        """Return the names of those that it knows, in the order in which they are applied."""
+        return [name for name in FLAVOURS if getattr(self, name)]
+
+
 class Environment(Section):
     """`environments/NAME.yaml`: what a system test runs on, and its scenarios.
 
@@ -523,6 +586,7 @@ class Environment(Section):
     health: tuple[Script, ...] = Field(
         (), description="what must succeed before they are frozen, and when they were restored"
     )
+    flavours: Flavours = Field(Flavours(), description="without it `cluster` only, by the machines' package manager")
     poll: tuple[Annotated[str, AfterValidator(_polled)], ...] = Field(
         (), description="files, by URL or path, of which another content makes them prepared anew: an ISO, an image"
     )
@@ -563,6 +627,17 @@ class Environment(Section):
                     raise ValueError(f"{name}: there is no network {network!r}")
                 if node.networks.count(network) > 1:
                     raise ValueError(f"{name}: network {network!r} is given twice")
+            if node.boot is None:
+                continue
+            server = nodes.get(node.boot)
+            if server is None or server.boot:
+                raise ValueError(
+                    f"{name}: `boot` must name another node, with a disk of its own: {node.boot!r} is none"
+                )
+            if not set(node.networks[:1]) & set(server.networks):
+                raise ValueError(f"{name}: its first network must be one of {node.boot}'s, which it boots from")
+            if list(nodes).index(node.boot) > list(nodes).index(name):
+                raise ValueError(f"{name}: {node.boot}, which it boots from, must stand above it")
         return nodes
 
     @field_validator("scenarios")
@@ -589,6 +664,35 @@ class Environment(Section):
         for script in scripts:
             if nodes and script.node not in nodes:
                 raise ValueError(f"there is no node {script.node!r}")
+        return scripts
+
+    @field_validator("flavours")
+    @classmethod
+    def _has_their_nodes(cls, flavours: Flavours, info: ValidationInfo) -> Flavours:
+        nodes = info.data.get("nodes", {})
+        masters = [name for name, node in nodes.items() if node.role == "master"]
+        for name in FLAVOURS:
+            own = getattr(flavours, name)
+            if not nodes or own is None or own == Cluster():
+                continue
+            if own.node is None and len(masters) != 1:
+                raise ValueError(f"{name}: it needs `node`, since not exactly one node has `role: master`")
+            if own.node is not None and own.node not in nodes:
+                raise ValueError(f"{name}: there is no node {own.node!r}")
+            node = own.node or masters[0]
+            if nodes[node].boot:
+                raise ValueError(f"{name}: {node} boots from the network")
+            if name == "bootstrap" and not any(one.boot == node for one in nodes.values()):
+                raise ValueError(f"{name}: no node has `boot: {node}`")
+        return flavours
+
+    @field_validator("deploy")
+    @classmethod
+    def _before_others_boot(cls, scripts: tuple[Script, ...], info: ValidationInfo) -> tuple[Script, ...]:
+        nodes = info.data.get("nodes", {})
+        for script in scripts:
+            if nodes and nodes[script.node].boot:
+                raise ValueError(f"{script.node} boots from the network, when all of these have run")
         return scripts
 
 

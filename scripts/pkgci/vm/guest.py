@@ -64,21 +64,36 @@ def environment(config: Config, name: str, target_name: str, renew: bool = False
         RequestError: the environment or the target is unknown, a script of it cannot be read, or the base is not supported.
         InfrastructureError: it cannot be made.
     """
+    return ensure(config, environment_plan(config, name, target_name), renew, anew)
+
+
+def environment_plan(config: Config, name: str, target_name: str) -> Plan:
+    """Return what the machines of an environment are made from; see `environment`.
+
+    Raises:
+        RequestError: the environment or the target is unknown.
+    """
     home, described = config.environment(name)
     target = config.target(target_name)
     addresses = described.addresses()
     nodes = {
-        node: Planned(target.model_copy(update={"machine": _machine(target, one)}), addresses[node])
+        node: Planned(
+            target.model_copy(update={"machine": _machine(target, one)}),
+            addresses[node],
+            home / one.build if one.build else None,
+            one.boot,
+        )
         for node, one in described.nodes.items()
     }
     (first, *others) = nodes.values()
-    if not (others or first.addresses or described.deploy or described.health) and first.target == target:
-        return plain(config, target_name, renew, anew)
+    alike = first == Planned(target)
+    if alike and not (others or described.deploy or described.health):
+        return plain_plan(config, target_name)
     deploy, health = (
         tuple(Step(step.node, home / step.script, step.seconds) for step in steps)
         for steps in (described.deploy, described.health)
     )
-    return ensure(config, Plan(_set_name(name, target_name), nodes, setup(target), deploy, health), renew, anew)
+    return Plan(_set_name(name, target_name), nodes, setup(target), deploy, health)
 
 
 def check_qemu(config: Config, name: str, target_name: str) -> None:

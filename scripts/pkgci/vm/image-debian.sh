@@ -9,7 +9,7 @@ prepare() { # FORMAT [PACKAGE...]
     export DEBIAN_FRONTEND=noninteractive
     printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
     chmod 755 /usr/sbin/policy-rc.d
-    [ "$#" = 0 ] || apt-get -q -y install "$@"
+    [ "$#" = 0 ] || apt-get -q -y --no-install-recommends install "$@"
     [ "$format" != rpm ] || sh /pkgci-host-provides
     apt-get clean
     rm /usr/sbin/policy-rc.d

@@ -8,16 +8,19 @@ made here, and everything switched off that would cost boot time.
 import hashlib
 import json
 import logging
+import os
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 from pkgci.artifacts import Record
 from pkgci.command import program_digest, run
 from pkgci.config import Config, Limits, Target
-from pkgci.errors import InfrastructureError
+from pkgci.errors import InfrastructureError, RequestError
 from pkgci.lazy import Lazy
 from pkgci.locks import make_once
 from pkgci.roots import distribution_key, distribution_root, failure
@@ -66,38 +69,69 @@ class Image:
     host_key: str
 
 
-def image_key(target: Target) -> str:
+def image_key(target: Target, build: Path | None = None) -> str:
     """Return the key of all that a target's image is made from.
 
+    Args:
+        target: the target.
+        build: a script that is run in it as the last thing, with the directory that it lies in.
+
     Raises:
-        RequestError: the target has no upstream.
+        RequestError: the target has no upstream, or the script cannot be read.
     """
     scripts = [Path(__file__).read_text(), _script(target), HOST_PROVIDES.read_text()]
     description = [target.format, target.machine.packages]
-    return _digest([_plain_key(target), description, scripts, program_digest("qemu-img")])
+    own = [build.name, hashlib.sha256(directory_of(build)).hexdigest()] if build else []
+    return _digest([_plain_key(target), description, scripts, program_digest("qemu-img"), *own])
 
 
-def image(config: Config, target: Target, name: str) -> Image:
+def image(config: Config, target: Target, name: str, build: Path | None = None) -> Image:
     """Return the image of a target's machines; make it when it is not there or older than `root_days`.
 
     Args:
         config: says where images are kept, and how long.
         target: what it is made from.
         name: what messages call it.
+        build: as of `image_key`.
 
     Raises:
         RequestError: see `image_key`.
         InfrastructureError: one of the tools failed.
     """
-    key = image_key(target)
+    key = image_key(target, build)
 
     def make(new: Path) -> None:
         log.info("%s: preparing the machine's disk (once; about a minute)", name)
-        _make_disk(target, key, _plain(config, target, name), new)
+        _make_disk(target, key, _plain(config, target, name), build, new)
 
     place = _cached(config, key, make, _has_record)
     record = ImageRecord.read(place / "image.json")
     return Image(place, key, record.host_key)
+
+
+def directory_of(script: Path) -> bytes:
+    """Return a tar archive of the directory of a script, the same whenever its content is.
+
+    Raises:
+        RequestError: there is no such script, or something beside it cannot be read.
+    """
+    if not script.is_file():
+        raise RequestError(f"{script}: there is no such script; an environment names it")
+    archive = BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for path in sorted(script.parent.rglob("*")):
+            name = str(path.relative_to(script.parent))
+            if path.is_dir() or "__pycache__" in name:
+                continue
+            info = tarfile.TarInfo(name)
+            info.mode = 0o755 if os.access(path, os.X_OK) else 0o644
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                raise RequestError(f"{path}: cannot read: {error.strerror}") from error
+            info.size = len(content)
+            tar.addfile(info, BytesIO(content))
+    return archive.getvalue()
 
 
 def _has_record(place: Path) -> bool:
@@ -160,7 +194,7 @@ def _make_plain(target: Target, place: Path) -> None:
         raise failure("a machine's disk: mmdebstrap", root)
 
 
-def _make_disk(target: Target, key: str, root: Path, place: Path) -> None:
+def _make_disk(target: Target, key: str, root: Path, build: Path | None, place: Path) -> None:
     """Make `place`/{disk,kernel,initrd,identity,image.json} from a plain root."""
     identity, host = ed25519.Ed25519PrivateKey.generate(), ed25519.Ed25519PrivateKey.generate()
     files = Files()
@@ -168,6 +202,8 @@ def _make_disk(target: Target, key: str, root: Path, place: Path) -> None:
     files.add("/etc/ssh/ssh_host_ed25519_key.pub", _public(host) + "\n")
     files.add("/root/.ssh/authorized_keys", _public(identity) + "\n", 0o600)
     files.add("/pkgci-host-provides", HOST_PROVIDES.read_text())
+    if build:
+        files.add("/pkgci-build.tar", directory_of(build))
     packages = (*FORMAT[target.format], *target.machine.packages) if target.base == "debian" else ()
     said = place / "image.log"
     with tempfile.TemporaryDirectory(dir=place) as scratch:
@@ -175,7 +211,7 @@ def _make_disk(target: Target, key: str, root: Path, place: Path) -> None:
             outcome = execute(
                 root,
                 _script(target),
-                arguments=(target.format, str(DISK_MIB), *packages),
+                arguments=(target.format, str(DISK_MIB), build.name if build else "", *packages),
                 files=files,
                 output=Path(scratch),
                 limits=LIMITS,

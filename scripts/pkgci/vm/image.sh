@@ -7,10 +7,11 @@
 #   boot                           leave the kernel and the initrd in /out
 #   ssh                            the name of the ssh server's service
 #
-# usage: sh -eu SCRIPT FORMAT DISK_MIB [PACKAGE...]
-# In the root already: /etc/ssh and /root/.ssh with their keys, and what the other script says.
-format=$1 disk_mib=$2
-shift 2
+# usage: sh -eu SCRIPT FORMAT DISK_MIB BUILD [PACKAGE...]
+# In the root already: /etc/ssh and /root/.ssh with their keys, and what the other script says; where BUILD is not empty,
+# /pkgci-build.tar with a script of that name, which is run when all else is done.
+format=$1 disk_mib=$2 build=$3
+shift 3
 
 prepare "$format" "$@"
 if [ "$format" = rpm ]; then
@@ -80,6 +81,12 @@ for generator in bless-boot cryptsetup debug getty gpt-auto hibernate-resume int
     veritysetup; do
     ln -s /dev/null "/etc/systemd/system-generators/systemd-$generator-generator"
 done
+
+if [ -n "$build" ]; then
+    mkdir /pkgci-build
+    (cd /pkgci-build && tar -xf /pkgci-build.tar && exec sh -eu "./$build")
+    rm -r /pkgci-build /pkgci-build.tar
+fi
 
 # /out gets a file system of its own, so that the bind mount, which takes no mounts along, has only the root's files
 mount -t tmpfs out /out

@@ -27,7 +27,7 @@ from pkgci.errors import InfrastructureError
 from pkgci.lazy import Lazy
 from pkgci.logs import LogFile, record
 from pkgci.ssh import connect, public_key
-from pkgci.vm.remote import Access, Completed, DeafError, Fault, FaultError, GuestError, Remote
+from pkgci.vm.remote import Access, Completed, DeafError, Fault, FaultError, GuestError, LostError, Remote
 
 paramiko, qmp, legacy = Lazy("paramiko"), Lazy("qemu.qmp"), Lazy("qemu.qmp.legacy")
 log = logging.getLogger(__name__)
@@ -57,6 +57,8 @@ class Hardware:
     memory_mib: int
     # of its interfaces in networks of machines, in order: `lan0`, `lan1`, ... are their backends' names
     addresses: tuple[str, ...] = ()
+    # it boots by PXE from the first one of them, and not from the files `kernel` and `initrd`
+    from_network: bool = False
 
     def command(self) -> list[str]:
         """Return QEMU's command line as far as a saved state depends on it; file names are relative."""
@@ -68,7 +70,7 @@ class Hardware:
             *("-cpu", "host" if self.accelerator == "kvm" else "qemu64", "-smp", "1", "-m", f"{self.memory_mib}M"),
             *("-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio"),
             *("-sandbox", "on,obsolete=deny,resourcecontrol=deny"),
-            *("-kernel", "kernel", "-initrd", "initrd", "-append", KERNEL_ARGUMENTS),
+            *(() if self.from_network else ("-kernel", "kernel", "-initrd", "initrd", "-append", KERNEL_ARGUMENTS)),
             *("-drive", "file=disk,if=none,id=disk0,format=qcow2,cache=unsafe,discard=unmap"),
             *("-device", "virtio-blk-pci,drive=disk0", "-netdev", network),
             *("-device", "virtio-net-pci,netdev=net0,romfile=,mac=52:54:00:00:00:01"),
@@ -76,9 +78,13 @@ class Hardware:
             *(
                 word
                 for number, mac in enumerate(self.addresses)
-                for word in ("-device", f"virtio-net-pci,netdev=lan{number},romfile=,mac={mac}")
+                for word in ("-device", f"virtio-net-pci,netdev=lan{number},mac={mac},{self._firmware(number)}")
             ),
         ]
+
+    def _firmware(self, number: int) -> str:
+        """Return what makes an interface one to boot from, or saves it the program for that."""
+        return "bootindex=0" if self.from_network and number == 0 else "romfile="
 
 
 def qemu_version() -> str:
@@ -161,6 +167,26 @@ class Machine(Remote):
     def go_on(self) -> None:
         """Let a machine run that stands still."""
         self._qmp("cont")
+
+    def reset(self) -> None:
+        """Restart it at once, as by the button; `connect` waits until it is up again."""
+        self._disconnect()
+        self._qmp("system_reset")
+
+    def shut_down(self, seconds: float) -> None:
+        """Have the guest halt; its `disk` is final then.
+
+        Raises:
+            GuestError: it has not within `seconds`.
+        """
+        with suppress(LostError):
+            self.run("systemctl poweroff", timeout=seconds)
+        self._disconnect()
+        assert self._process
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise GuestError(f"the machine does not halt within {seconds:.0f} s") from None
 
     def stop(self) -> None:
         """Let a machine stand still."""
@@ -259,6 +285,10 @@ class Machine(Remote):
                 if self._process.wait(1) == -signal.SIGKILL:
                     raise self._failure("was killed") from None
             raise
+
+    def console(self) -> str:
+        """Return what it has said on its console so far."""
+        return (self.directory / "serial.log").read_text(errors="replace")
 
     def port(self) -> int:
         """Return the port of 127.0.0.1 that leads to the guest's ssh server."""

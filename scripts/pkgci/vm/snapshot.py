@@ -17,26 +17,25 @@ import logging
 import os
 import secrets
 import shutil
-import tarfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pkgci.artifacts import File, Part, Record
 from pkgci.command import run
 from pkgci.config import Config, Target
-from pkgci.errors import InfrastructureError, RequestError
+from pkgci.errors import InfrastructureError
 from pkgci.locks import locked
 from pkgci.text import plain, printable
 from pkgci.upstream import apt_sources, rpm_repositories
 from pkgci.vm import lan
-from pkgci.vm.image import Image, image, image_key
+from pkgci.vm.image import DISK_MIB as BLANK_MIB
+from pkgci.vm.image import Image, directory_of, image, image_key
 from pkgci.vm.machine import PACKED, Accelerator, Hardware, Machine, accelerator, qemu_version
 from pkgci.vm.proxy import Proxy, Rule
 from pkgci.vm.remote import Access, DeafError, Fault, FaultError, GuestError
@@ -48,6 +47,7 @@ SETUP_SECONDS = 600
 RESTORE_SECONDS = 60
 # a product's deployment says a lot, and only its end is shown
 SAID_BYTES = 64 << 20
+CONSOLE_SHOWN = 4000
 # what of a machine's disk is kept at most: a package under test can fill it
 DISK_MIB = 1024
 # where a kept run has the snapshot that it began as
@@ -124,10 +124,11 @@ class OldError(UnfitError):
 
 
 class FrozenNode(Part):
-    """A machine of a set: what it fits, and what is in it."""
+    """A machine of a set: what it fits, and what is in it; `boot` is the machine that it boots from by the network, if any."""
 
     name: str
     image: str
+    boot: str | None = None
     memory_mib: int
     addresses: tuple[str, ...]
     networks: tuple[str, ...]
@@ -157,10 +158,19 @@ class Verified(Record):
 
 @dataclass(frozen=True)
 class Planned:
-    """A machine to make: what its image is made of, and its addresses as `192.168.77.1/24` by the networks' names."""
+    """A machine to make.
+
+    Args:
+        target: what its image is made of.
+        addresses: as `192.168.77.1/24` by the networks' names.
+        build: the script that its image is made by as well.
+        boot: the machine that it boots from by the network, if it has no image.
+    """
 
     target: Target
     addresses: Mapping[str, str] = field(default_factory=dict)
+    build: Path | None = None
+    boot: str | None = None
 
 
 @dataclass(frozen=True)
@@ -197,12 +207,12 @@ class Plan:
             RequestError: a script cannot be read, or a target has no upstream.
         """
         nodes = [
-            [name, image_key(node.target), node.target.machine.memory_mib, dict(node.addresses)]
+            [name, image_key(node.target, node.build), node.target.machine.memory_mib, dict(node.addresses), node.boot]
             for name, node in self.nodes.items()
         ]
         scripts = [self.setup, NETWORK, DEPLOY, AWAKE, FREEZE]
         steps = [
-            [step.node, step.script.name, hashlib.sha256(_directory(step)).hexdigest(), step.seconds]
+            [step.node, step.script.name, hashlib.sha256(directory_of(step.script)).hexdigest(), step.seconds]
             for step in (*self.deploy, *self.health)
         ]
         return hashlib.sha256(json.dumps([nodes, scripts, steps, len(self.deploy)]).encode()).hexdigest()[:32]
@@ -332,7 +342,7 @@ class Snapshot:
         """Return a machine of a run's directory, on an overlay over its frozen disk."""
         own = directory / node.name
         own.mkdir()
-        _link(self.directory, own, node.name, [name for name in FILES.values() if name != "disk"])
+        _link(self.directory, own, node.name, [name for name in _files(bool(node.boot)).values() if name != "disk"])
         disk = (self.directory.parent if as_kept else self.directory) / f"{node.name}.qcow2"
         if as_kept:
             (own / PACKED).symlink_to(self._packed(node))
@@ -340,7 +350,7 @@ class Snapshot:
         return Machine(own, self._hardware(node), self.access(node), backends)
 
     def _hardware(self, node: FrozenNode) -> Hardware:
-        return Hardware(self.manifest.accelerator, node.memory_mib, node.addresses)
+        return Hardware(self.manifest.accelerator, node.memory_mib, node.addresses, bool(node.boot))
 
     def access(self, node: FrozenNode) -> Access:
         """How to log in to a machine that is restored from it."""
@@ -489,52 +499,20 @@ def _within(age: timedelta, then: datetime) -> bool:
     return abs(datetime.now(UTC) - then) < age
 
 
-def _directory(step: Step) -> bytes:
-    """Return a tar archive of the directory of a step's script, the same whenever its content is.
-
-    Raises:
-        RequestError: there is no such script, or something beside it cannot be read.
-    """
-    if not step.script.is_file():
-        raise RequestError(f"{step.script}: there is no such script; an environment's deploy or health names it")
-    archive = BytesIO()
-    with tarfile.TarFile(fileobj=archive, mode="w") as tar:
-        for path in sorted(step.script.parent.rglob("*")):
-            name = str(path.relative_to(step.script.parent))
-            if path.is_dir() or "__pycache__" in name:
-                continue
-            info = tarfile.TarInfo(name)
-            info.mode = 0o755 if os.access(path, os.X_OK) else 0o644
-            try:
-                content = path.read_bytes()
-            except OSError as error:
-                raise RequestError(f"{path}: cannot read: {error.strerror}") from error
-            info.size = len(content)
-            tar.addfile(info, BytesIO(content))
-    return archive.getvalue()
-
-
 def _make(config: Config, plan: Plan) -> Snapshot:
     """Boot the images, prepare and deploy them, freeze them, try the set once, and make it the latest."""
     place = config.data / "snapshots" / plan.name
     for leftover in place.glob(".new-*"):
         shutil.rmtree(leftover)
-    origins = {name: image(config, node.target, plan.name) for name, node in plan.nodes.items()}
+    origins = _origins(config, plan)
     log.info("%s: booting what a snapshot is taken of (once; about a minute)", plan.name)
     with TemporaryDirectory(prefix=".new-", dir=place) as scratch:
-        new = Path(scratch, f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}")
-        new.mkdir()
-        _freeze(config, plan, origins, new)
-        snapshot = Snapshot(new)
+        snapshot = _freeze(config, plan, origins, Path(scratch))
         log.info("%s: trying the snapshot", plan.name)
         with snapshot.restored(config, Proxy((), config.cache / "proxy")) as machines:
             _run_steps(plan, plan.health, dict(zip(plan.nodes, machines, strict=True)))
-        for file in snapshot.manifest.files:
-            # QEMU opens a file of memory for writing, though a run never writes into this one
-            modes = {".identity": 0o400, ".ram": 0o644}
-            (new / file.name).chmod(modes.get(Path(file.name).suffix, 0o444))
-        final = place / new.name
-        new.rename(final)
+        final = place / snapshot.directory.name
+        snapshot.directory.rename(final)
     pointer = place / ".latest.new"
     pointer.unlink(missing_ok=True)
     pointer.symlink_to(final.name)
@@ -544,13 +522,95 @@ def _make(config: Config, plan: Plan) -> Snapshot:
     return Snapshot(final)
 
 
-def _freeze(config: Config, plan: Plan, origins: Mapping[str, Image], new: Path) -> None:
-    """Make the files and the manifest of a snapshot in `new`."""
+@contextmanager
+def redeployed(
+    config: Config, plan: Plan, name: str, rebuild: Callable[[Machine], None], rules: Iterable[Rule]
+) -> Iterator[Snapshot]:
+    """Yield a set that is nobody else's: a plan deployed anew, with one machine's image rebuilt. It goes at the end.
+
+    Args:
+        config: the configuration.
+        plan: the plan.
+        name: the machine whose image is rebuilt.
+        rebuild: does that, in a machine that was booted from the image as it is.
+        rules: what the machines may fetch besides the upstream.
+
+    Raises:
+        InfrastructureError: it cannot be made; and whatever `rebuild` raises.
+    """
+    origins = _origins(config, plan)
+    with _run_directory(config) as directory:
+        origins[name] = _rebuilt(config, plan, name, origins[name], rebuild, rules, directory)
+        log.info("%s: deploying it anew, with the image of %s that was rebuilt", plan.name, name)
+        yield _freeze(config, plan, origins, directory, rules)
+
+
+def _rebuilt(
+    config: Config,
+    plan: Plan,
+    name: str,
+    origin: Image,
+    rebuild: Callable[[Machine], None],
+    rules: Iterable[Rule],
+    directory: Path,
+) -> Image:
+    """Return the image that a machine is after `rebuild`, in a directory for runs."""
+    own, image = directory / f"{name}.before", directory / f"{name}.image"
+    own.mkdir()
+    image.mkdir()
+    for file in ("kernel", "initrd", "identity"):
+        shutil.copy(origin.directory / file, image / file)
+        (own / file).symlink_to(image / file)
+    for file in ("ram", "state"):
+        (own / file).touch()
+    (own / "proxy").symlink_to(f"../{PROXY}/proxy")
+    run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-b", origin.directory / "disk", "-F", "qcow2", own / "disk"],
+        quiet=True,
+    )
+    hardware = Hardware(accelerator(image / "kernel"), plan.nodes[name].target.machine.memory_mib)
+    proxy = _proxy(config, plan, rules)
+    with (
+        proxy.listening(directory / PROXY),
+        Machine(own, hardware, Access(image / "identity", origin.host_key)) as machine,
+    ):
+        machine.boot()
+        _come_up(plan, name, machine, time.monotonic())
+        rebuild(machine)
+        machine.shut_down(RESTORE_SECONDS)
+    run(["qemu-img", "convert", "-O", "qcow2", own / "disk", image / "disk"], quiet=True)
+    return Image(image, f"{origin.key}, rebuilt", origin.host_key)
+
+
+def _origins(config: Config, plan: Plan) -> dict[str, Image]:
+    """Return the image of each machine; of one that boots from the network, that of the machine that serves it."""
+    made: dict[str, Image] = {}
+    for name, node in plan.nodes.items():
+        made[name] = made[node.boot] if node.boot else image(config, node.target, plan.name, node.build)
+    return made
+
+
+def _proxy(config: Config, plan: Plan, rules: Iterable[Rule]) -> Proxy:
+    """Return what machines may fetch while they are made: the upstream, and what else `rules` allow."""
+    upstream = {rule for node in plan.nodes.values() for rule in upstream_rules(node.target)}
+    return Proxy((*rules, *sorted(upstream, key=lambda rule: rule.prefix)), config.cache / "proxy")
+
+
+def _freeze(
+    config: Config, plan: Plan, origins: Mapping[str, Image], place: Path, rules: Iterable[Rule] = ()
+) -> Snapshot:
+    """Make a snapshot in the directory `place`; `rules` are what its machines may fetch besides the upstream."""
+    new = place / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+    new.mkdir()
     for name, origin in origins.items():
-        for file in ("kernel", "initrd", "identity"):
+        disk, blank = new / f"{name}.qcow2", bool(plan.nodes[name].boot)
+        for file in {"kernel", "initrd", "identity"} & set(_files(blank).values()):
             shutil.copy(origin.directory / file, new / f"{name}.{file}")
-        run(["cp", "--sparse=always", "--reflink=auto", origin.directory / "disk", new / f"{name}.qcow2"], quiet=True)
-        (new / f"{name}.qcow2").chmod(0o644)
+        if blank:
+            run(["qemu-img", "create", "-q", "-f", "qcow2", disk, f"{BLANK_MIB}M"], quiet=True)
+        else:
+            run(["cp", "--sparse=always", "--reflink=auto", origin.directory / "disk", disk], quiet=True)
+        disk.chmod(0o644)
         for file in ("ram", "state"):
             (new / f"{name}.{file}").touch()
     by = accelerator(next(iter(origins.values())).directory / "kernel")
@@ -561,27 +621,38 @@ def _freeze(config: Config, plan: Plan, origins: Mapping[str, Image], new: Path)
             by,
             node.target.machine.memory_mib,
             tuple(lan.address(networks.index(network), number) for network in node.addresses),
+            bool(node.boot),
         )
         for number, (name, node) in enumerate(plan.nodes.items())
     }
     backends = lan.backends({name: list(node.addresses) for name, node in plan.nodes.items()})
-    rules = {rule for node in plan.nodes.values() for rule in upstream_rules(node.target)}
-    proxy = Proxy(sorted(rules, key=lambda rule: rule.prefix), config.cache / "proxy")
-    with _run_directory(config) as directory, proxy.listening(directory / PROXY), ExitStack() as stack:
+    with (
+        _run_directory(config) as directory,
+        _proxy(config, plan, rules).listening(directory / PROXY),
+        ExitStack() as stack,
+    ):
         threads = stack.enter_context(ThreadPoolExecutor(len(plan.nodes)))
         machines = {}
         for name, origin in origins.items():
             own = directory / name
             own.mkdir()
-            _link(new, own, name, list(FILES.values()))
+            _link(new, own, name, list(_files(hardware[name].from_network).values()))
             access = Access(new / f"{name}.identity", origin.host_key)
             machines[name] = stack.enter_context(Machine(own, hardware[name], access, backends[name]))
         started = time.monotonic()
-        for machine in machines.values():
-            machine.boot()
-        for done in [threads.submit(_set_up, plan, name, machine, started) for name, machine in machines.items()]:
+        from_disk = [name for name in machines if not hardware[name].from_network]
+        for name in from_disk:
+            machines[name].boot()
+        for done in [threads.submit(_set_up, plan, name, machines[name], started) for name in from_disk]:
             done.result()
-        _run_steps(plan, (*plan.deploy, *plan.health), machines)
+        _run_steps(plan, plan.deploy, machines)
+        others = [name for name in machines if hardware[name].from_network]
+        for name in others:
+            machines[name].boot()
+        begun = time.monotonic()
+        for done in [threads.submit(_come_up, plan, name, machines[name], begun) for name in others]:
+            done.result()
+        _run_steps(plan, plan.health, machines)
         for machine in machines.values():
             _succeed(machine, FREEZE, seconds=RESTORE_SECONDS, what=f"prepare the machine of {plan.name}")
         listed = {
@@ -592,7 +663,7 @@ def _freeze(config: Config, plan: Plan, origins: Mapping[str, Image], new: Path)
             machine.stop()
         for machine in machines.values():
             machine.save()
-    files = [f"{name}.{suffix}" for name in plan.nodes for suffix in FILES]
+    files = [f"{name}.{suffix}" for name in plan.nodes for suffix in _files(hardware[name].from_network)]
     Manifest(
         name=plan.name,
         key=plan.key(),
@@ -603,6 +674,7 @@ def _freeze(config: Config, plan: Plan, origins: Mapping[str, Image], new: Path)
             FrozenNode(
                 name=name,
                 image=origins[name].key,
+                boot=node.boot,
                 memory_mib=node.target.machine.memory_mib,
                 addresses=hardware[name].addresses,
                 networks=tuple(node.addresses),
@@ -614,7 +686,17 @@ def _freeze(config: Config, plan: Plan, origins: Mapping[str, Image], new: Path)
         ),
         files=tuple(File(name=file, size=(new / file).stat().st_size, sha256=_sha256(new / file)) for file in files),
     ).write(new / "manifest.json")
+    for file in files:
+        # QEMU opens a file of memory for writing, though a run never writes into this one
+        modes = {".identity": 0o400, ".ram": 0o644}
+        (new / file).chmod(modes.get(Path(file).suffix, 0o444))
     log.info("%s: frozen after %.0f s", plan.name, time.monotonic() - started)
+    return Snapshot(new)
+
+
+def _files(from_network: bool) -> dict[str, str]:
+    """Return those of `FILES` that a machine has."""
+    return {name: file for name, file in FILES.items() if not (from_network and name in ("kernel", "initrd"))}
 
 
 def _wake(machine: Machine) -> None:
@@ -623,16 +705,27 @@ def _wake(machine: Machine) -> None:
     _succeed(machine, AWAKE, f"{time.time():.3f}", input=secrets.token_bytes(256), what="wake the machine")
 
 
-def _set_up(plan: Plan, name: str, machine: Machine, started: float) -> None:
-    """Prepare a machine that boots: its clock, its name and its networks, and what the plan says."""
-    machine.connect(BOOT_SECONDS)
-    log.info("%s: %s booted in %.0f s; preparing it", plan.name, name, time.monotonic() - started)
+def _come_up(plan: Plan, name: str, machine: Machine, started: float) -> None:
+    """Wait for a machine that boots, and give it the time and random numbers."""
+    try:
+        machine.connect(BOOT_SECONDS)
+    except GuestError:
+        log.error("%s: the end of what %s said on its console:\n%s", plan.name, name, machine.console()[-CONSOLE_SHOWN:])
+        raise
+    log.info("%s: %s booted in %.0f s", plan.name, name, time.monotonic() - started)
     what = f"prepare the machine of {plan.name}"
     _succeed(machine, AWAKE, f"{time.time():.3f}", input=secrets.token_bytes(256), what=what)
+
+
+def _set_up(plan: Plan, name: str, machine: Machine, started: float) -> None:
+    """Prepare a machine that boots: its clock, its name and its networks, and what the plan says."""
+    _come_up(plan, name, machine, started)
+    what = f"prepare the machine of {plan.name}"
     own = plan.nodes[name].addresses
     if len(plan.nodes) > 1 or own:
         interfaces = [word for number, address in enumerate(own.values(), 1) for word in (f"eth{number}", address)]
         _succeed(machine, NETWORK, name, *interfaces, input=hosts(plan.nodes, name).encode(), what=what)
+        _succeed(machine, "cat >/etc/ethers", input=ethers(plan.nodes, name).encode(), what=what)
     _succeed(machine, plan.setup, seconds=SETUP_SECONDS, what=what)
 
 
@@ -648,6 +741,17 @@ def hosts(nodes: Mapping[str, Planned], name: str) -> str:
     return "".join(f"{address.partition('/')[0]} {other}\n" for other, address in known.items() if address)
 
 
+def ethers(nodes: Mapping[str, Planned], name: str) -> str:
+    """Return the lines of /etc/ethers, ethers(5), for a machine: of each other one in its networks the MAC address there."""
+    networks = list(dict.fromkeys(network for node in nodes.values() for network in node.addresses))
+    return "".join(
+        f"{lan.address(networks.index(network), number)} {other}\n"
+        for number, (other, node) in enumerate(nodes.items())
+        for network in node.addresses
+        if other != name and network in nodes[name].addresses
+    )
+
+
 def _run_steps(plan: Plan, steps: Sequence[Step], machines: Mapping[str, Machine]) -> None:
     """Run an environment's scripts, in order.
 
@@ -657,7 +761,8 @@ def _run_steps(plan: Plan, steps: Sequence[Step], machines: Mapping[str, Machine
     for step in steps:
         log.info("%s: %s: %s", plan.name, step.node, step.script.name)
         what = f"run {step.script} on {step.node}"
-        _succeed(machines[step.node], DEPLOY, step.script.name, input=_directory(step), seconds=step.seconds, what=what)
+        beside = directory_of(step.script)
+        _succeed(machines[step.node], DEPLOY, step.script.name, input=beside, seconds=step.seconds, what=what)
 
 
 def _succeed(
