@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -508,6 +509,57 @@ class Scenario(Section):
         if self.path and (self.groups or self.environment):
             raise ValueError("`groups` and `environment` are for `command`")
         return self
+
+
+class Cluster(Section):
+    """How the flavour `cluster` adds repositories to the product: its driver, see `pkgci.products`, and where its REST is.
+
+    `plain` uses none: apt or dnf of each node is told. `depot` is the reference product; `nailgun` is Fuel, 6.1 to 8.0.
+    """
+
+    driver: Literal["plain", "depot", "nailgun"] = "plain"
+    node: HostName | None = Field(
+        None, description="where the interface is; by default the machine of the role `master`"
+    )
+    port: int = Field(8000, ge=1, le=65535, description="of that node's loopback")
+    cluster: int = Field(1, ge=1, description="the number that Nailgun has for it")
+    user: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._@-]+$")] | None = Field(
+        None, description="Nailgun's, of Keystone"
+    )
+    password_file: AbsolutePath | None = Field(
+        None, description="a file of one line, readable by the jobs of the label `systest`"
+    )
+    tenant: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._@-]+$")] = "admin"
+
+    @model_validator(mode="after")
+    def _of_the_driver(self) -> Self:
+        login = {"cluster", "user", "password_file", "tenant"}
+        not_taken = {"plain": {"node", "port"} | login, "depot": login, "nailgun": set()}[self.driver]
+        wrong = sorted(not_taken & self.model_fields_set)
+        if wrong:
+            raise ValueError(f"the driver `{self.driver}` takes no `{wrong[0]}`")
+        if self.driver == "nailgun" and (self.user is None or self.password_file is None):
+            raise ValueError("the driver `nailgun` needs `user` and `password_file`")
+        return self
+
+    def at(self, nodes: Mapping[str, Node]) -> str | None:
+        """Return the name of the node where the interface is, None when the driver uses none.
+
+        Raises:
+            ValueError: there is no such node.
+        """
+        if self.driver == "plain":
+            return None
+        if self.node is not None:
+            if self.node not in nodes:
+                raise ValueError(f"there is no node {self.node!r}")
+            return self.node
+        masters = [name for name, node in nodes.items() if node.role == "master"]
+        if len(masters) != 1:
+            raise ValueError(
+                f"the driver `{self.driver}` needs `node`: {len(masters) or 'no'} nodes have the role `master`"
+            )
+        return masters[0]
 
 
 class Environment(Section):
