@@ -5,6 +5,7 @@ that a reader of the former form would not understand gets a new number.
 """
 
 import os
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Literal, Self
@@ -221,6 +222,10 @@ class Repository(Record):
     signing_key: str = Field(description="the public key, ASCII-armoured")
     expires: datetime | None = None
     released: bool = False
+
+    def rank(self, tested: Sequence[RepositoryPackage]) -> int:
+        """Return which repositories a package manager shall prefer: 0, with packages under test, before 1, before 2."""
+        return 0 if any(package in tested for package in self.packages) else 1 + self.released
 
 
 class ReleaseOutcome(Record):

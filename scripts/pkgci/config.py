@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -536,11 +537,60 @@ class Scenario(Section):
         return self
 
 
+def _chosen(node: str | None, nodes: Mapping[str, Node]) -> str:
+    """Return the name of the node that is meant: the only one of the role `master`, if none is named.
+
+    Raises:
+        ValueError: there is no such node.
+    """
+    if node is not None:
+        if node not in nodes:
+            raise ValueError(f"there is no node {node!r}")
+        return node
+    masters = [name for name, one in nodes.items() if one.role == "master"]
+    if len(masters) != 1:
+        raise ValueError(f"it needs `node`: {len(masters) or 'no'} nodes have the role `master`")
+    return masters[0]
+
+
 class Cluster(Section):
-    """The flavour `cluster`."""
+    """How the flavour `cluster` adds repositories to the product: its driver, see `pkgci.products`, and where its REST is.
+
+    `plain` uses none: apt or dnf of each node is told. `depot` is the reference product; `nailgun` is Fuel, 6.1 to 8.0.
+    """
 
     driver: Literal["plain", "depot", "nailgun"] = "plain"
-    node: HostName | None = None
+    node: HostName | None = Field(
+        None, description="where the interface is; by default the machine of the role `master`"
+    )
+    port: int = Field(8000, ge=1, le=65535, description="of that node's loopback")
+    cluster: int = Field(1, ge=1, description="the number that Nailgun has for it")
+    user: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._@-]+$")] | None = Field(
+        None, description="Nailgun's, of Keystone"
+    )
+    password_file: AbsolutePath | None = Field(
+        None, description="a file of one line, readable by the jobs of the label `systest`"
+    )
+    tenant: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._@-]+$")] = "admin"
+
+    @model_validator(mode="after")
+    def _of_the_driver(self) -> Self:
+        login = {"cluster", "user", "password_file", "tenant"}
+        not_taken = {"plain": {"node", "port"} | login, "depot": login, "nailgun": set()}[self.driver]
+        wrong = sorted(not_taken & self.model_fields_set)
+        if wrong:
+            raise ValueError(f"the driver `{self.driver}` takes no `{wrong[0]}`")
+        if self.driver == "nailgun" and (self.user is None or self.password_file is None):
+            raise ValueError("the driver `nailgun` needs `user` and `password_file`")
+        return self
+
+    def at(self, nodes: Mapping[str, Node]) -> str | None:
+        """Return the name of the node where the interface is, None when the driver uses none.
+
+        Raises:
+            ValueError: there is no such node.
+        """
+        return None if self.driver == "plain" else _chosen(self.node, nodes)
 
 
 class Rebuilt(Section):
@@ -550,8 +600,16 @@ class Rebuilt(Section):
     """
 
     rebuild: ScriptPath
-    node: HostName | None = Field(None, description="where it is run; without it the machine whose role is `master`")
+    node: HostName | None = Field(None, description="where it is run; by default the machine of the role `master`")
     seconds: int = Field(900, ge=1, description="what it may take")
+
+    def at(self, nodes: Mapping[str, Node]) -> str:
+        """Return the name of the node where it is run.
+
+        Raises:
+            ValueError: there is no such node.
+        """
+        return _chosen(self.node, nodes)
 
 
 class Carried(Rebuilt):
@@ -670,17 +728,12 @@ class Environment(Section):
     @classmethod
     def _has_their_nodes(cls, flavours: Flavours, info: ValidationInfo) -> Flavours:
         nodes = info.data.get("nodes", {})
-        masters = [name for name, node in nodes.items() if node.role == "master"]
-        for name in FLAVOURS:
-            own = getattr(flavours, name)
-            if not nodes or own is None or own == Cluster():
-                continue
-            if own.node is None and len(masters) != 1:
-                raise ValueError(f"{name}: it needs `node`, since not exactly one node has `role: master`")
-            if own.node is not None and own.node not in nodes:
-                raise ValueError(f"{name}: there is no node {own.node!r}")
-            node = own.node or masters[0]
-            if nodes[node].boot:
+        for name in flavours.known() if nodes else ():
+            try:
+                node = getattr(flavours, name).at(nodes)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+            if node and nodes[node].boot:
                 raise ValueError(f"{name}: {node} boots from the network")
             if name == "bootstrap" and not any(one.boot == node for one in nodes.values()):
                 raise ValueError(f"{name}: no node has `boot: {node}`")

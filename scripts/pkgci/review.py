@@ -291,12 +291,8 @@ def account(config: Config) -> str:
 
 
 def _session(settings: Review) -> "requests.Session":
-    try:
-        password = Path(settings.password_file).read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InfrastructureError(f"cannot read the password in {settings.password_file}: {error}") from error
     session = web.session(settings.url, upstream=False)
-    session.auth = (settings.user, password)
+    session.auth = (settings.user, web.password(settings.password_file))
     return session
 
 

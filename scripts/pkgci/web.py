@@ -96,6 +96,18 @@ def _blocks(url: str, *, upstream: bool, largest: int) -> Iterator[bytes]:
         raise InfrastructureError(f"cannot read {url}: {reason(error)}") from error
 
 
+def password(file: str) -> str:
+    """Return the password in a file of one line.
+
+    Raises:
+        InfrastructureError: it cannot be read.
+    """
+    try:
+        return Path(file).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InfrastructureError(f"cannot read the password in {file}: {error}") from error
+
+
 def reason(error: BaseException) -> str:
     """Return in a few words what went wrong with a request: what the system said, under the layers around it."""
     inner: BaseException | None = error

@@ -201,7 +201,7 @@ def _rpm_settings(records: Sequence[Repository], tested: Sequence[RepositoryPack
     files = {}
     for number, record in enumerate(records):
         name, key = f"pkgci-{number}", f"/etc/pki/rpm-gpg/pkgci-{number}.asc"
-        priority = 1 if any(package in tested for package in record.packages) else 2 + record.released
+        priority = 1 + record.rank(tested)
         files[key] = record.signing_key.encode()
         lines = [f"[{name}]", f"name={name}", repomd.location(record), "enabled=1", f"priority={priority}"]
         lines += ["gpgcheck=0", "repo_gpgcheck=1", f"gpgkey=file://{key}"]

@@ -710,7 +710,9 @@ def _come_up(plan: Plan, name: str, machine: Machine, started: float) -> None:
     try:
         machine.connect(BOOT_SECONDS)
     except GuestError:
-        log.error("%s: the end of what %s said on its console:\n%s", plan.name, name, machine.console()[-CONSOLE_SHOWN:])
+        log.error(
+            "%s: the end of what %s said on its console:\n%s", plan.name, name, machine.console()[-CONSOLE_SHOWN:]
+        )
         raise
     log.info("%s: %s booted in %.0f s", plan.name, name, time.monotonic() - started)
     what = f"prepare the machine of {plan.name}"
