@@ -439,6 +439,9 @@ class Systest(Tested):
     parameters: dict[str, str]
     packages: tuple[Package, ...] = Field(description="what was under test, at these exact versions")
     outcomes: tuple[ScenarioOutcome, ...]
+    flavours: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="of each source package, in which ways it got into the product"
+    )
     notice: str = ""
     retried: str = ""
     seed: int = 0

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from pkgci.config import EMBEDDED, GROUP, NAME, PROFILE, Config, Release
+from pkgci.config import EMBEDDED, FLAVOURS, GROUP, NAME, PROFILE, Config, Release
 from pkgci.errors import RequestError
 
 # a project becomes a path of files, so its length has a limit; a branch has what people give theirs, without shell's characters
@@ -37,6 +37,8 @@ PATCH_SET = re.compile(r"refs/changes/[0-9]{2}/([0-9]{1,10})/([0-9]{1,6})", re.A
 KEY = r"[0-9a-f]{64}"
 # by itself, or a group of it
 SCENARIO = f"{NAME}(:{GROUP})?"
+# of a package
+FLAVOUR = f"{NAME}:({'|'.join(FLAVOURS)})(,({'|'.join(FLAVOURS)}))*"
 JOB = r"[a-z0-9][a-z0-9.+-]*/[0-9]+"
 
 RULES = {
@@ -72,6 +74,7 @@ RULES = {
     # 24 hours at most
     "DEBUG_HOLD": r"([1-9]|1[0-9]|2[0-4])h|([1-9][0-9]{0,2}|1[0-3][0-9]{2}|14[0-3][0-9]|1440)m",
     "SCENARIOS": f"{SCENARIO}( {SCENARIO})*",
+    "FLAVOURS": f"{FLAVOUR}( {FLAVOUR})*",
     "SEED": r"[0-9]{1,9}",
     "SNAPSHOTS": f"{KEY}( {KEY})?",
     "REBUILD_SNAPSHOT": r"true|false",

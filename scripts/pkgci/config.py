@@ -121,7 +121,7 @@ def _public_key(path: str, info: ValidationInfo) -> str:
 
 def _no_other(scenario: str) -> str:
     # what a system test itself does, and its other logs
-    if scenario in ("apt", "autopkgtest", "console", "dnf", "install", "journal", "product"):
+    if scenario in ("apt", "autopkgtest", "console", "dnf", "install", "journal", "product", *FLAVOURS):
         raise ValueError(f"{scenario!r} has a meaning of its own; name the scenario otherwise")
     return scenario
 

@@ -50,6 +50,7 @@ class Handover(Record):
     target: TargetUnderTest
     repositories: tuple[RepositoryUnderTest, ...]
     packages: tuple[RepositoryPackage, ...]
+    flavours: dict[str, tuple[str, ...]] = Field(default_factory=dict, description="of each source package")
     nodes: dict[str, NodeAccess]
 
     def master(self) -> str | None:

@@ -21,7 +21,7 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import ValidationError
 
-from pkgci import copied, repetition, repository, web
+from pkgci import copied, flavours, repetition, repository, web
 from pkgci.artifacts import Record, ReplicatedTest, Replication, Repository, Result, Systest
 from pkgci.change import RULES, Parameters, check_repository_url
 from pkgci.config import Config
@@ -182,6 +182,7 @@ def _given(config: Config, original: _Original, rebuild: str) -> dict[str, str]:
         "REPOSITORIES": " ".join(record.repositories),
         "ENVIRONMENT": record.environment,
         "SCENARIOS": " ".join(record.scenarios),
+        "FLAVOURS": flavours.spelled(record.flavours),
         "SEED": str(record.seed),
         "SNAPSHOTS": " ".join(one.sha256 for one in record.snapshots),
     }

@@ -3,7 +3,8 @@
 A scenario is a file or directory of ordinary pytest tests in the configuration directory. They run on the host, and the
 packages under test are installed in the machines when they begin. The fixtures:
 
-    env             the environment: name, snapshot, nodes, and those of a role: `env.role("compute")`
+    env             the environment: name, snapshot, nodes, those of a role: `env.role("compute")`, and the packages under test
+                    of a flavour: `env.part_of("bootstrap")`
     nodes           its machines by name
     node            each machine in turn: a test that uses it runs once for each
     master          the machine whose role is `master`
@@ -109,15 +110,21 @@ class Node(Remote):
 
 @dataclass(frozen=True)
 class Env:
-    """The environment: its name, the snapshot that it was restored from, its machines by name."""
+    """The environment: its name, the snapshot that it was restored from, its machines by name, the packages by flavour."""
 
     name: str
     snapshot: str
     nodes: dict[str, Node]
+    _handover: Handover
 
     def role(self, role: str) -> list[Node]:
         """Return the machines of a role, in the environment's order."""
         return [node for node in self.nodes.values() if node.role == role]
+
+    def part_of(self, flavour: str) -> list[RepositoryPackage]:
+        """Return the packages under test that got into the product in a way: master, bootstrap, container or cluster."""
+        told = self._handover
+        return [package for package in told.packages if flavour in told.flavours.get(package.source, ())]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -190,7 +197,7 @@ LEFT_OUT = pytest.StashKey[int]()
 def env(pytestconfig: pytest.Config) -> Env:
     """The environment."""
     handover = pytestconfig.stash[HANDOVER]
-    return Env(handover.environment, handover.snapshot, pytestconfig.stash[NODES])
+    return Env(handover.environment, handover.snapshot, pytestconfig.stash[NODES], handover)
 
 
 @pytest.fixture(scope="session")

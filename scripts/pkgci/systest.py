@@ -20,18 +20,18 @@ import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from pkgci import guestlogs, passed, repetition, repository, runs, web
+from pkgci import flavours, guestlogs, passed, products, repetition, repository, runs, web
 from pkgci.artifacts import Package, Repository, RepositoryPackage, ScenarioOutcome, Systest
 from pkgci.change import Parameters
 from pkgci.command import supervised
-from pkgci.config import Config, Environment, Target
+from pkgci.config import Carried, Config, Environment, Flavour, Rebuilt, Target
 from pkgci.engines.base import BuildRef
 from pkgci.errors import Aborted, InfrastructureError, PackageError, RequestError, TriedTwiceError
 from pkgci.handover import DEFAULT_GROUP, Handover, NodeAccess, RepositoryUnderTest, TargetUnderTest
@@ -47,7 +47,7 @@ from pkgci.text import lines, printable
 from pkgci.vm import guest
 from pkgci.vm.machine import Machine
 from pkgci.vm.remote import Fault, FaultError, GuestError, LostError
-from pkgci.vm.snapshot import Snapshot, UnfitError, keep
+from pkgci.vm.snapshot import Snapshot, UnfitError, keep, redeployed, restart, run_script
 
 deb822 = Lazy("debian.deb822")
 log = logging.getLogger(__name__)
@@ -61,8 +61,10 @@ FIRST = "logs-of-the-first-attempt"
 # of the configuration directory, all that is no scenario's
 CONFIGURATION = ("config.yaml", "environments/*.yaml", "packages/*.yaml", "releases/*.yaml", "targets/*.yaml")
 OWN_TESTS_SCRIPT = Path(__file__).with_name("autopkgtest.sh")
-# the status of the guest's script
-UNREADABLE = 75
+VERSION = {
+    "deb": "dpkg-query -W -f '${Version}' \"$1\" 2>/dev/null || true",
+    "rpm": "rpm -q --qf '%{EVR}' \"$1\" 2>/dev/null || true",
+}
 INSTALL_SECONDS = 900
 LOGIN_SECONDS = 30
 # as many as the rule of SEED allows
@@ -102,6 +104,8 @@ class _Run:
     snapshot: Snapshot
     records: tuple[Repository, ...]
     tested: tuple[RepositoryPackage, ...]
+    # of each source package under test
+    flavours: Mapping[str, tuple[Flavour, ...]]
     artifacts: Path
     seed: int = 0
     # another plain machine than the latest one
@@ -125,6 +129,10 @@ class _Run:
         pairs = [(name, group) for name, groups in self.scenarios.items() for group in groups or ("",)]
         return [f"{name}:{group}" if group else name for name, group in pairs]
 
+    def of(self, flavour: Flavour) -> tuple[RepositoryPackage, ...]:
+        """Return the packages under test of a flavour."""
+        return tuple(package for package in self.tested if flavour in self.flavours[package.source])
+
     def note(self, *outcomes: ScenarioOutcome) -> None:
         """Add outcomes, and say them."""
         for outcome in outcomes:
@@ -137,7 +145,7 @@ class _Run:
 
     @contextmanager
     def restored(self, snapshot: Snapshot, name: str, logs: Sequence[str]) -> Iterator[tuple[Machine, ...]]:
-        """Restore machines, with their package sources.
+        """Restore machines.
 
         Afterwards all logs of each are in its directory of `logs`, and the machines are kept as the set `name`.
         """
@@ -148,8 +156,6 @@ class _Run:
         consoles = [place / "console.log" for place in places]
         with snapshot.restored(self.config, proxy, consoles) as machines:
             try:
-                for machine in machines:
-                    machine.put(guest.settings(self.target, self.records, self.tested))
                 yield machines
             finally:
                 # whoever aborts waits
@@ -234,8 +240,8 @@ def systest(
     Args:
         config: the configuration.
         target_name: the target.
-        parameters: REPOSITORIES, and where given BUILD_KEY, ENVIRONMENT, SCENARIOS, SEED, SNAPSHOTS with REBUILD_SNAPSHOT,
-            ZUUL_BRANCH; AGAIN and PARENT say whether it is run in any case.
+        parameters: REPOSITORIES, and where given BUILD_KEY, ENVIRONMENT, SCENARIOS, FLAVOURS, SEED, SNAPSHOTS with
+            REBUILD_SNAPSHOT, ZUUL_BRANCH; AGAIN and PARENT say whether it is run in any case.
         artifacts: an existing directory.
         own: the build that this is, by which a person finds its machines again; without it none are kept.
 
@@ -257,8 +263,21 @@ def systest(
         tested = tuple(repository.under_test(records, parameters.get("BUILD_KEY")))
         snapshot, plain = _snapshots(config, name, target_name, environment, parameters)
         log.info("environment %s: snapshot %s of %s", name, snapshot.id, f"{snapshot.manifest.created:%Y-%m-%d %H:%M}")
+        sources = dict.fromkeys(package.source for package in tested)
+        branch, wanted = parameters.get("ZUUL_BRANCH"), parameters.get("FLAVOURS").split()
         run = _Run(
-            config, target_name, target, name, home, environment, scenarios, snapshot, records, tested, artifacts
+            config,
+            target_name,
+            target,
+            name,
+            home,
+            environment,
+            scenarios,
+            snapshot,
+            records,
+            tested,
+            flavours.assigned(config, name, environment, branch, wanted, sources),
+            artifacts,
         )
         run = replace(run, seed=int(parameters.get("SEED") or secrets.randbelow(SEEDS)), plain=plain)
         # what belongs to this run also when the tests ran in another one
@@ -314,7 +333,8 @@ def _decisive(run: _Run) -> list:
     # they can import and read all that lies there; what the configuration says of this test is told below
     scenarios = passed.files(run.home, CONFIGURATION) if set(run.scenarios) != {OWN_TESTS} else []
     machine = [run.target.model_dump(mode="json"), run.snapshot.id, guest.upstream_digest(run.target)]
-    return [*machine, environment, run.scenarios, scenarios, own, repository.decisive(run.records, run.tested)]
+    packages = repository.decisive(run.records, run.tested)
+    return [*machine, environment, run.scenarios, scenarios, own, run.flavours, packages]
 
 
 def _keeping(run: _Run, now: Mapping[str, Any], own: BuildRef | None) -> Systest:
@@ -382,6 +402,7 @@ def _run_scenarios(run: _Run, now: Mapping[str, Any]) -> Systest:
             snapshot=run.snapshot.id,
             packages=tuple(Package(**package.model_dump(include=set(Package.model_fields))) for package in run.tested),
             outcomes=tuple(run.outcomes),
+            flavours=dict(run.flavours),
             notice=run.target.notice,
             retried=run.retried[0] if run.retried else "",
             seed=run.seed,
@@ -481,11 +502,17 @@ def _check_scenarios(name: str, home: Path, environment: Environment, scenarios:
 
 
 def _operators_scenarios(run: _Run) -> None:
-    """Install the packages together on each machine, and run the operator's scenarios, all in one restored set."""
+    """Make the packages part of the product, and run the operator's scenarios, all in one restored set."""
     names = list(run.environment.nodes)
-    with run.restored(run.snapshot, runs.MACHINES, [run.logs(name) for name in names]) as restored:
-        machines = dict(zip(names, restored, strict=True))
-        installed = _install_everywhere(run, machines)
+    with (
+        _deployed(run) as snapshot,
+        # none, when that has failed
+        run.restored(snapshot, runs.MACHINES, [run.logs(name) for name in names])
+        if snapshot
+        else nullcontext() as restored,
+    ):
+        machines = dict(zip(names, restored or (), strict=bool(restored)))
+        installed = _made_part(run, machines) if machines else None
         if installed is None:
             return
         with _handed_over(run, machines, installed) as suite:
@@ -509,8 +536,169 @@ def _operators_scenarios(run: _Run) -> None:
                     raise broken
 
 
-def _install_everywhere(run: _Run, machines: Mapping[str, Machine]) -> tuple[RepositoryPackage, ...] | None:
-    """Install the packages together on all machines at once, and note how that went.
+@contextmanager
+def _deployed(run: _Run) -> Iterator[Snapshot | None]:
+    """Yield the product as packages of the flavour `master` make it: deployed anew, from an image rebuilt with them in it.
+
+    Without such packages it is the environment's snapshot. It is None when the packages made it fail, which is noted.
+    """
+    packages, how = run.of("master"), run.environment.flavours.master
+    if not (packages and how):
+        yield run.snapshot
+        return
+    node = how.at(run.environment.nodes)
+    plan = guest.environment_plan(run.config, run.name, run.target_name)
+    rules = guest.proxy(run.config, run.target, run.records).rules
+
+    def rebuild(machine: Machine) -> None:
+        outcome = _rebuilt(run, machine, "master", how, packages, f"image of {node} is rebuilt")
+        run.note(outcome)
+        if outcome.result == "failed":
+            raise _NotDeployedError
+
+    begun = time.monotonic()
+    deployment = partial(ScenarioOutcome, scenario="master", test="product is deployed from it", log="logs/master.log")
+    with ExitStack() as stack:
+        snapshot = None
+        try:
+            snapshot = stack.enter_context(redeployed(run.config, plan, node, rebuild, rules))
+        except _NotDeployedError:
+            pass
+        except GuestError as error:
+            # without the packages it was deployed like this when its snapshot was made
+            run.note(deployment(result="failed", seconds=_since(begun), message=printable(str(error))))
+        else:
+            run.note(deployment(result="passed", seconds=_since(begun)))
+        yield snapshot
+
+
+class _NotDeployedError(Exception):
+    """An image could not be rebuilt, and why is noted."""
+
+
+def _made_part(run: _Run, machines: Mapping[str, Machine]) -> tuple[RepositoryPackage, ...] | None:
+    """Make packages of the flavours `bootstrap`, `container` and `cluster` part of the product that the machines are.
+
+    Returns:
+        The packages that are in it; None when they made that fail, which is noted.
+    """
+    known = run.environment.flavours
+    for flavour in ("bootstrap", "container"):
+        packages, how = run.of(flavour), getattr(known, flavour)
+        if packages and not _carried(run, machines, flavour, how, packages):
+            return None
+    packages = run.of("cluster")
+    if not packages:
+        return run.tested
+    node = known.cluster.at(run.environment.nodes)
+    if node is None:
+        return _install_everywhere(run, machines, packages)
+    begun = time.monotonic()
+    named = {f"pkgci-{number}": record for number, record in enumerate(run.records)}
+    products.add_repositories(known.cluster, machines[node].forward, named, packages)
+    done = f"repositories are added to the product on {node}"
+    run.note(ScenarioOutcome(scenario="cluster", test=done, result="passed", seconds=_since(begun)))
+    return run.tested
+
+
+def _carried(
+    run: _Run, machines: Mapping[str, Machine], flavour: Flavour, how: Carried, packages: Sequence[RepositoryPackage]
+) -> bool:
+    """Rebuild an image and the package that carries it, and restart what boots from it; note how that went.
+
+    Raises:
+        RequestError: the environment's script leaves that package as it was.
+    """
+    nodes = run.environment.nodes
+    node = how.at(nodes)
+    former = _version(run, machines[node], how.carrier)
+    outcome = _rebuilt(run, machines[node], flavour, how, packages, f"{how.carrier} is rebuilt and installed on {node}")
+    run.note(outcome)
+    if outcome.result == "failed":
+        return False
+    if _version(run, machines[node], how.carrier) == former:
+        raise RequestError(
+            f"environment {run.name}: flavour {flavour}: {how.rebuild} leaves {how.carrier} on {node} as it was: "
+            f"{former or 'not installed'}"
+        )
+    if flavour != "bootstrap":
+        return True
+    good = True
+    for name, seconds, reason in restart({name: machines[name] for name, one in nodes.items() if one.boot == node}):
+        result = "failed" if reason else "passed"
+        test = f"{name} boots it from {node}"
+        log_name = f"{run.logs(name)}/console.log"
+        run.note(
+            ScenarioOutcome(
+                scenario=flavour, test=test, result=result, seconds=seconds, message=printable(reason), log=log_name
+            )
+        )
+        good = good and not reason
+    return good
+
+
+def _rebuilt(
+    run: _Run, machine: Machine, flavour: Flavour, how: Rebuilt, packages: Sequence[RepositoryPackage], test: str
+) -> ScenarioOutcome:
+    """Run the script that rebuilds an image, with packages under test in it; return how that went, as `test`.
+
+    Raises:
+        FaultError: the connection to the machine was cut.
+        InfrastructureError: the repositories cannot be read there.
+    """
+    begun = time.monotonic()
+    directory, log_name = f"/opt/pkgci/{flavour}", f"logs/{flavour}.log"
+    said, reason = b"", ""
+    log.info("%s: rebuilding: %s", flavour, how.rebuild)
+    with _blaming_packages(machine) as blamed:
+        files = flavours.overlay(run.target, run.records, packages)
+        machine.put({f"{directory}{path}": content for path, content in files.items()})
+        done = run_script(machine, run.home / how.rebuild, directory, seconds=how.seconds)
+        said = done.output
+        if done.status == flavours.UNREADABLE:
+            raise InfrastructureError(f"cannot read the repositories on {how.rebuild}; {log_name} has what it said")
+        if done.status:
+            reason = (done.text().strip().splitlines() or [f"{how.rebuild} ended with status {done.status}"])[-1]
+    (run.artifacts / "logs").mkdir(parents=True, exist_ok=True)
+    with LogFile(run.artifacts / log_name) as stream:
+        stream.write(said)
+    reason = "; ".join([*blamed, *filter(None, [reason])])
+    result = "failed" if reason else "passed"
+    return ScenarioOutcome(
+        scenario=flavour, test=test, result=result, seconds=_since(begun), message=printable(reason), log=log_name
+    )
+
+
+@contextmanager
+def _blaming_packages(machine: Machine) -> Iterator[list[str]]:
+    """Do something with packages in a machine; yield a list that gets the reason when the machine does not do it.
+
+    Raises:
+        FaultError: the connection to it was cut.
+    """
+    begun = time.monotonic()
+    blamed: list[str] = []
+    try:
+        yield blamed
+    except GuestError as error:
+        if isinstance(error, LostError) and _why_unusable(machine) is None and machine.up_since(begun):
+            raise FaultError(Fault.CUT, f"while the packages were installed: {error}") from error
+        blamed.append(f"while the packages were installed: {error}")
+
+
+def _version(run: _Run, machine: Machine, package: str) -> str:
+    """Return the version in which a package is installed in a machine; empty if it is not."""
+    return machine.run(VERSION[run.target.format], package, timeout=LOGIN_SECONDS).text().strip()
+
+
+def _since(begun: float) -> float:
+    return round(time.monotonic() - begun, 1)
+
+
+def _install_everywhere(
+    run: _Run, machines: Mapping[str, Machine], packages: Sequence[RepositoryPackage]
+) -> tuple[RepositoryPackage, ...] | None:
+    """Install packages together on all machines at once, and note how that went.
 
     Returns:
         Those that are in; None when an installation failed.
@@ -520,7 +708,9 @@ def _install_everywhere(run: _Run, machines: Mapping[str, Machine]) -> tuple[Rep
     whole = True
     threads = ThreadPoolExecutor(len(machines))
     try:
-        ends = {name: threads.submit(_timed_install, run, machine) for name, machine in machines.items()}
+        for machine in machines.values():
+            machine.put(guest.settings(run.target, run.records, packages))
+        ends = {name: threads.submit(_timed_install, run, machine, packages) for name, machine in machines.items()}
         wait(ends.values())
     finally:
         # who aborts does not wait for what they do: it ends with the machines
@@ -540,18 +730,23 @@ def _install_everywhere(run: _Run, machines: Mapping[str, Machine]) -> tuple[Rep
     return tuple(package for package in run.tested if package.name not in missing) if whole else None
 
 
-def _timed_install(run: _Run, machine: Machine) -> tuple[float, dict[str, str], list[str]]:
+def _timed_install(
+    run: _Run, machine: Machine, packages: Sequence[RepositoryPackage]
+) -> tuple[float, dict[str, str], list[str]]:
     started = time.monotonic()
-    apart, wrong = _install(run, machine, "together")
-    return round(time.monotonic() - started, 1), apart, wrong
+    apart, wrong = _install(run, machine, packages, "together")
+    return _since(started), apart, wrong
 
 
-def _install(run: _Run, machine: Machine, action: str) -> tuple[dict[str, str], list[str]]:
+def _install(
+    run: _Run, machine: Machine, packages: Sequence[RepositoryPackage], action: str
+) -> tuple[dict[str, str], list[str]]:
     """Install packages under test at their exact versions.
 
     Args:
         run: the system test.
-        machine: the machine.
+        machine: the machine, which has its package sources.
+        packages: the packages.
         action: of the guest's script: `together` for all of them, `replace` for those that are there in another version.
 
     Returns:
@@ -561,15 +756,12 @@ def _install(run: _Run, machine: Machine, action: str) -> tuple[dict[str, str], 
         FaultError: the connection to it was cut.
         InfrastructureError: the machine cannot read the repositories.
     """
-    begun = time.monotonic()
-    words = [word for package in run.tested for word in (package.name, package.version, package.architecture)]
-    try:
+    words = [word for package in packages for word in (package.name, package.version, package.architecture)]
+    with _blaming_packages(machine) as blamed:
         done = machine.run(guest.script(run.target), action, *words, timeout=INSTALL_SECONDS, limit=FINDINGS_BYTES)
-    except GuestError as error:
-        if isinstance(error, LostError) and _why_unusable(machine) is None and machine.up_since(begun):
-            raise FaultError(Fault.CUT, f"while the packages were installed: {error}") from error
-        return {}, [f"while the packages were installed: {error}"]
-    if done.status == UNREADABLE:
+    if blamed:
+        return {}, blamed
+    if done.status == flavours.UNREADABLE:
         raise InfrastructureError("cannot read the repositories in the machine; logs/ has what it said")
     apart: dict[str, str] = {}
     wrong = [f"the installation was ended in the machine, with status {done.status}"] if done.status else []
@@ -600,6 +792,7 @@ def _handed_over(
             for number, record in enumerate(run.records)
         ),
         packages=installed,
+        flavours=dict(run.flavours),
         seed=run.seed,
         nodes={
             name: NodeAccess(
@@ -686,7 +879,8 @@ def _autopkgtest(
     if upstream == "moved" and machine.run(guest.script(run.target), "lists", timeout=INSTALL_SECONDS).status:
         raise InfrastructureError("cannot read the upstream's lists in the machine; logs/ has what it said")
     # what a test needs is installed for it, but for what is there in whatever version
-    _, wrong = _install(run, machine, "replace")
+    machine.put(guest.settings(run.target, run.records, run.tested))
+    _, wrong = _install(run, machine, run.tested, "replace")
     if wrong:
         return _Ended(None, (), "", wrong[0])
     files, access = Files(), machine.access

@@ -132,8 +132,10 @@ def _refuse_untested(engine: Engine, target_name: str, tests: Sequence[BuildRef]
         with tempfile.TemporaryDirectory() as scratch:
             engine.artifacts(ref, Path(scratch))
             record = Systest.read(Path(scratch, ARTIFACTS, "systest.json"))
-        if record.parameters.get("SCENARIOS") or record.parameters.get("ENVIRONMENT"):
-            raise RequestError(f"parameter SYSTEM_TESTS: {ref} is of scenarios or an environment that a person chose")
+        if any(record.parameters.get(name) for name in ("SCENARIOS", "ENVIRONMENT", "FLAVOURS")):
+            raise RequestError(
+                f"parameter SYSTEM_TESTS: {ref} is of scenarios, an environment or flavours that a person chose"
+            )
         tested.append({(package.name, package.sha256) for package in record.packages})
     for release in sorted({build.release for build in builds}):
         own = [one for build in builds if build.release == release for one in build.entry.record.packages]

@@ -36,6 +36,7 @@ PARAMETERS = {
         "ENVIRONMENT",
         "SCENARIOS",
         "AGAIN",
+        "FLAVOURS",
         "SEED",
         "SNAPSHOTS",
         "REBUILD_SNAPSHOT",

@@ -51,6 +51,7 @@ ACCEPTED = {
     "PUBLIC_KEY": [f"ssh-ed25519 AAAA{'x' * 64} me@example.org", f"ssh-rsa AAAA{'+/xY' * 90}=="],
     "DEBUG_HOLD": ["2h", "24h", "90m", "1440m"],
     "SCENARIOS": ["smoke", "smoke upgrade", "smoke:ha upgrade:Bvt_2"],
+    "FLAVOURS": ["depot-agent:bootstrap", "a:master,cluster b:container"],
     "SEED": ["0", "999999999"],
     "SNAPSHOTS": ["f" * 64, f"{'e' * 64} {'f' * 64}"],
     "REPLICATE": ["https://ci.example.org/job/systest-bookworm-amd64/12/", "http://[::1]:8080/jobs/a%20b/builds/1"],

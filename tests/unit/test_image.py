@@ -17,13 +17,13 @@ DAY = 86400
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch) -> Config:
     (tmp_path / "config.yaml").write_text(f"paths: {{cache: {tmp_path / 'cache'}}}\n")
-    monkeypatch.setattr(image, "image_key", lambda _: "key")
+    monkeypatch.setattr(image, "image_key", lambda *_: "key")
     monkeypatch.setattr(image, "_plain", lambda *_: Path())
     monkeypatch.setattr(image, "_make_disk", make)
     return Config(tmp_path)
 
 
-def make(_target: object, key: str, _root: Path, place: Path) -> None:
+def make(_target: object, key: str, _root: Path, _build: None, place: Path) -> None:
     ImageRecord(key=key, made=time.time(), host_key="made again").write(place / "image.json")
 
 

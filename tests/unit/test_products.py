@@ -515,7 +515,7 @@ def test_the_interface_is_on_the_node_that_is_named_or_on_the_master():
     assert Cluster(driver="depot", node="two").at(nodes) == "two"
     with pytest.raises(ValueError, match="there is no node 'three'"):
         Cluster(driver="depot", node="three").at(nodes)
-    with pytest.raises(ValueError, match="the driver `depot` needs `node`: no nodes have the role `master`"):
+    with pytest.raises(ValueError, match="it needs `node`: no nodes have the role `master`"):
         DEPOT.at({"two": Node()})
     with pytest.raises(ValueError, match="needs `node`: 2 nodes have the role `master`"):
         DEPOT.at({"one": Node(role="master"), "two": Node(role="master")})

@@ -74,7 +74,7 @@ def test_a_snapshot_from_long_ago_or_of_a_clock_that_was_far_ahead_is_made_anew(
     config, latest, monkeypatch, days, fits
 ):
     monkeypatch.setattr(snapshot, "qemu_version", lambda: "QEMU emulator version 7")
-    monkeypatch.setattr(snapshot, "image_key", lambda _: "image")
+    monkeypatch.setattr(snapshot, "image_key", lambda *_: "image")
     created = datetime.now(UTC) + timedelta(days=days)
     manifest(key=plan(config).key(), created=created).write(latest / "manifest.json")
     expected = nullcontext() if fits else pytest.raises(UnfitError, match="not made within the last 7 days")
@@ -83,7 +83,7 @@ def test_a_snapshot_from_long_ago_or_of_a_clock_that_was_far_ahead_is_made_anew(
 
 
 def test_all_that_a_set_is_made_from_is_in_its_key(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(snapshot, "image_key", lambda _: "image")
+    monkeypatch.setattr(snapshot, "image_key", lambda *_: "image")
     (tmp_path / "deploy").mkdir()
     (tmp_path / "deploy" / "run.sh").write_text("true\n")
     target = config.target(TARGET)
@@ -103,7 +103,7 @@ def test_all_that_a_set_is_made_from_is_in_its_key(config, tmp_path, monkeypatch
 
 
 def test_a_script_that_is_not_there_is_an_error_of_the_environment(config, monkeypatch):
-    monkeypatch.setattr(snapshot, "image_key", lambda _: "image")
+    monkeypatch.setattr(snapshot, "image_key", lambda *_: "image")
     nodes = {"a": Planned(config.target(TARGET))}
     with pytest.raises(RequestError, match=r"/nowhere/run\.sh: there is no such script"):
         Plan("lab", nodes, "", (Step("a", Path("/nowhere/run.sh"), 60),)).key()
@@ -209,7 +209,7 @@ def test_a_deployment_may_say_a_lot_and_its_last_line_says_what_is_wrong(config,
 
 
 def test_a_snapshot_whose_checksums_are_compared_is_not_removed_meanwhile(config, latest, monkeypatch):
-    monkeypatch.setattr(snapshot, "image_key", lambda _: "image")
+    monkeypatch.setattr(snapshot, "image_key", lambda *_: "image")
     manifest(key=plan(config).key()).write(latest / "manifest.json")
 
     def verify(_: object) -> None:
@@ -230,7 +230,7 @@ def test_a_snapshot_that_is_only_too_old_is_used_when_no_other_can_be_made_but_b
         raise InfrastructureError("the mirror does not answer")
 
     monkeypatch.setattr(snapshot, "qemu_version", lambda: "QEMU emulator version 7")
-    monkeypatch.setattr(snapshot, "image_key", lambda _: "image")
+    monkeypatch.setattr(snapshot, "image_key", lambda *_: "image")
     monkeypatch.setattr(snapshot, "_make", fail)
     made = datetime.now(UTC) - timedelta(days=6.5)
     manifest(key=plan(config).key(), created=made).write(latest / "manifest.json")

@@ -28,6 +28,10 @@ from pkgci.vm import guest
 from pkgci.vm.snapshot import Manifest, Step, UnfitError, discard
 
 DEB, RPM = "bookworm-amd64", "debianrpm-amd64"
+# of what is under test
+NOTHING = {"records": (), "tested": (), "flavours": {}}
+NETWORK = "networks: {lan: {subnet: 10.1.0.0/24}}\n"
+BOOTED = f"{NETWORK}nodes: {{b: {{networks: [lan]}}, a: {{boot: b, networks: [lan]}}}}\n"
 ENVIRONMENT = "nodes: {one: {}}\nscenarios: {basic: scenarios/basic.py, more: scenarios/more}\n"
 
 
@@ -71,6 +75,29 @@ def refused(directory: Path, target: str = DEB, **parameters: str) -> str:
             f"nodes:\n  a: {{networks: {[f'n{number}' for number in range(17)]}}}\n",
             "lab.yaml:2: nodes.a.networks: Tuple should have at most 16 items",
         ),
+        ("nodes: {a: {boot: b}}\n", "a: `boot` must name another node, with a disk of its own: 'b' is none"),
+        ("nodes: {a: {boot: b, packages: [x]}, b: {}}\n", "has neither `packages` nor `build`: its disk is empty"),
+        ("nodes: {b: {}, a: {boot: b}}\n", "a: its first network must be one of b's, which it boots from"),
+        (f"{NETWORK}nodes: {{a: {{boot: b, networks: [lan]}}, b: {{networks: [lan]}}}}\n", "must stand above it"),
+        (
+            f"{BOOTED}deploy: [{{node: a, script: x/y.sh}}]\n",
+            "lab.yaml:3: deploy: Value error, a boots from the network",
+        ),
+        ("nodes: {a: {build: x.sh}}\n", "must be in a directory of its own"),
+        (
+            f"{BOOTED}flavours: {{master: {{rebuild: x/y.sh}}}}\n",
+            "master: it needs `node`: no nodes have the role `master`",
+        ),
+        (
+            f"{BOOTED}flavours: {{container: {{rebuild: x/y.sh, node: b}}}}\n",
+            "flavours.container.carrier: Field required",
+        ),
+        (
+            "nodes: {b: {}}\nflavours: {bootstrap: {rebuild: x/y.sh, node: b, carrier: c}}\n",
+            "lab.yaml:2: flavours: Value error, bootstrap: no node has `boot: b`",
+        ),
+        (f"{BOOTED}flavours: {{master: {{rebuild: x/y.sh, node: a}}}}\n", "master: a boots from the network"),
+        ("nodes: {b: {}}\nscenarios: {cluster: a.py}\n", "'cluster' has a meaning of its own"),
         ("networks: {lan: {subnet: 10.0.2.7/24}}\n", "10.0.2.7/24 has host bits set"),
         ("networks: {lan: {subnet: 10.0.0.0/16}}\n", "lan: 10.0.0.0/16 overlaps 10.0.2.0/24, the machines' way to"),
         ("networks: {lan: {subnet: 10.1.0.0/30}}\n", "10.1.0.0/30 has too few addresses; /24 is usual"),
@@ -150,9 +177,7 @@ def test_what_a_scenario_may_import_or_read_decides_and_other_entries_do_not(dir
 
     def decisive(*scenarios: str) -> list:
         run = SimpleNamespace(config=config, target=config.target(DEB), home=directory, environment=environment)
-        return _decisive(
-            SimpleNamespace(**vars(run), scenarios=scenarios, snapshot=SimpleNamespace(id="s"), records=(), tested=())
-        )
+        return _decisive(SimpleNamespace(**vars(run), scenarios=scenarios, snapshot=SimpleNamespace(id="s"), **NOTHING))
 
     (directory / "packages").mkdir()
     before = decisive("basic")
@@ -176,7 +201,7 @@ def test_whether_a_suite_from_elsewhere_has_changed_is_not_known(directory: Path
         run = SimpleNamespace(
             config=config, target=config.target(DEB), home=directory, environment=config.environment("lab")[1]
         )
-        run = SimpleNamespace(**vars(run), scenarios={"a": ()}, snapshot=SimpleNamespace(id="s"), records=(), tested=())
+        run = SimpleNamespace(**vars(run), scenarios={"a": ()}, snapshot=SimpleNamespace(id="s"), **NOTHING)
         with nullcontext() if known else pytest.raises(InfrastructureError, match="not in the configuration directory"):
             _decisive(run)
 
@@ -346,7 +371,9 @@ def run(directory: Path, monkeypatch) -> _Run:
     home, environment = config.environment("lab")
     snapshot = SimpleNamespace(id="lab/1", manifest=SimpleNamespace(nodes=(SimpleNamespace(memory_mib=512),)))
     monkeypatch.setattr(job, "keep", lambda _snapshot, _machines, place: (place / "base").mkdir(parents=True))
-    return _Run(config, DEB, config.target(DEB), "lab", home, environment, {"basic": ()}, snapshot, (), (), directory)
+    return _Run(
+        config, DEB, config.target(DEB), "lab", home, environment, {"basic": ()}, snapshot, (), (), {}, directory
+    )
 
 
 @pytest.fixture

@@ -23,14 +23,14 @@ remove() { # ROOT PACKAGE...
     chroot "$root" apt-get -q -y --allow-remove-essential -o APT::AutoRemove::RecommendsImportant=false \
         -o APT::AutoRemove::SuggestsImportant=false purge --autoremove "$@"
 }
-remove $place/bootstrap debhelper dnsmasq-base podman python3-minimal squashfs-tools
+remove $place/bootstrap debhelper dnsmasq-base podman python3 squashfs-tools
 cat /etc/depot/identity.pub >>$place/bootstrap/root/.ssh/authorized_keys
 printf '127.0.0.1 localhost\n' >$place/bootstrap/etc/hosts
 : >$place/bootstrap/etc/fstab
 # every machine that boots gets an identity of its own
 : >$place/bootstrap/etc/machine-id
 cp -a $place/bootstrap $place/web
-remove $place/web busybox initramfs-tools 'linux-image-*' openssh-server
+remove $place/web busybox dbus initramfs-tools iproute2 'linux-image-*' openssh-server systemd udev
 sed -i 's/BUSYBOX=n/BUSYBOX=y/' $place/bootstrap/etc/initramfs-tools/conf.d/pkgci.conf
 for into in bootstrap:depot-agent web:depot-web; do
     root=$place/${into%:*}

@@ -38,7 +38,7 @@ from pkgci.vm.image import DISK_MIB as BLANK_MIB
 from pkgci.vm.image import Image, directory_of, image, image_key
 from pkgci.vm.machine import PACKED, Accelerator, Hardware, Machine, accelerator, qemu_version
 from pkgci.vm.proxy import Proxy, Rule
-from pkgci.vm.remote import Access, DeafError, Fault, FaultError, GuestError
+from pkgci.vm.remote import Access, Completed, DeafError, Fault, FaultError, GuestError
 
 log = logging.getLogger(__name__)
 
@@ -98,12 +98,14 @@ X
     shift 2
 done
 """
-# usage: SCRIPT; a tar archive of its directory on stdin. It stays, since what it starts may need the other files.
+# usage: SCRIPT [ARGUMENT...]; a tar archive of its directory on stdin. It stays, since what it starts may need the other files.
 DEPLOY = """
 mkdir -p /opt/pkgci
 cd "$(mktemp -d /opt/pkgci/XXXXXX)"
 tar -xf -
-exec sh -eu "./$1" 2>&1 </dev/null
+script=$1
+shift
+exec sh -eu "./$script" "$@" 2>&1 </dev/null
 """
 # the kernel's caches stay: what the preparation read or looked at, a run finds in memory
 FREEZE = "sync"
@@ -699,9 +701,9 @@ def _files(from_network: bool) -> dict[str, str]:
     return {name: file for name, file in FILES.items() if not (from_network and name in ("kernel", "initrd"))}
 
 
-def _wake(machine: Machine) -> None:
-    """Wait until a restored machine lets us in, and give it the time and random numbers."""
-    machine.connect(RESTORE_SECONDS)
+def _wake(machine: Machine, seconds: float = RESTORE_SECONDS) -> None:
+    """Wait until a machine lets us in, and give it the time and random numbers."""
+    machine.connect(seconds)
     _succeed(machine, AWAKE, f"{time.time():.3f}", input=secrets.token_bytes(256), what="wake the machine")
 
 
@@ -765,6 +767,40 @@ def _run_steps(plan: Plan, steps: Sequence[Step], machines: Mapping[str, Machine
         what = f"run {step.script} on {step.node}"
         beside = directory_of(step.script)
         _succeed(machines[step.node], DEPLOY, step.script.name, input=beside, seconds=step.seconds, what=what)
+
+
+def run_script(machine: Machine, script: Path, *arguments: str, seconds: float) -> Completed:
+    """Run an environment's script on a machine, in a copy of the directory that it lies in.
+
+    Raises:
+        RequestError: it cannot be read.
+        GuestError: as of `Machine.run`.
+    """
+    return machine.run(DEPLOY, script.name, *arguments, timeout=seconds, input=directory_of(script), limit=SAID_BYTES)
+
+
+def restart(machines: Mapping[str, Machine]) -> Iterator[tuple[str, float, str]]:
+    """Restart machines at once, and wait until they are up.
+
+    Returns:
+        Of each its name, the seconds that it took, and, when it does not let us in, the reason.
+    """
+    begun = time.monotonic()
+    for machine in machines.values():
+        machine.reset()
+    with ThreadPoolExecutor(len(machines)) as threads:
+        ends = {name: threads.submit(_awake_since, machine, begun) for name, machine in machines.items()}
+    for name, end in ends.items():
+        yield name, *end.result()
+
+
+def _awake_since(machine: Machine, begun: float) -> tuple[float, str]:
+    reason = ""
+    try:
+        _wake(machine, BOOT_SECONDS)
+    except GuestError as error:
+        reason = str(error)
+    return round(time.monotonic() - begun, 1), reason
 
 
 def _succeed(
