@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Deploys the product on its master, whose image has its packages: from here on it serves the network.
 mkdir -p /var/log/depot
 depot-configure eth1

@@ -1,6 +1,8 @@
+# shellcheck shell=sh
 # Both nodes have booted what the master serves and said so, and the service in the container answers.
-for try in $(seq 50); do
-    if depot-ask GET /nodes | grep -c '"state": "bootstrap"' | grep -q -x 2 && depot-ask GET / 8080; then
+for _ in $(seq 100); do
+    booted=$(depot-ask GET /nodes | grep -o '"state": "bootstrap"' | wc -l)
+    if [ "$booted" = 2 ] && depot-ask GET / 8080; then
         exit 0
     fi
     sleep 2

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Makes the image of the product's master, from a root with the packages that the environment names. It is run where images of
 # machines are made, which is fast, and sees nothing of what is under test.
 place=/srv/depot

@@ -10,12 +10,16 @@ from conftest import BOOT_SECONDS, ask_node, until, version
 
 from pkgci.vm.remote import GuestError
 
+flavours = pytest.mark.group("bvt", "flavours")
 
+
+@flavours
 def test_two_nodes_are_deployed(depot, workers):
     assert len(workers) == 2
     depot.deploy(*workers)
 
 
+@flavours
 def test_what_is_under_test_was_installed_there_from_the_test_repository(env, workers):
     packages = [package for package in env.part_of("cluster") if package.name.startswith("depot-")]
     if not packages:
