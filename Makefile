@@ -1,9 +1,13 @@
 # The two commands of a new user, and what developers and operators run beside them.
 
-.PHONY: demo test live soak bench jobs-update setup clean
+.PHONY: demo demo-product test live soak bench jobs-update setup clean
 
 demo: setup
 	@.venv/bin/python -m pkgci.demo
+
+# the same of a package of the reference product, tested in that product: minutes more, the first time
+demo-product: setup
+	@PKGCI_CONFIG=etc/reference .venv/bin/python -m pkgci.demo product
 
 test:
 	@scripts/setup.sh test

@@ -1,9 +1,11 @@
 """`make demo`: GNU hello through the check pipeline, for all targets of the embedded default.
 
 Its source comes from the Debian mirror that this machine uses. Each run makes a new change, so that it really compiles.
+`make demo-product` checks a package of the reference product instead, in that product: see etc/reference/.
 """
 
 import logging
+import shutil
 import sys
 import tempfile
 import time
@@ -35,8 +37,11 @@ def main() -> int:
     config = Config()
     targets = config.names("targets")
     prepare(config, targets)
-    tree = hello(config)
-    _change(tree)
+    if sys.argv[1:] == ["product"]:
+        tree, changed, comment = _product(config), "depot-node", "# %s"
+    else:
+        tree, changed, comment = hello(config), "src/hello.c", "/* %s */"
+    _change(tree, changed, comment)
     change = check.prepare_change(config, tree, worktree=False)
     console = Console(highlight=False)
     code = check.check(config, change, check.targets_of(config, change, ()), check.options(), console)
@@ -95,13 +100,26 @@ def _parent(tree: Path) -> Path:
     return tree.parent
 
 
-def _change(tree: Path) -> None:
-    """Commit a change on a branch of its own, as a reviewer would push it."""
+def _product(config: Config) -> Path:
+    """Return the tree of a package of the reference product, which PKGCI_CONFIG must name; its branch is `main`."""
+    tree = config.cache / "demo" / "depot-node"
+    if not tree.exists():
+        with tempfile.TemporaryDirectory(dir=_parent(tree)) as new:
+            made = Path(shutil.copytree(config.directory / "product" / tree.name, Path(new, tree.name)))
+            _git(made, "init", "-q", "-b", "main")
+            _git(made, "add", ".")
+            _git(made, "commit", "-q", "-m", "The service of a node")
+            made.rename(tree)
+    return tree
+
+
+def _change(tree: Path, changed: str, comment: str) -> None:
+    """Commit a change of one file on a branch of its own, as a reviewer would push it: a comment at its end."""
     _git(tree, "checkout", "-q", "-B", "change", "main")
     _git(tree, "branch", "-q", "--set-upstream-to=main")
-    source = tree / "src" / "hello.c"
-    source.write_text(f"/* Change {uuid.uuid4()} of the demonstration. */\n{source.read_text()}")
-    _git(tree, "commit", "-q", "-a", "-m", "Say in hello.c which change this is")
+    source = tree / changed
+    source.write_text(f"{source.read_text()}{comment % f'Change {uuid.uuid4()} of the demonstration.'}\n")
+    _git(tree, "commit", "-q", "-a", "-m", f"Say in {source.name} which change this is")
 
 
 def _git(tree: Path, *arguments: str) -> None:

@@ -1,4 +1,4 @@
-"""What restoring a machine costs beside booting it, each until it lets us in by ssh and its clock is right."""
+"""What restoring machines costs beside booting them, each until all let us in by ssh and their clocks are right."""
 
 import subprocess
 import time
@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from table import Row, timed
 
-from pkgci.config import EMBEDDED, Config
+from pkgci.config import EMBEDDED, ROOT, Config
 from pkgci.vm import guest
 from pkgci.vm.image import image
 from pkgci.vm.machine import Hardware, Machine
@@ -27,6 +27,16 @@ def rows(runs: int) -> Iterator[Row]:
     measured = [(_restored(config, snapshot), timed(lambda: _boot(config, snapshot))) for _ in range(runs)]
     ours, theirs = zip(*measured, strict=True)
     yield Row("a machine restored, until ssh", "booted", ours, theirs, ratio=0.1)
+    product = Config(ROOT / "etc" / "reference")
+    sets = [_deployed(product) for _ in range(runs)]
+    ours, theirs = zip(*sets, strict=True)
+    yield Row("the reference product restored, until ssh to all", "booted and deployed", ours, theirs, ratio=0.05)
+
+
+def _deployed(config: Config) -> tuple[float, float]:
+    """Return what restoring the reference product takes, and what its machines took to boot and be deployed just before."""
+    snapshot = guest.environment(config, "depot", TARGET, anew=True)
+    return _restored(config, snapshot), snapshot.manifest.seconds
 
 
 def _restored(config: Config, snapshot: Snapshot) -> float:

@@ -16,7 +16,7 @@ ssh-keygen -q -t ed25519 -N '' -C depot -f /etc/depot/identity
 printf 'node-* %s\n' "$(cat /etc/ssh/ssh_host_ed25519_key.pub)" >/etc/depot/known_hosts
 
 # what nodes boot and the container runs begins as this root, without what only the master needs
-tar -C / --one-file-system --exclude=./srv --exclude=./pkgci-build --exclude='./tmp/*' --exclude='./dev/*' --exclude=./out \
+tar -C / --one-file-system --exclude=./srv --exclude='./pkgci-*' --exclude='./tmp/*' --exclude='./dev/*' --exclude=./out \
     --exclude=./etc/depot -cf - . | (mkdir $place/bootstrap && tar -C $place/bootstrap -xf -)
 remove() { # ROOT PACKAGE...
     root=$1

@@ -140,13 +140,14 @@ class FrozenNode(Part):
 
 
 class Manifest(Record):
-    """`manifest.json`: what a set of machines fits, and what is in it."""
+    """`manifest.json`: what a set of machines fits, and what is in it; `seconds` is how long they took to boot and deploy."""
 
     name: str
     key: str
     qemu: str
     accelerator: Accelerator
     created: datetime
+    seconds: float = 0
     nodes: tuple[FrozenNode, ...]
     files: tuple[File, ...]
 
@@ -655,6 +656,7 @@ def _freeze(
         for done in [threads.submit(_come_up, plan, name, machines[name], begun) for name in others]:
             done.result()
         _run_steps(plan, plan.health, machines)
+        seconds = round(time.monotonic() - started, 1)
         for machine in machines.values():
             _succeed(machine, FREEZE, seconds=RESTORE_SECONDS, what=f"prepare the machine of {plan.name}")
         listed = {
@@ -672,6 +674,7 @@ def _freeze(
         qemu=qemu_version(),
         accelerator=by,
         created=datetime.now(UTC),
+        seconds=seconds,
         nodes=tuple(
             FrozenNode(
                 name=name,
