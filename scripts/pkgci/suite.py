@@ -175,7 +175,7 @@ class Suite:
 def wait(command: Sequence[str], cwd: Path, environment: Mapping[str, str], said: Path, seconds: float) -> int | None:
     """Run a command in `cwd`, its output to the log `said`; return its status, or None when it has not ended in time.
 
-    However it ends, nothing that it started stays, but for what left its environment and its parents: that ends with this build.
+    However it ends, nothing that it started stays; what left its environment and its parents ends with this build.
     """
     mark = secrets.token_hex(16)
     process = subprocess.Popen(

@@ -250,7 +250,9 @@ def test_tests_that_fail_with_more_than_is_read_have_failed_and_a_missing_file_i
     monkeypatch.setattr("pkgci.suite.JUNIT_BYTES", 1 << 16)
     said = run_pytest(suite, "def test_use(): raise AssertionError('x' * (1 << 17))\n")
     assert said == {"some.py": "failed tests failed, and which ones cannot be read: it has more than 0 MiB"}
-    with pytest.raises(InfrastructureError, match=r"some\.py left no JUnit XML that can be read: .*see logs/some\.log$"):
+    with pytest.raises(
+        InfrastructureError, match=r"some\.py left no JUnit XML that can be read: .*see logs/some\.log$"
+    ):
         run_pytest(suite, "import os\ndef test_use(): os._exit(0)\n")
 
 
