@@ -147,16 +147,16 @@ class _Run:
         proxy = guest.proxy(self.config, self.target, self.records)
         consoles = [place / "console.log" for place in places]
         with snapshot.restored(self.config, proxy, consoles) as machines:
+            logged = dict(zip(places, machines, strict=True))
             try:
+                guestlogs.follow(self.target, logged, self.environment.logs)
                 for machine in machines:
                     machine.put(guest.settings(self.target, self.records, self.tested))
                 yield machines
             finally:
                 # whoever aborts waits
-                aborted = isinstance(sys.exception(), Aborted)
-                logged = dict(zip(places, machines, strict=True))
-                guestlogs.fetch(self.target, logged, self.environment.logs, aborted=aborted)
-                if not aborted:
+                if not isinstance(sys.exception(), Aborted):
+                    guestlogs.fetch(self.target, logged, self.environment.logs)
                     self._keep(snapshot, name, machines)
 
     def begin_again(self, reason: str) -> None:
