@@ -634,6 +634,8 @@ def test_an_abort_leaves_logs_and_no_process_within_five_seconds(config, waiting
     [console] = artifacts.glob("logs/**/console.log")
     check_followed(console.parent)
     assert re.search(said, (artifacts / log).read_text())
+    # with their index
+    assert f">{log}</a>" in (artifacts / "index.html").read_text()
 
 
 def check_followed(logs: Path) -> None:
