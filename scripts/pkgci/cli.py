@@ -274,7 +274,12 @@ def systest(target: str) -> None:
             made = job(context.config, target, parameters, ARTIFACTS, context.own)
         return _noted(made, summary(made))
 
-    _step("systest", body)
+    def tell(artifacts: Path) -> None:
+        from pkgci import report
+
+        report.write(artifacts)
+
+    _step("systest", body, tell)
 
 
 @main.command()

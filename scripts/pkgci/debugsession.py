@@ -26,6 +26,7 @@ from pkgci.step import StepContext
 from pkgci.vm.machine import Machine
 from pkgci.vm.remote import GuestError
 
+exceptions = Lazy("cryptography.exceptions")
 serialization = Lazy("cryptography.hazmat.primitives.serialization")
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ LONGEST = timedelta(hours=24)
 POLL = 0.5  # seconds between looks at what others say of a session
 CLOSE_SECONDS = 60
 LOGIN_SECONDS = 10
+# what today's distributions ask for (RequiredRSASize of sshd_config(5) is 1024 at least)
+RSA_BITS = 2048
 AUTHORIZE = 'umask 77; mkdir -p /root/.ssh; printf "%s\\n" "$1" >>/root/.ssh/authorized_keys'
 
 
@@ -74,11 +77,14 @@ def debug_session(context: StepContext, parameters: Parameters) -> str:
 
 
 def _check_key(line: str) -> None:
+    if not line:
+        return
     try:
-        if line:
-            serialization.load_ssh_public_key(line.encode())
-    except ValueError as error:
+        bits = getattr(serialization.load_ssh_public_key(line.encode()), "key_size", RSA_BITS)
+    except (ValueError, NotImplementedError, exceptions.UnsupportedAlgorithm) as error:
         raise RequestError(f"parameter PUBLIC_KEY: {line[:60]!r}... is no ssh public key: {error}") from error
+    if line.startswith("ssh-rsa ") and bits < RSA_BITS:
+        raise RequestError(f"parameter PUBLIC_KEY: an RSA key of {bits} bits; sshd takes it from {RSA_BITS} bits on")
 
 
 def _sessions(config: Config) -> Kept[Session]:

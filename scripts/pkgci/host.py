@@ -103,7 +103,8 @@ def _set_up() -> None:
     if done.returncode:
         said = [line.strip() for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
         command = next((line for line in said if line.startswith("sudo ")), None)
-        raise InfrastructureError(f"an administrator runs: {command}" if command else f"{SETUP}: {said[-1:]}")
+        last = said[-1] if said else f"status {done.returncode}"
+        raise InfrastructureError(f"an administrator runs: {command}" if command else f"{SETUP}: {last}")
 
 
 def _directory(place: Path) -> Finding:
@@ -117,12 +118,16 @@ def _locks(place: Path) -> Finding:
     if not place.is_dir():
         return Finding(f"locks in {place}", False, "pkgci host-prepare")
     kind = run(["stat", "--file-system", "--format=%T", place], quiet=True).stdout.decode().strip()
-    with (
-        tempfile.TemporaryDirectory(dir=place, prefix=".") as new,
-        locked(Path(new)),
-        locked(Path(new), wait=False) as two,
-    ):
-        return Finding(f"locks work in {place} ({kind})", not two, "mount its file system with locks")
+    what = f"locks work in {place} ({kind})"
+    try:
+        with (
+            tempfile.TemporaryDirectory(dir=place, prefix=".") as new,
+            locked(Path(new)),
+            locked(Path(new), wait=False) as two,
+        ):
+            return Finding(what, not two, "mount its file system with locks")
+    except OSError as error:
+        return Finding(what, False, f"make it a directory that can be written, with locks ({error.strerror})")
 
 
 def _kvm() -> Finding:
@@ -130,8 +135,13 @@ def _kvm() -> Finding:
         return Finding(f"no {KVM}: machines are emulated", True)
     if os.access(KVM, os.R_OK | os.W_OK):
         return Finding(f"{KVM} can be opened", True)
-    group, user = grp.getgrgid(KVM.stat().st_gid).gr_name, pwd.getpwuid(os.getuid()).pw_name
-    return Finding(f"{KVM} can be opened", False, f"sudo usermod --append --groups {group} {user}, then log in again")
+    try:
+        group, user = grp.getgrgid(KVM.stat().st_gid).gr_name, pwd.getpwuid(os.getuid()).pw_name
+        mend = f"sudo usermod --append --groups {group} {user}, then log in again"
+    except KeyError:
+        # in a container, where the device comes from outside
+        mend = f"let user {os.getuid()} into group {KVM.stat().st_gid}, which have no names here"
+    return Finding(f"{KVM} can be opened", False, mend)
 
 
 def _networks() -> Finding:

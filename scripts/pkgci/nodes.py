@@ -68,7 +68,7 @@ def on_each(context: StepContext, job: str, given: Mapping[str, str]) -> str:
     said = {
         child.parameters["NODE"]: Result.read(ARTIFACTS / child.directory / "result.json").reason
         for child in context.children
-        if child.result == "SUCCESS"
+        if ended[child.parameters["NODE"]] is None
     }
     for node in sorted(nodes):
         log.info("%s: %s", node, ended[node] or said[node])

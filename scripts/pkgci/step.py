@@ -245,7 +245,7 @@ class StepContext:
             at_once: so many.
 
         Returns:
-            How each ended, in their order: None when it passed.
+            How each ended, in their order: None when it passed; also one that cannot be started, or be asked for.
         """
         ended: list[PkgciError | None] = [None] * len(jobs)
         left = list(enumerate(jobs))
@@ -253,14 +253,21 @@ class StepContext:
         while left or running:
             while left and len(running) < at_once:
                 number, (job, given) = left.pop(0)
-                running[self.child(job, {name: value for name, value in given.items() if value})] = number
-            for ref in list(running):
-                outcome = self.finish(ref, POLL / len(running))
-                if outcome is not None:
-                    number = running.pop(ref)
-                    ended[number] = (
-                        None if outcome == "SUCCESS" else _failure(self.engine.numbered(ref), self.directory(ref))
-                    )
+                try:
+                    running[self.child(job, {name: value for name, value in given.items() if value})] = number
+                except (RequestError, InfrastructureError) as error:
+                    ended[number] = error
+            for ref, number in list(running.items()):
+                try:
+                    outcome = self.finish(ref, POLL / len(running))
+                    if outcome is None:
+                        continue
+                    if outcome != "SUCCESS":
+                        ended[number] = _failure(self.engine.numbered(ref), self.directory(ref))
+                except (RequestError, InfrastructureError) as error:
+                    # should it still run, it is aborted at this step's end
+                    ended[number] = error
+                del running[ref]
         return ended
 
     def directory(self, ref: BuildRef) -> Path:

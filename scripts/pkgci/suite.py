@@ -5,6 +5,7 @@ the operator's; what they say of their tests is read with a limit all the same.
 """
 
 import logging
+import math
 import os
 import re
 import secrets
@@ -16,6 +17,7 @@ import time
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from pkgci.artifacts import ScenarioOutcome
@@ -34,7 +36,9 @@ log = logging.getLogger(__name__)
 
 # in the environment of all that a scenario starts
 MARK = "PKGCI_SCENARIO"
-JUNIT_BYTES = 16 << 20
+JUNIT_BYTES, JUNIT_TESTS = 16 << 20, 10_000
+# what writes to the log of a scenario that was ended may go on for so long
+LAST_SECONDS = 5
 # what of a log says why tests cannot be read: pytest's lines that it marks so
 REASON = re.compile(r"^\S+Z E  (.*)$", re.MULTILINE)
 
@@ -93,10 +97,19 @@ class Suite:
         if status == pytest.ExitCode.NO_TESTS_COLLECTED:
             raise RequestError(f"scenario {name}: {path} has no test")
         if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-            marked = REASON.findall((self.artifacts / log_name).read_text())
+            # of a long one the middle is left out, maybe within a character
+            marked = REASON.findall((self.artifacts / log_name).read_text(errors="replace"))
             reason = printable(marked[-1]) if marked else f"pytest ended with status {status}; see {log_name}"
             raise RequestError(f"scenario {name}: {path} cannot be run: {reason}")
-        cases = _cases(junit)
+        try:
+            cases = _cases(junit)
+        except (OSError, ValueError) as error:
+            if status == pytest.ExitCode.TESTS_FAILED:
+                # whatever a machine says may be in it: a package that floods it is at fault all the same
+                return [self._failed(name, path.name, f"tests failed, and which ones cannot be read: {error}")]
+            raise InfrastructureError(
+                f"scenario {name}: {path} left no JUnit XML that can be read: {error}; see {log_name}"
+            ) from error
         if not cases and [*groups] != [DEFAULT_GROUP]:
             raise RequestError(f"scenario {name}: {path} has no test of the group {' or '.join(groups)}")
         return [_outcome(name, case, log_name, several=path.is_dir()) for case in cases]
@@ -145,25 +158,24 @@ class Suite:
     ) -> int | ScenarioOutcome:
         """Run a command; return its status, or the outcome of one that did not end in time."""
         seconds = scenario.seconds or self.seconds
-        log_name = f"logs/{name}.log"
         started = time.monotonic()
-        status = wait(command, self.home, environment, self.artifacts / log_name, seconds)
+        status = wait(command, self.home, environment, self.artifacts / f"logs/{name}.log", seconds)
         if status is not None:
             return status
+        took = round(time.monotonic() - started, 1)
+        return self._failed(name, what, f"no end after {seconds} s, its time limit; killed", took)
+
+    def _failed(self, name: str, test: str, message: str, seconds: float = 0.0) -> ScenarioOutcome:
+        """Return the outcome of what failed as a whole."""
         return ScenarioOutcome(
-            scenario=name,
-            test=what,
-            result="failed",
-            seconds=round(time.monotonic() - started, 1),
-            message=f"no end after {seconds} s, its time limit; killed",
-            log=log_name,
+            scenario=name, test=test, result="failed", seconds=seconds, message=message, log=f"logs/{name}.log"
         )
 
 
 def wait(command: Sequence[str], cwd: Path, environment: Mapping[str, str], said: Path, seconds: float) -> int | None:
     """Run a command in `cwd`, its output to the log `said`; return its status, or None when it has not ended in time.
 
-    However it ends, nothing that it started stays.
+    However it ends, nothing that it started stays; what left its environment and its parents ends with this build.
     """
     mark = secrets.token_hex(16)
     process = subprocess.Popen(
@@ -185,7 +197,10 @@ def wait(command: Sequence[str], cwd: Path, environment: Mapping[str, str], said
     finally:
         kill_all(mark, variable=MARK)
         process.wait()
-        copying.join()
+        # whoever else has it open, a daemon for example, is not waited for
+        copying.join(LAST_SECONDS)
+        if copying.is_alive():
+            log.warning("%s: something that %s started goes on; what it says is not waited for", said.name, command[0])
 
 
 class _Tests(ET.TreeBuilder):
@@ -212,7 +227,10 @@ def _cases(path: Path) -> list[ET.Element]:
         raise ValueError(str(error)) from error
     if root.tag not in ("testsuite", "testsuites"):
         raise ValueError(f"its root is <{printable(root.tag, 100)}>")
-    return list(root.iter("testcase"))
+    cases = list(islice(root.iter("testcase"), JUNIT_TESTS + 1))
+    if len(cases) > JUNIT_TESTS:
+        raise ValueError(f"it has more than {JUNIT_TESTS} tests")
+    return cases
 
 
 def _outcome(scenario: str, case: ET.Element, log_name: str, several: bool) -> ScenarioOutcome:
@@ -225,6 +243,9 @@ def _outcome(scenario: str, case: ET.Element, log_name: str, several: bool) -> S
     try:
         seconds = max(0.0, round(float(case.get("time", 0)), 1))
     except ValueError:
+        seconds = 0.0
+    if not math.isfinite(seconds):
+        # no JSON has it
         seconds = 0.0
     return ScenarioOutcome(
         scenario=scenario,

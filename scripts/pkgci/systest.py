@@ -155,14 +155,14 @@ class _Run:
         proxy = guest.proxy(self.config, self.target, self.records)
         consoles = [place / "console.log" for place in places]
         with snapshot.restored(self.config, proxy, consoles) as machines:
+            logged = dict(zip(places, machines, strict=True))
             try:
+                guestlogs.follow(self.target, logged, self.environment.logs)
                 yield machines
             finally:
                 # whoever aborts waits
-                aborted = isinstance(sys.exception(), Aborted)
-                logged = dict(zip(places, machines, strict=True))
-                guestlogs.fetch(self.target, logged, self.environment.logs, aborted=aborted)
-                if not aborted:
+                if not isinstance(sys.exception(), Aborted):
+                    guestlogs.fetch(self.target, logged, self.environment.logs)
                     self._keep(snapshot, name, machines)
 
     def begin_again(self, reason: str) -> None:
@@ -191,7 +191,7 @@ class _Run:
 
 
 def prepare_environment(config: Config, name: str) -> str:
-    """Make the snapshots of an environment, for all targets that releases use it for, where needed.
+    """Make the snapshots of an environment, for the targets that it names, else for all that releases use it for, where needed.
 
     They are needed also where the content of what it polls has changed since.
 
@@ -203,9 +203,12 @@ def prepare_environment(config: Config, name: str) -> str:
         InfrastructureError: one cannot be made; the former one stays as it was.
     """
     home, described = config.environment(name)
-    targets = [target for target in config.names("targets") if name in _environments(config, target)]
+    used = (target for target in config.names("targets") if name in _environments(config, target))
+    targets = described.targets or tuple(used)
     if not targets:
-        raise RequestError(f"no release uses environment {name}; `environment` in a release names it")
+        raise RequestError(
+            f"no release uses environment {name}; `environment` in a release names it; or give it `targets`"
+        )
     with polled(config, name, home, described.poll) as changed:
         if changed is None:
             return "another build is at it, and this one left it to that one"
@@ -229,7 +232,10 @@ def prepare(config: Config, target_name: str) -> None:
         InfrastructureError: one cannot be made.
     """
     for name in _environments(config, target_name):
-        guest.environment(config, name, target_name)
+        made_for = config.environment(name)[1].targets
+        # a test there is refused
+        if not made_for or target_name in made_for:
+            guest.environment(config, name, target_name)
 
 
 def systest(

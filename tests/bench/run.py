@@ -1,7 +1,7 @@
 """Runs the benchmarks and prints one table; ends with 1 when a row is above its limit.
 
 usage: PYTHONPATH=tests python tests/bench/run.py [--runs N] [NAME...]; `make bench` runs all. NAME is that of a module
-beside this one, without `bench_`. All but `start` need the tree of GNU hello that `make demo` makes.
+beside this one, without `bench_`. All but `flow` and `start` need the tree of GNU hello that `make demo` makes.
 """
 
 import argparse

@@ -10,8 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 import trees
+from local_jobs import log_of, until
 
 from pkgci import source
 from pkgci.artifacts import Build, Install, Lint, Repository, Result
@@ -104,8 +106,73 @@ def test_a_failed_lint_aborts_install_and_system_test_within_seconds_and_leaves_
     assert "no-copyright-file" in Result.read(archive(configuration, f"build-{DEB}") / "result.json").reason
 
 
-def _in_environment(cookie: str) -> bool:
-    for path in Path("/proc").glob("[0-9]*/environ"):
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory) -> tuple[LocalEngine, dict[str, str]]:
+    """An engine whose system tests have no end, and the parameters of a package that leaves a file behind."""
+    place = tmp_path_factory.mktemp("endless")
+    configuration = trees.config(place)
+    scenario = "def test_use(node):\n    node.run('echo begun; sleep 1000', timeout=2000)\n"
+    described = "nodes: {lab: {}}\nscenarios: {endless: scenarios/endless.py}\n"
+    trees.write(configuration.directory, {"scenarios/endless.py": scenario, "environments/default.yaml": described})
+    trees.commit(
+        place / "small", {**trees.deb(), "debian/postinst": "#!/bin/sh\nset -e\ntouch /etc/left\n#DEBHELPER#\n"}
+    )
+    return LocalEngine(configuration), dict(trees.local(configuration, place / "small").values)
+
+
+def test_a_failed_install_test_aborts_the_system_test_within_seconds(endless):
+    engine, given = endless
+    build = engine.start(f"build-{DEB}", {**given, "ONLY": "install,systest"})
+    assert engine.wait(build, 300) == "FAILURE"
+    install, systest = (
+        next(engine.record(ref) for ref in engine.builds(f"{step}-{DEB}")) for step in ("install", "systest")
+    )
+    assert (install.state, systest.state) == ("FAILURE", "ABORTED")
+    assert install.ended is not None
+    assert systest.ended is not None
+    assert (systest.ended - install.ended).total_seconds() < 5
+    # it was at work
+    assert "environment default: snapshot " in log_of(engine, BuildRef(f"systest-{DEB}", systest.number))
+    assert not _in_environment(systest.cookie)
+
+
+def test_an_aborted_build_leaves_no_machine_port_mount_or_file(endless, tmp_path: Path, monkeypatch):
+    engine, given = endless
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    build = engine.start(f"build-{DEB}", {**given, "ONLY": "systest"})
+    started = len(engine.builds(f"systest-{DEB}")) + 1
+    until(lambda: len(engine.builds(f"systest-{DEB}")) == started or not engine.record(build).alive, 300)
+    test = BuildRef(f"systest-{DEB}", started)
+    workspace = engine.directory(test) / "workspace"
+    log = workspace / "artifacts" / "logs" / "endless.log"
+    until(lambda: (log.exists() and "begun" in log.read_text()) or not engine.record(build).alive, 300)
+    cookie = engine.record(test).cookie
+    [machine] = [pid for pid in processes.with_marker("qemu-system") if _in_environment(cookie, pid)]
+    place = Path(f"/proc/{machine}/cwd").readlink().parent
+    ports = _listening(machine)
+    assert ports
+    assert any(tmp_path.iterdir())
+    began = time.monotonic()
+    engine.abort(build)
+    assert engine.wait(build, 60) == "ABORTED"
+    assert time.monotonic() - began < 10
+    assert engine.state(test) == "ABORTED"
+    assert not _in_environment(cookie)
+    assert not _in_environment(engine.record(build).cookie)
+    assert ports.isdisjoint(_listening())
+    assert not place.exists()
+    assert list(tmp_path.iterdir()) == []
+    assert not re.search(f"{workspace}|{tmp_path}|{place}", Path("/proc/self/mounts").read_text())
+
+
+def _listening(pid: int | None = None) -> set[str]:
+    """Return the TCP ports of this machine that someone listens on, or one process."""
+    said = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return {line.split()[3] for line in said if pid is None or f"pid={pid}," in line}
+
+
+def _in_environment(cookie: str, pid: int | None = None) -> bool:
+    for path in Path("/proc").glob(f"{pid or '[0-9]*'}/environ"):
         try:
             if cookie.encode() in path.read_bytes():
                 return True

@@ -631,11 +631,23 @@ def test_an_abort_leaves_logs_and_no_process_within_five_seconds(config, waiting
     assert processes.with_marker(marker) == []
     artifacts = engine.directory(ref) / "archive" / "artifacts"
     assert Result.read(artifacts / "result.json").fault == "aborted"
-    assert list(artifacts.glob("logs/**/console.log"))
+    [console] = artifacts.glob("logs/**/console.log")
+    check_followed(console.parent)
     assert re.search(said, (artifacts / log).read_text())
+    # with their index
+    assert f">{log}</a>" in (artifacts / "index.html").read_text()
 
 
-def test_a_crash_of_the_job_leaves_consoles_and_the_scenarios_log(config, waiting):
+def check_followed(logs: Path) -> None:
+    """Check that a machine's logs are there though nobody fetched them at the end."""
+    assert "systemd" in (logs / "journal.log").read_text()
+    assert "Setting up waiting" in (logs / "apt.log").read_text()
+    versions = (logs / "versions.txt").read_text()
+    assert versions.startswith("QEMU ")
+    assert "\ndpkg " in versions
+
+
+def test_a_crash_of_the_job_leaves_all_logs_as_they_were_then(config, waiting):
     engine = LocalEngine(config)
     ref = engine.start(f"systest-{DEB}", {"REPOSITORIES": waiting, "ENVIRONMENT": "lab", "SCENARIOS": "endless"})
     marker = f"{config.directory}/scenarios/endless.py"
@@ -652,6 +664,7 @@ def test_a_crash_of_the_job_leaves_consoles_and_the_scenarios_log(config, waitin
     assert processes.with_marker(marker) == []
     artifacts = engine.directory(ref) / "archive" / "artifacts"
     assert (artifacts / "logs" / "console.log").exists()
+    check_followed(artifacts / "logs")
     assert "echo begun" in (artifacts / "logs" / "endless.log").read_text()
 
 

@@ -1,5 +1,6 @@
 """Sessions of debug-session, without machines: who is let in where, how many there are, and what is refused."""
 
+import base64
 import shlex
 import subprocess
 from datetime import UTC, datetime, timedelta
@@ -135,7 +136,29 @@ def test_no_session_lasts_longer_than_a_day_and_none_gets_shorter(context):
         assert Session.read(place / RECORD).ended == opened + timedelta(hours=24)
 
 
-def test_a_key_that_is_none_is_refused(context):
-    key = f"ssh-ed25519 AAAA{'x' * 64}"
-    with pytest.raises(RequestError, match=r"^parameter PUBLIC_KEY: 'ssh-ed25519 AAAAx+'\.\.\. is no ssh public key"):
+def field(*values: bytes) -> bytes:
+    """Return values as ssh writes them, RFC 4251, section 5: with their lengths."""
+    return b"".join(len(value).to_bytes(4) + value for value in values)
+
+
+ED25519 = f"ssh-ed25519 {base64.b64encode(field(b'ssh-ed25519', bytes(32))).decode()}"
+MODULUS = ((1 << 1023) + 1).to_bytes(129)
+RSA_1024 = f"ssh-rsa {base64.b64encode(field(b'ssh-rsa', bytes([1, 0, 1]), MODULUS)).decode()}"
+CURVE = b"nistp256"
+COMPRESSED = base64.b64encode(field(b"ecdsa-sha2-" + CURVE, CURVE, bytes([2]) * 33)).decode()
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        (f"ssh-ed25519 AAAA{'x' * 64}", r"'ssh-ed25519 AAAAx+'\.\.\. is no ssh public key"),
+        (f"ecdsa-sha2-nistp256 {COMPRESSED}", "is no ssh public key: "),
+        (RSA_1024, "an RSA key of 1024 bits; sshd takes it from 2048 bits on"),
+        (f'command="id" {ED25519}', "is not allowed; it must match"),
+        (f"{ED25519} me\n{ED25519} you", "is not allowed; it must match"),
+        (f"{ED25519}\nno-pty", "is not allowed; it must match"),
+    ],
+)
+def test_a_key_that_is_none_or_comes_with_more_is_refused(context, key, said):
+    with pytest.raises(RequestError, match=rf"^parameter PUBLIC_KEY: .*{said}"):
         ask(context, ACTION="extend", PUBLIC_KEY=key)

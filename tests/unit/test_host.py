@@ -1,6 +1,8 @@
 """What a host needs for system tests: each thing said in a line, made where it can be, and nothing done twice."""
 
+import errno
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,24 @@ def test_a_device_that_may_not_be_opened_names_the_group(tmp_path, monkeypatch):
     monkeypatch.setattr(host, "KVM", tmp_path)
     monkeypatch.setattr(host.os, "access", lambda *_: False)
     assert "mend it: sudo usermod --append --groups " in host._kvm().line()
+
+    def nameless(number: int) -> None:
+        raise KeyError(f"gid not found: {number}")
+
+    monkeypatch.setattr(host.grp, "getgrgid", nameless)
+    assert f"mend it: let user {os.getuid()} into group " in host._kvm().line()
+
+
+def test_a_directory_that_cannot_be_written_is_a_finding_and_the_rest_is_looked_at(config, monkeypatch):
+    (config.data / "snapshots").mkdir(parents=True)
+
+    def refuse(**_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(host.tempfile, "TemporaryDirectory", refuse)
+    line = host._locks(config.data / "snapshots").line()
+    assert line.startswith(f"MISSING locks work in {config.data}/snapshots (")
+    assert line.endswith("with locks (Permission denied)")
 
 
 def test_a_qemu_without_the_parts_of_networks_is_found(monkeypatch):

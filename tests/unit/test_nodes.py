@@ -84,6 +84,30 @@ def test_a_node_that_is_away_fails_the_whole_and_the_others_do_their_work(contex
     assert f"{host}: visited" in caplog.messages
 
 
+@pytest.mark.parametrize("verb", ["start", "artifacts"])
+def test_a_node_whose_build_cannot_be_started_or_read_leaves_the_others_alone(context, monkeypatch, caplog, verb):
+    caplog.set_level("INFO")
+    host, do = socket.gethostname(), getattr(context.engine, verb)
+    monkeypatch.setattr(context.engine, "nodes", lambda _: {"~lost": True, host: True})
+    lost = []
+
+    def refuse(about, given):
+        # of the two builds, the one that is for the other node
+        if verb == "start" and given["NODE"] == "~lost":
+            raise InfrastructureError("the server does not answer")
+        if verb == "artifacts" and context.engine.record(about).parameters["NODE"] == "~lost":
+            lost.append(about)
+            raise InfrastructureError("the server does not answer")
+        return do(about, given)
+
+    monkeypatch.setattr(context.engine, verb, refuse)
+    with pytest.raises(InfrastructureError, match="visit failed on 1 of 2 nodes; first: the server does not answer"):
+        nodes.on_each(context, "visit", {})
+    assert f"{host}: visited" in caplog.messages
+    assert "~lost: the server does not answer" in caplog.messages
+    assert len(lost) == (verb == "artifacts")
+
+
 def test_a_build_leaves_the_work_to_one_before_it_that_was_asked_for_the_same(context, monkeypatch):
     monkeypatch.setenv("JOB_NAME", "visit")
     first, second, other = (context.engine.start("visit", {"NODE": "nowhere", "STATUS": status}) for status in "001")

@@ -19,6 +19,7 @@ from pkgci.artifacts import (
     Install,
     LintFinding,
     PackagedFile,
+    Result,
     Systest,
 )
 from pkgci.formats import apt
@@ -365,6 +366,36 @@ def test_the_logs_of_a_system_test_are_listed_with_their_first_errors_also_witho
     assert stamp not in product
     assert "Linux" not in logs
     assert "<script>" not in text
+
+
+def test_a_system_test_by_itself_has_a_page_with_its_tests_and_logs_also_after_an_abort(tmp_path: Path):
+    place = reports.passed(tmp_path) / f"systest-{TARGET}"
+    (place / "logs").mkdir(exist_ok=True)
+    (place / "logs" / "journal.log").write_text("kernel panic\n")
+    page, text = read(place)
+    assert f"system test for {TARGET}" in page.text
+    assert "journal.log 13 B 1 kernel panic" in page.text
+    assert Systest.read(place / "systest.json").outcomes[0].test in page.text
+    assert {link for link in page.values("href") if not link.startswith(("#", "data:"))} >= {"logs/journal.log"}
+    (place / "systest.json").unlink()
+    result = Result.read(place / "result.json")
+    result.model_copy(update={"result": "ABORTED", "fault": "aborted", "exit": 143}).write(place / "result.json")
+    page, text = read(place)
+    assert page.text.startswith("Aborted: systest")
+    assert "1 kernel panic" in page.text
+    assert "<script>" not in text
+
+
+def test_what_is_searched_of_many_long_logs_has_a_limit(tmp_path: Path, monkeypatch):
+    place = reports.passed(tmp_path) / f"systest-{TARGET}"
+    (place / "logs").mkdir(exist_ok=True)
+    for path in (place / "logs").iterdir():
+        path.unlink()
+    for number in range(3):
+        (place / "logs" / f"{number}.log").write_text("error\n")
+    monkeypatch.setattr(report.view, "SEARCHED_IN_ALL", 12)
+    logs = report.view.read(tmp_path).systest_logs
+    assert [len(one.errors) for one in logs] == [1, 1, 0]
 
 
 def test_that_a_system_test_was_run_once_again_is_said(tmp_path: Path):

@@ -2,13 +2,15 @@
 
 import os
 import re
+import signal
 import textwrap
+import time
 from pathlib import Path
 
 import processes
 import pytest
 
-from pkgci.artifacts import RepositoryPackage
+from pkgci.artifacts import RepositoryPackage, ScenarioOutcome
 from pkgci.config import Config, Scenario
 from pkgci.errors import InfrastructureError, RequestError
 from pkgci.handover import Handover, NodeAccess, RepositoryUnderTest, TargetUnderTest
@@ -190,6 +192,10 @@ def test_what_is_told_to_a_suite_is_in_its_variables_and_arguments(suite):
         ('echo "<a/>" >"$1"', "left no JUnit XML that can be read: its root is <a>"),
         ('echo "<!DOCTYPE a [<!ENTITY b \'c\'>]><testsuite>&b;</testsuite>" >"$1"', "it has a document type"),
         ('truncate -s 17M "$1"', "it has more than 16 MiB"),
+        (
+            """python3 -c "print('<testsuite>' + '<testcase/>' * 10001 + '</testsuite>')" >"$1" """,
+            "it has more than 10000 tests",
+        ),
         ('echo "<testsuite/>" >"$1"', "ended with status 0, and has run no test"),
         (
             'echo "<testsuite><testcase name=\'a\'/></testsuite>" >"$1"; exit 1',
@@ -216,6 +222,38 @@ def test_a_suite_over_its_limit_fails_and_nothing_that_it_started_stays(suite):
     assert (scenario, test, result) == ("bvt", "bvt", "failed")
     assert message == "no end after 1 s, its time limit; killed"
     processes.wait_until_gone(marker, 5)
+
+
+def test_a_daemon_that_a_suite_leaves_keeps_nobody_waiting(suite, monkeypatch, caplog):
+    monkeypatch.setattr("pkgci.suite.LAST_SECONDS", 0.5)
+    # out of reach: without the variables of the suite, and nobody's child
+    daemon = "env -i setsid sh -c 'echo $$ >pid; exec sleep 100' & while [ ! -s pid ]; do :; done"
+    script = f"""{daemon}; echo "{PASSED.replace('"', "'")}" >"$1" """
+    try:
+        began = time.monotonic()
+        assert [one[2] for one in run_suite(suite, script)] == ["passed"]
+        assert time.monotonic() - began < 10
+        assert "bvt.log: something that " in caplog.text
+    finally:
+        os.kill(int((suite.home / "pid").read_text()), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("text", ["inf", "nan", "1e400", "-1", "soon"])
+def test_a_time_that_is_none_makes_no_record_that_nobody_can_read(suite, text):
+    (suite.home / "junit.xml").write_text(PASSED.replace("2.04", text))
+    command = ("cp", "junit.xml", "{{ junit }}")
+    [outcome] = suite.run("bvt", Scenario(command=command), ())
+    assert ScenarioOutcome.model_validate_json(outcome.model_dump_json()).seconds == 0
+
+
+def test_tests_that_fail_with_more_than_is_read_have_failed_and_a_missing_file_is_no_packages_fault(suite, monkeypatch):
+    monkeypatch.setattr("pkgci.suite.JUNIT_BYTES", 1 << 16)
+    said = run_pytest(suite, "def test_use(): raise AssertionError('x' * (1 << 17))\n")
+    assert said == {"some.py": "failed tests failed, and which ones cannot be read: it has more than 0 MiB"}
+    with pytest.raises(
+        InfrastructureError, match=r"some\.py left no JUnit XML that can be read: .*see logs/some\.log$"
+    ):
+        run_pytest(suite, "import os\ndef test_use(): os._exit(0)\n")
 
 
 # the mapping

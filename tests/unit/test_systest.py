@@ -259,6 +259,38 @@ def test_an_environment_for_other_targets_is_refused(directory: Path):
 
 
 @pytest.mark.parametrize(
+    ("own", "release", "made", "for_each"),
+    [
+        ("", f"targets: [{DEB}, {RPM}]\nenvironment: lab\n", [DEB, RPM], [DEB, RPM]),
+        (f"targets: [{RPM}]\n", f"targets: [{DEB}, {RPM}]\nenvironment: lab\n", [RPM], [RPM]),
+        # nothing but ENVIRONMENT names it
+        (f"targets: [{RPM}]\n", f"targets: [{DEB}]\nenvironment: none\n", [RPM], [DEB, RPM]),
+    ],
+)
+def test_an_environment_is_prepared_for_its_own_targets_or_those_of_the_releases(
+    directory, monkeypatch, own, release, made, for_each
+):
+    asked = []
+
+    def environment(_config: Config, name: str, target: str, **_: bool) -> SimpleNamespace:
+        asked.append(target)
+        return SimpleNamespace(id=f"{name}@{target}/1", manifest=SimpleNamespace(created=datetime.now(UTC)))
+
+    monkeypatch.setattr(guest, "environment", environment)
+    for path in (directory / "releases").iterdir():
+        path.unlink()
+    (directory / "releases" / "r.yaml").write_text(f"branches: [main]\n{release}")
+    for name, text in (("lab", own), ("none", "")):
+        (directory / "environments" / f"{name}.yaml").write_text(f"{ENVIRONMENT}{text}")
+    job.prepare_environment(Config(directory), "lab")
+    assert asked == made
+    asked.clear()
+    for target in (DEB, RPM):
+        job.prepare(Config(directory), target)
+    assert asked == for_each
+
+
+@pytest.mark.parametrize(
     ("release", "branch", "target", "used"),
     [
         ("environment: lab\n", "main", DEB, "lab"),

@@ -1,4 +1,4 @@
-"""The report of a run of `build` or `gate`: one self-contained page, readable without scripts, made of the run's artifacts.
+"""The report of a run of `build`, `gate` or `systest`: one self-contained page, readable without scripts, of its artifacts.
 
 What it shows is hostile: packages choose names, logs and scripts. All of it is escaped, no character is left that a
 browser or a terminal obeys, and the page itself allows nothing but its own style.
@@ -22,7 +22,7 @@ def write(artifacts: Path) -> Path:
     """Write the page of a run to its artifacts.
 
     Args:
-        artifacts: what a build of the job `build` or `gate` left, with `result.json`.
+        artifacts: what a build of the job `build`, `gate` or `systest` left, with `result.json`.
 
     Returns:
         The page.

@@ -54,8 +54,8 @@ TO_INSTALL = 10  # packages in one command
 BEFORE, AFTER, BEFORE_FINDINGS = 9, 3, 2
 LINE = 300
 LOG_BYTES = 1 << 20
-# the index of a system test's logs: so many, what is read of each, and of that so many lines that tell of an error
-LOGS, SEARCHED_BYTES, ERRORS = 100, 4 << 20, 3
+# the index of a system test's logs: so many, what is read of each and of all, and of that so many lines that tell of an error
+LOGS, SEARCHED_BYTES, SEARCHED_IN_ALL, ERRORS = 100, 4 << 20, 32 << 20, 3
 ERROR = re.compile(r"\b(error|fail(ed|ure)?|fatal|panic|traceback|segfault|killed)\b", re.IGNORECASE)
 COMPARED = 300  # what `last_words` takes of a line
 VERDICTS = {"SUCCESS": "Passed", "FAILURE": "Failed", "ABORTED": "Aborted"}
@@ -380,7 +380,8 @@ class View:
     def subject(self) -> str:
         """What was built for what, as far as it is known."""
         if self.run is None:
-            return ""
+            by_itself = self.systest and self.result.step == "systest"
+            return f"system test for {self.systest.record.target}" if by_itself else ""
         what = _count(len(self.gate.record.changes), "change") if self.gate and self.gate.record.changes else ""
         return f"{what or self.run.package or self.run.change.project} for {self.run.target}"
 
@@ -439,7 +440,7 @@ def read(artifacts: Path) -> View:
     """Make the view of a run from its artifacts.
 
     Args:
-        artifacts: what a build of the job `build` left, with `result.json`.
+        artifacts: what a build of the job `build`, `gate` or `systest` left, with `result.json`.
 
     Raises:
         InfrastructureError: there is no `result.json`.
@@ -473,12 +474,15 @@ def read(artifacts: Path) -> View:
     verified, _ = left(Verified, "verified.json")
     lint, _ = left(Lint, "lint.json")
     install, installed_in = left(Install, "install.json")
-    systest, tested_in = left(Systest, "systest.json")
     jobs = []
     for child, directory in zip(children, directories, strict=True):
         own = record(Result, directory / "result.json")
         made = record(Build, directory / "build.json")
         jobs.append(_job(artifacts, result, run, child, own, made.seconds if made else {}))
+    tests = [artifacts / job.child.directory for job in jobs if job.step.startswith("systest")]
+    if result.step == "systest":
+        directories = tests = [artifacts]
+    systest, tested_in = left(Systest, "systest.json")
 
     def inside(job: Job) -> list[Job]:
         own = record(Result, artifacts / job.child.directory / "result.json") if job.step == "build" else None
@@ -502,7 +506,7 @@ def read(artifacts: Path) -> View:
         lint=_lint(lint) if lint else None,
         install=_install(artifacts, install, installed_in) if install and installed_in else None,
         systest=_systest(artifacts, systest, tested_in) if systest and tested_in else None,
-        systest_logs=_systest_logs(artifacts, [job for job in jobs if job.step.startswith("systest")]),
+        systest_logs=_systest_logs(artifacts, tests),
         use=_use(repository) if repository else None,
         links=_links(artifacts),
         problems=tuple(problems),
@@ -710,28 +714,30 @@ def _systest(artifacts: Path, record: Systest, directory: Path) -> SystestView:
     return SystestView(record, Cut.of(linked, FINDINGS))
 
 
-def _systest_logs(artifacts: Path, jobs: Sequence[Job]) -> Cut[SystestLog]:
-    """Return the logs of system tests, also of one that left no record."""
+def _systest_logs(artifacts: Path, directories: Sequence[Path]) -> Cut[SystestLog]:
+    """Return the logs of system tests, by what they left, also of one that left no record."""
     found = [
         (url, path)
-        for job in jobs
+        for directory in directories
         # of a first attempt, too
-        for place in sorted((artifacts / job.child.directory).glob("logs*"))
+        for place in sorted(directory.glob("logs*"))
         for path in sorted(place.rglob("*"))
         if (url := _link(artifacts, path))
     ]
-    return Cut(
-        tuple(
-            SystestLog(path.relative_to(artifacts).as_posix(), url, path.stat().st_size, tuple(_errors(path)))
-            for url, path in found[:LOGS]
-        ),
-        max(0, len(found) - LOGS),
-    )
+    logs, left = [], SEARCHED_IN_ALL
+    for url, path in found[:LOGS]:
+        size = path.stat().st_size
+        # whoever has aborted the run waits
+        read = min(size, SEARCHED_BYTES, left)
+        left -= read
+        logs.append(SystestLog(path.relative_to(artifacts).as_posix(), url, size, tuple(_errors(path, read))))
+    return Cut(tuple(logs), max(0, len(found) - LOGS))
 
 
-def _errors(path: Path) -> Iterator[Line]:
+def _errors(path: Path, read: int) -> Iterator[Line]:
+    """Yield the first lines of the first bytes of a log, so many, that tell of an error."""
     with path.open("rb") as stream:
-        text = plain(stream.read(SEARCHED_BYTES).decode(errors="replace"))
+        text = plain(stream.read(read).decode(errors="replace"))
     numbered = ((number, line) for number, line in enumerate(text.split("\n"), 1) if ERROR.search(line))
     for number, line in islice(numbered, ERRORS):
         yield Line(number, _short(TIME_STAMP.sub("", line, count=1).expandtabs()), False)

@@ -14,6 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 from tarfile import TarFile, TarInfo
+from typing import IO
 
 from pkgci.errors import InfrastructureError
 from pkgci.lazy import Lazy
@@ -127,6 +128,27 @@ class Remote:
         if status < 0:
             raise LostError
         return Completed(status, bytes(output))
+
+    def follow(self, script: str, *arguments: str, to: IO[bytes], limit: int) -> None:
+        """Run a shell script in the guest, as root, and write what it says to a stream as it comes, until it ends.
+
+        Args:
+            script: as of `run`.
+            arguments: its arguments.
+            to: the stream.
+            limit: bytes after which it is left alone.
+
+        Raises:
+            LostError: the connection is lost.
+        """
+        try:
+            with self._transport().open_session(timeout=FORWARD_SECONDS) as channel:
+                channel.exec_command(shlex.join(["sh", "-euc", script, "sh", *arguments]))
+                while limit > 0 and (block := channel.recv(min(limit, 1 << 16))):
+                    to.write(block)
+                    limit -= len(block)
+        except (OSError, EOFError, paramiko.SSHException) as error:
+            raise LostError(error) from error
 
     def _transport(self) -> "paramiko.Transport":
         transport = self._client.get_transport() if self._client else None
