@@ -29,6 +29,7 @@ deploy:
   - {node: one, script: lab/one.sh}
 health:
   - {node: one, script: lab/health/health.sh, seconds: 60}
+clock: frozen
 scenarios: {any: lab/any.py}
 """
 # a connection that each byte of is one second's: it goes on in a restored set
@@ -128,6 +129,17 @@ def test_a_connection_between_machines_goes_on_in_the_restored_set(lab):
         assert time.monotonic() < end, "the connection does not go on"
         time.sleep(0.2)
     assert said(lab["one"], "systemctl is-active count") == "active\n"
+
+
+def test_with_a_frozen_clock_their_time_goes_on_from_that_of_their_freezing_also_over_a_restart(config, snapshot):
+    frozen, begun = snapshot.manifest.created.timestamp(), time.time()
+    with snapshot.restored(config, Proxy((), config.cache / "proxy")) as (_, one, _):
+        # the second one is what a restarted machine begins at
+        times = [float(word) for word in said(one, "date +%s.%N; cat /sys/class/rtc/rtc0/since_epoch").split()]
+        ran = time.time() - begun
+    # the set was tried meanwhile
+    assert begun - frozen > 3, "the host's time cannot be told from the machines'"
+    assert [frozen - 60 < one < frozen + ran + 1 for one in times] == [True, True]
 
 
 def test_two_runs_of_one_snapshot_know_nothing_of_each_other(config, snapshot, lab):

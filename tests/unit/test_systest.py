@@ -296,6 +296,15 @@ def test_a_machine_that_differs_from_the_plain_one_has_a_snapshot_of_its_own(
     assert (plan.name, node.target.machine.packages, node.target.machine.memory_mib) == (name, packages, memory_mib)
 
 
+def test_a_machine_whose_clock_is_frozen_is_not_the_plain_one(directory, monkeypatch):
+    asked = []
+    monkeypatch.setattr(guest, "ensure", lambda _config, plan, *_: asked.append((plan.name, plan.clock)))
+    lab = {"nodes": {"one": {}}, "clock": "frozen", "scenarios": {"basic": "scenarios/basic.py"}}
+    (directory / "environments" / "lab.yaml").write_text(json.dumps(lab))
+    guest.environment(Config(directory), "lab", DEB)
+    assert asked == [(f"lab@{DEB}", "frozen")]
+
+
 def test_the_machines_of_a_network_have_addresses_in_their_order(directory, monkeypatch):
     asked = []
     monkeypatch.setattr(guest, "ensure", lambda _config, plan, *_: asked.append(plan))

@@ -72,13 +72,15 @@ def environment(config: Config, name: str, target_name: str, renew: bool = False
         for node, one in described.nodes.items()
     }
     (first, *others) = nodes.values()
-    if not (others or first.addresses or described.deploy or described.health) and first.target == target:
+    differs = others or first.addresses or described.deploy or described.health or described.clock != "host"
+    if not differs and first.target == target:
         return plain(config, target_name, renew, anew)
     deploy, health = (
         tuple(Step(step.node, home / step.script, step.seconds) for step in steps)
         for steps in (described.deploy, described.health)
     )
-    return ensure(config, Plan(_set_name(name, target_name), nodes, setup(target), deploy, health), renew, anew)
+    plan = Plan(_set_name(name, target_name), nodes, setup(target), deploy, health, described.clock)
+    return ensure(config, plan, renew, anew)
 
 
 def check_qemu(config: Config, name: str, target_name: str) -> None:
@@ -166,8 +168,6 @@ def _deb_settings(records: Sequence[Repository], tested: Sequence[RepositoryPack
         key = f"/etc/apt/pkgci-{number}.gpg"
         files[key] = dearmoured(record.signing_key)
         fields = {"Types": "deb", "URIs": record.url, "Suites": record.codename, "Components": record.component}
-        # the clock of the repositories' host may be ahead
-        fields["Check-Date"] = "no"
         sources.append("".join(f"{name}: {value}\n" for name, value in {**fields, "Signed-By": key}.items()))
     for package in [package for record in records for package in record.packages]:
         priority = 1002 if package in tested else 1001

@@ -47,6 +47,8 @@ MEMORY_BYTES_A_SECOND = 1 << 40
 CONSOLE_BYTES = 16 << 20
 
 Accelerator = Literal["kvm", "tcg"]
+# of a restored machine: the host's time, or that at which it was frozen, from which on it runs
+Clock = Literal["host", "frozen"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Hardware:
     memory_mib: int
     # of its interfaces in networks of machines, in order: `lan0`, `lan1`, ... are their backends' names
     addresses: tuple[str, ...] = ()
+    clock: Clock = "host"
 
     def command(self) -> list[str]:
         """Return QEMU's command line as far as a saved state depends on it; file names are relative."""
@@ -78,6 +81,8 @@ class Hardware:
                 for number, mac in enumerate(self.addresses)
                 for word in ("-device", f"virtio-net-pci,netdev=lan{number},romfile=,mac={mac}")
             ),
+            # else a restart of the guest would take the host's time from it
+            *(("-rtc", "clock=vm") if self.clock == "frozen" else ()),
         ]
 
 

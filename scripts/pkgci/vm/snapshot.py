@@ -37,7 +37,7 @@ from pkgci.text import plain, printable
 from pkgci.upstream import apt_sources, rpm_repositories
 from pkgci.vm import lan
 from pkgci.vm.image import Image, image, image_key
-from pkgci.vm.machine import PACKED, Accelerator, Hardware, Machine, accelerator, qemu_version
+from pkgci.vm.machine import PACKED, Accelerator, Clock, Hardware, Machine, accelerator, qemu_version
 from pkgci.vm.proxy import Proxy, Rule
 from pkgci.vm.remote import Access, DeafError, Fault, FaultError, GuestError
 
@@ -61,10 +61,11 @@ FILES = {
     "initrd": "initrd",
     "identity": "identity",
 }
-# The clock first, since it stood still; then random numbers of the host's: all who restore a snapshot would draw the same.
+# The clock first, since it stood still, unless it is to go on from there; then random numbers of the host's: all who restore
+# a snapshot would draw the same.
 # 0x5207 is RNDRESEEDCRNG of random(4): what was written counts at once.
 AWAKE = """
-date -s "@$1" >/dev/null
+[ -z "$1" ] || date -s "@$1" >/dev/null
 exec perl -e 'read(STDIN, $seed, 256) == 256 or die "no seed";
     open($pool, ">", "/dev/urandom") or die $!; syswrite($pool, $seed) or die $!; ioctl($pool, 0x5207, 0) or die $!'
 """
@@ -143,6 +144,7 @@ class Manifest(Record):
     key: str
     qemu: str
     accelerator: Accelerator
+    clock: Clock = "host"
     created: datetime
     nodes: tuple[FrozenNode, ...]
     files: tuple[File, ...]
@@ -182,6 +184,7 @@ class Plan:
         setup: a shell script that prepares each of them.
         deploy: what makes the product of them, in order.
         health: what must succeed before they are frozen, and when they were restored.
+        clock: the time that they have when they were restored.
     """
 
     name: str
@@ -189,6 +192,7 @@ class Plan:
     setup: str
     deploy: tuple[Step, ...] = ()
     health: tuple[Step, ...] = ()
+    clock: Clock = "host"
 
     def key(self) -> str:
         """Return the key of all that the set is made from.
@@ -205,7 +209,8 @@ class Plan:
             [step.node, step.script.name, hashlib.sha256(_directory(step)).hexdigest(), step.seconds]
             for step in (*self.deploy, *self.health)
         ]
-        return hashlib.sha256(json.dumps([nodes, scripts, steps, len(self.deploy)]).encode()).hexdigest()[:32]
+        made_from = [nodes, scripts, steps, len(self.deploy), self.clock]
+        return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:32]
 
 
 class Snapshot:
@@ -271,7 +276,9 @@ class Snapshot:
     def restored(
         self, config: Config, proxy: Proxy, consoles: Sequence[Path] = (), as_kept: bool = False
     ) -> Iterator[tuple[Machine, ...]]:
-        """Restore it; its machines run, with the right time and random numbers of their own, while the context lasts.
+        """Restore it; its machines run, with random numbers of their own, while the context lasts.
+
+        Their time is the host's, or, if the manifest says so, that at which they were frozen, or kept.
 
         All that they write goes to a directory of its own, which is removed at the end.
 
@@ -301,7 +308,8 @@ class Snapshot:
                     machine.load()
                 for machine in machines:
                     machine.go_on()
-                for node, done in zip(nodes, [threads.submit(_wake, machine) for machine in machines], strict=True):
+                woken = [threads.submit(_wake, machine, self.manifest.clock) for machine in machines]
+                for node, done in zip(nodes, woken, strict=True):
                     try:
                         done.result()
                     except GuestError as error:
@@ -340,7 +348,7 @@ class Snapshot:
         return Machine(own, self._hardware(node), self.access(node), backends)
 
     def _hardware(self, node: FrozenNode) -> Hardware:
-        return Hardware(self.manifest.accelerator, node.memory_mib, node.addresses)
+        return Hardware(self.manifest.accelerator, node.memory_mib, node.addresses, self.manifest.clock)
 
     def access(self, node: FrozenNode) -> Access:
         """How to log in to a machine that is restored from it."""
@@ -561,6 +569,7 @@ def _freeze(config: Config, plan: Plan, origins: Mapping[str, Image], new: Path)
             by,
             node.target.machine.memory_mib,
             tuple(lan.address(networks.index(network), number) for network in node.addresses),
+            plan.clock,
         )
         for number, (name, node) in enumerate(plan.nodes.items())
     }
@@ -598,6 +607,7 @@ def _freeze(config: Config, plan: Plan, origins: Mapping[str, Image], new: Path)
         key=plan.key(),
         qemu=qemu_version(),
         accelerator=by,
+        clock=plan.clock,
         created=datetime.now(UTC),
         nodes=tuple(
             FrozenNode(
@@ -617,10 +627,11 @@ def _freeze(config: Config, plan: Plan, origins: Mapping[str, Image], new: Path)
     log.info("%s: frozen after %.0f s", plan.name, time.monotonic() - started)
 
 
-def _wake(machine: Machine) -> None:
-    """Wait until a restored machine lets us in, and give it the time and random numbers."""
+def _wake(machine: Machine, clock: Clock) -> None:
+    """Wait until a restored machine lets us in, and give it random numbers, and the host's time where it is to have that."""
     machine.connect(RESTORE_SECONDS)
-    _succeed(machine, AWAKE, f"{time.time():.3f}", input=secrets.token_bytes(256), what="wake the machine")
+    now = f"{time.time():.3f}" if clock == "host" else ""
+    _succeed(machine, AWAKE, now, input=secrets.token_bytes(256), what="wake the machine")
 
 
 def _set_up(plan: Plan, name: str, machine: Machine, started: float) -> None:
