@@ -217,11 +217,11 @@ def test_a_snapshot_whose_checksums_are_compared_is_not_removed_meanwhile(config
         (latest.parent / "2").mkdir()
         (latest.parent / "latest").unlink()
         (latest.parent / "latest").symlink_to("2")
-        assert not snapshot.discard(latest)
+        assert not snapshot.discard(latest, (), 0)
 
     monkeypatch.setattr(snapshot.Snapshot, "verify", verify)
     assert snapshot._latest(config, plan(config), 7).directory == latest
-    assert snapshot.discard(latest)
+    assert snapshot.discard(latest, (), 0)
 
 
 def test_a_snapshot_that_is_only_too_old_is_used_when_no_other_can_be_made_but_by_who_makes_it_ahead(

@@ -103,6 +103,19 @@ def check_qemu(config: Config, name: str, target_name: str) -> None:
             raise OutdatedError(name, str(error)) from error
 
 
+def names(config: Config) -> set[str]:
+    """Return what the snapshots of the plain machines and environments of a configuration are called.
+
+    Raises:
+        RequestError: an environment cannot be read.
+    """
+    targets = config.names("targets")
+    found = set(targets)
+    for name in {*config.names("environments"), "default"}:
+        found |= {_set_name(name, target) for target in config.environment(name)[1].targets or targets}
+    return found
+
+
 def _set_name(name: str, target_name: str) -> str:
     # the sign is in no name of a target
     return f"{name}@{target_name}"

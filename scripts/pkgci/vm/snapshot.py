@@ -19,20 +19,19 @@ import secrets
 import shutil
 import tarfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from pkgci.artifacts import File, Part, Record
 from pkgci.command import run
 from pkgci.config import Config, Target
 from pkgci.errors import InfrastructureError, RequestError
-from pkgci.locks import locked
+from pkgci.locks import locked, scratch
 from pkgci.text import plain, printable
 from pkgci.upstream import apt_sources, rpm_repositories
 from pkgci.vm import lan
@@ -50,6 +49,8 @@ RESTORE_SECONDS = 60
 SAID_BYTES = 64 << 20
 # what of a machine's disk is kept at most: a package under test can fill it
 DISK_MIB = 1024
+# what the names of unfinished snapshots begin with
+NEW = ".new-"
 # where a kept run has the snapshot that it began as
 BASE = "base"
 # the files of each node by their suffixes in a set: what a machine calls them
@@ -391,10 +392,26 @@ def keep(snapshot: Snapshot, machines: Sequence[Machine], place: Path) -> None:
         run(["qemu-img", "rebase", "-u", "-F", "qcow2", "-b", f"{BASE}/{disk.name}", disk], quiet=True)
 
 
-def superseded(config: Config) -> list[Path]:
-    """Return the directories of snapshots that are not the latest ones of their names."""
+def unneeded(config: Config, names: Collection[str], before: float) -> list[Path]:
+    """Return the directories of snapshots that nothing refers to, and what killed preparations left.
+
+    Args:
+        config: says where they are.
+        names: those of which the latest ones are needed.
+        before: a time stamp. The latest one of another name stays if it was made or used since: another configuration may
+            have its snapshots here, too.
+    """
     places = sorted(place for place in (config.data / "snapshots").glob("*") if place.is_dir())
-    return [path for place in places for path in _superseded(place)]
+    return [path for place in places for path in _unneeded(place, names, before)]
+
+
+def _unneeded(place: Path, names: Collection[str], before: float) -> list[Path]:
+    old = place.name not in names and (place / "latest").exists() and (place / "latest").stat().st_mtime < before
+    return _left(place) + _superseded(place) + ([(place / "latest").resolve()] if old else [])
+
+
+def _left(place: Path) -> list[Path]:
+    return sorted(place.glob(f"{NEW}*"))
 
 
 def _superseded(place: Path) -> list[Path]:
@@ -408,11 +425,15 @@ def _superseded(place: Path) -> list[Path]:
     ]
 
 
-def discard(directory: Path) -> bool:
-    """Remove a snapshot that is superseded, unless it is in use; return whether it is gone."""
+def discard(directory: Path, names: Collection[str], before: float) -> bool:
+    """Remove what `unneeded` returned, if it still does and nothing uses it; return whether it is gone."""
     # while one is made, it has its name already, and is not the latest yet
+    latest = directory.parent / "latest"
     with locked(directory.parent, wait=False) as quiet:
-        return quiet and directory in _superseded(directory.parent) and _discard(directory)
+        gone = quiet and directory in _unneeded(directory.parent, names, before) and _discard(directory)
+        if gone and not latest.exists():
+            latest.unlink(missing_ok=True)
+        return gone
 
 
 def _discard(directory: Path) -> bool:
@@ -525,12 +546,10 @@ def _directory(step: Step) -> bytes:
 def _make(config: Config, plan: Plan) -> Snapshot:
     """Boot the images, prepare and deploy them, freeze them, try the set once, and make it the latest."""
     place = config.data / "snapshots" / plan.name
-    for leftover in place.glob(".new-*"):
-        shutil.rmtree(leftover)
     origins = {name: image(config, node.target, plan.name) for name, node in plan.nodes.items()}
     log.info("%s: booting what a snapshot is taken of (once; about a minute)", plan.name)
-    with TemporaryDirectory(prefix=".new-", dir=place) as scratch:
-        new = Path(scratch, f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}")
+    with scratch(place, NEW) as directory:
+        new = Path(directory, f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}")
         new.mkdir()
         _freeze(config, plan, origins, new)
         snapshot = Snapshot(new)
