@@ -46,7 +46,7 @@ from pkgci.suite import Suite
 from pkgci.text import lines, printable
 from pkgci.vm import guest
 from pkgci.vm.machine import Machine
-from pkgci.vm.remote import Fault, FaultError, GuestError, LostError
+from pkgci.vm.remote import EndlessError, Fault, FaultError, GuestError, LostError
 from pkgci.vm.snapshot import Snapshot, UnfitError, keep
 
 deb822 = Lazy("debian.deb822")
@@ -63,6 +63,7 @@ CONFIGURATION = ("config.yaml", "environments/*.yaml", "packages/*.yaml", "relea
 OWN_TESTS_SCRIPT = Path(__file__).with_name("autopkgtest.sh")
 # the status of the guest's script
 UNREADABLE = 75
+# of a machine that has a processor of the host to itself
 INSTALL_SECONDS = 900
 LOGIN_SECONDS = 30
 # as many as the rule of SEED allows
@@ -519,8 +520,10 @@ def _install_everywhere(run: _Run, machines: Mapping[str, Machine]) -> tuple[Rep
     missing: dict[str, str] = {}
     whole = True
     threads = ThreadPoolExecutor(len(machines))
+    # they share the host's processors
+    seconds = INSTALL_SECONDS * max(1, len(machines) / len(os.sched_getaffinity(0)))
     try:
-        ends = {name: threads.submit(_timed_install, run, machine) for name, machine in machines.items()}
+        ends = {name: threads.submit(_timed_install, run, machine, seconds) for name, machine in machines.items()}
         wait(ends.values())
     finally:
         # who aborts does not wait for what they do: it ends with the machines
@@ -540,31 +543,43 @@ def _install_everywhere(run: _Run, machines: Mapping[str, Machine]) -> tuple[Rep
     return tuple(package for package in run.tested if package.name not in missing) if whole else None
 
 
-def _timed_install(run: _Run, machine: Machine) -> tuple[float, dict[str, str], list[str]]:
+def _timed_install(run: _Run, machine: Machine, seconds: float) -> tuple[float, dict[str, str], list[str]]:
     started = time.monotonic()
-    apart, wrong = _install(run, machine, "together")
+    apart, wrong = _install(run, machine, "together", seconds)
     return round(time.monotonic() - started, 1), apart, wrong
 
 
-def _install(run: _Run, machine: Machine, action: str) -> tuple[dict[str, str], list[str]]:
+def _install(
+    run: _Run, machine: Machine, action: str, seconds: float = INSTALL_SECONDS
+) -> tuple[dict[str, str], list[str]]:
     """Install packages under test at their exact versions.
 
     Args:
         run: the system test.
         machine: the machine.
         action: of the guest's script: `together` for all of them, `replace` for those that are there in another version.
+        seconds: what it may take.
 
     Returns:
         Those left out since they exclude others, with the reason, and what went wrong.
 
     Raises:
         FaultError: the connection to it was cut.
-        InfrastructureError: the machine cannot read the repositories.
+        InfrastructureError: the machine cannot read the repositories, or this host was too busy with others to run it.
     """
-    begun = time.monotonic()
+    begun, waited = time.monotonic(), machine.waited()
     words = [word for package in run.tested for word in (package.name, package.version, package.architecture)]
     try:
-        done = machine.run(guest.script(run.target), action, *words, timeout=INSTALL_SECONDS, limit=FINDINGS_BYTES)
+        done = machine.run(guest.script(run.target), action, *words, timeout=seconds, limit=FINDINGS_BYTES)
+    except EndlessError as error:
+        waited = machine.waited() - waited
+        # of a package that is busy without end in as many machines as share the host's processors, it has its time
+        if seconds - waited < INSTALL_SECONDS / 2:
+            raise InfrastructureError(
+                f"in {seconds:.0f} s the packages were not installed: for {waited:.0f} s of these the host had no processor "
+                "for the machine; run fewer at once there, see its executors of the label systest"
+            ) from error
+        return {}, [f"while the packages were installed: {error}"]
     except GuestError as error:
         if isinstance(error, LostError) and _why_unusable(machine) is None and machine.up_since(begun):
             raise FaultError(Fault.CUT, f"while the packages were installed: {error}") from error

@@ -541,12 +541,12 @@ def own_machines() -> list[int]:
 def test_a_connection_that_is_cut_while_packages_are_installed_is_not_their_fault(config, small, tmp_path, monkeypatch):
     install, attempts = job._install, []
 
-    def cut(run, machine, action):
+    def cut(run, machine, action, *seconds):
         attempts.append(action)
         if len(attempts) == 1:
             line = machine._client.get_transport().sock
             threading.Timer(0.3, line.shutdown, [socket.SHUT_RDWR]).start()
-        return install(run, machine, action)
+        return install(run, machine, action, *seconds)
 
     monkeypatch.setattr(job, "_install", cut)
     record, failure = run_job(config, DEB, tmp_path / "artifacts", REPOSITORIES=small, SCENARIOS="planned:slow")
@@ -650,6 +650,7 @@ def test_a_crash_of_the_job_leaves_consoles_and_the_scenarios_log(config, waitin
     os.kill(own, signal.SIGKILL)
     assert engine.wait(ref, 60) == "FAILURE"
     assert processes.with_marker(marker) == []
+    assert [command for command in commands_of(engine.record(ref).cookie) if b"qemu-system" in command] == []
     artifacts = engine.directory(ref) / "archive" / "artifacts"
     assert (artifacts / "logs" / "console.log").exists()
     assert "echo begun" in (artifacts / "logs" / "endless.log").read_text()
