@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 BOOT_SECONDS = 300
 SETUP_SECONDS = 600
 RESTORE_SECONDS = 60
+# of a machine that does not come up, bytes
+CONSOLE_SHOWN = 4000
 # a product's deployment says a lot, and only its end is shown
 SAID_BYTES = 64 << 20
 # what of a machine's disk is kept at most: a package under test can fill it
@@ -149,6 +151,16 @@ class Manifest(Record):
     created: datetime
     nodes: tuple[FrozenNode, ...]
     files: tuple[File, ...]
+    # of all else in it
+    sha256: str = ""
+
+    def digest(self) -> str:
+        """Return what `sha256` has to be."""
+        return hashlib.sha256(self.model_dump_json(exclude={"sha256"}).encode()).hexdigest()
+
+    def write(self, path: Path) -> None:
+        """Write it with its checksum; see `Record.write`."""
+        super(Manifest, self.model_copy(update={"sha256": self.digest()})).write(path)
 
 
 class Verified(Record):
@@ -256,6 +268,8 @@ class Snapshot:
     def verify(self) -> None:
         """Check all that `check` does, and the files' content, unless that was done within a day and none was touched since."""
         self.check()
+        if self.manifest.sha256 != self.manifest.digest():
+            raise UnfitError(f"snapshot {self.id} is damaged: the content of manifest.json has changed")
         stats = {file.name: (self.directory / file.name).stat() for file in self.manifest.files}
         # not the time of a change of the inode: a run that is kept, or removed, is a link more, or less
         now = {name: (one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns) for name, one in stats.items()}
@@ -655,7 +669,13 @@ def _wake(machine: Machine, clock: Clock) -> None:
 
 def _set_up(plan: Plan, name: str, machine: Machine, started: float) -> None:
     """Prepare a machine that boots: its clock, its name and its networks, and what the plan says."""
-    machine.connect(BOOT_SECONDS)
+    try:
+        machine.connect(BOOT_SECONDS)
+    except InfrastructureError as error:
+        # the file goes with the machine
+        console = (machine.directory / "serial.log").read_bytes()[-CONSOLE_SHOWN:].decode(errors="replace")
+        log.error("the console of %s ends with:\n%s", name, plain(console))
+        raise InfrastructureError(f"{plan.name}: {name} does not come up: {error}") from error
     log.info("%s: %s booted in %.0f s; preparing it", plan.name, name, time.monotonic() - started)
     what = f"prepare the machine of {plan.name}"
     _succeed(machine, AWAKE, f"{time.time():.3f}", input=secrets.token_bytes(256), what=what)
