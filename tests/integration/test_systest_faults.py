@@ -264,6 +264,14 @@ def former(config: Config) -> Path:
     return place
 
 
+def left(config: Config, before: Path) -> list[object]:
+    """Return what a preparation that failed has left beside the former snapshot, which is still the latest one."""
+    place = before.parent
+    assert (place / "latest").resolve() == before
+    beside = [path for path in place.iterdir() if path.name not in (before.name, "latest")]
+    return [*machines(config), *(config.cache / "runs").iterdir(), *beside]
+
+
 @pytest.mark.parametrize("point", ["booting", "restored", "named"])
 def test_a_preparation_that_is_killed_changes_nothing_and_the_next_one_removes_what_it_left(
     own, prepared, monkeypatch, point
@@ -276,8 +284,8 @@ def test_a_preparation_that_is_killed_changes_nothing_and_the_next_one_removes_w
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     until(lambda: not machines(own), 10)
     assert (place / "latest").resolve() == before
-    (left,) = {path.name for path in place.iterdir()} - {"1", "latest"}
-    assert left.startswith(snapshot.NEW) == (point != "named")
+    (new,) = {path.name for path in place.iterdir()} - {"1", "latest"}
+    assert new.startswith(snapshot.NEW) == (point != "named")
     assert any((own.cache / "runs").iterdir()) == (point != "named")
     monkeypatch.setattr(snapshot, "_freeze", thawed(prepared))
     made = guest.plain(own, TARGET)
@@ -295,9 +303,21 @@ def test_a_machine_that_does_not_come_up_ends_its_preparation_which_says_what_it
     with pytest.raises(InfrastructureError, match=f"{TARGET}: node does not come up: no ssh to the machine within 1 s"):
         guest.plain(own, TARGET)
     assert "the console of node ends with:" in caplog.text
-    assert machines(own) == []
-    assert [*(own.cache / "runs").iterdir()] == []
-    assert {path.name for path in before.parent.iterdir()} == {"1", "latest"}
+    assert left(own, before) == []
+
+
+def test_qemu_killed_while_a_machine_is_prepared_ends_the_preparation(own, monkeypatch):
+    before, boot = former(own), Machine.boot
+
+    def killed(machine: Machine) -> None:
+        boot(machine)
+        os.kill(machine.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(snapshot, "accelerator", lambda _: "tcg")
+    monkeypatch.setattr(Machine, "boot", killed)
+    with pytest.raises(InfrastructureError, match=f"{TARGET}: node does not come up: {Fault.KILLED.value}"):
+        guest.plain(own, TARGET)
+    assert left(own, before) == []
 
 
 def test_machines_of_another_qemu_end_the_test_with_3_and_their_preparation_begins_by_itself(config, prepared):
