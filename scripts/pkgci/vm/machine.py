@@ -154,6 +154,11 @@ class Machine(Remote):
         assert self._process
         return self._process.pid
 
+    @property
+    def clock(self) -> Clock:
+        """The time that it has when it is restored."""
+        return self._hardware.clock
+
     def boot(self) -> None:
         """Start from the disk, with the file `ram` as memory, so that `save` can leave it there."""
         self._start(share=True)

@@ -323,8 +323,7 @@ class Snapshot:
                     machine.load()
                 for machine in machines:
                     machine.go_on()
-                woken = [threads.submit(_wake, machine, self.manifest.clock) for machine in machines]
-                for node, done in zip(nodes, woken, strict=True):
+                for node, done in zip(nodes, [threads.submit(_wake, machine) for machine in machines], strict=True):
                     try:
                         done.result()
                     except GuestError as error:
@@ -660,10 +659,10 @@ def _freeze(config: Config, plan: Plan, origins: Mapping[str, Image], new: Path)
     log.info("%s: frozen after %.0f s", plan.name, time.monotonic() - started)
 
 
-def _wake(machine: Machine, clock: Clock) -> None:
+def _wake(machine: Machine) -> None:
     """Wait until a restored machine lets us in, and give it random numbers, and the host's time where it is to have that."""
     machine.connect(RESTORE_SECONDS)
-    now = f"{time.time():.3f}" if clock == "host" else ""
+    now = f"{time.time():.3f}" if machine.clock == "host" else ""
     _succeed(machine, AWAKE, now, input=secrets.token_bytes(256), what="wake the machine")
 
 
