@@ -315,7 +315,7 @@ def test_qemu_killed_while_a_machine_is_prepared_ends_the_preparation(own, monke
 
     monkeypatch.setattr(snapshot, "accelerator", lambda _: "tcg")
     monkeypatch.setattr(Machine, "boot", killed)
-    with pytest.raises(InfrastructureError, match=f"{TARGET}: node does not come up: {Fault.KILLED.value}"):
+    with pytest.raises(InfrastructureError, match=Fault.KILLED.value):
         guest.plain(own, TARGET)
     assert left(own, before) == []
 

@@ -670,11 +670,11 @@ def _set_up(plan: Plan, name: str, machine: Machine, started: float) -> None:
     """Prepare a machine that boots: its clock, its name and its networks, and what the plan says."""
     try:
         machine.connect(BOOT_SECONDS)
-    except InfrastructureError as error:
+    except GuestError as error:
         # the file goes with the machine
         console = (machine.directory / "serial.log").read_bytes()[-CONSOLE_SHOWN:].decode(errors="replace")
         log.error("the console of %s ends with:\n%s", name, plain(console))
-        raise InfrastructureError(f"{plan.name}: {name} does not come up: {error}") from error
+        raise GuestError(f"{plan.name}: {name} does not come up: {error}") from error
     log.info("%s: %s booted in %.0f s; preparing it", plan.name, name, time.monotonic() - started)
     what = f"prepare the machine of {plan.name}"
     _succeed(machine, AWAKE, f"{time.time():.3f}", input=secrets.token_bytes(256), what=what)
