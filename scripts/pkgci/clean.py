@@ -5,7 +5,6 @@ What is in use stays: a repository that is being written, a build that is being 
 record refers to, or that was used within the configured minimum age.
 """
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from pkgci import failed, gaterecord, repository
 from pkgci.config import Config
+from pkgci.disk import freed, links
 from pkgci.released import repository as released
 from pkgci.store import Store
 
@@ -85,7 +85,7 @@ def clean(config: Config, remove: bool, now: datetime) -> Report:
     builds = list(store.unreferenced(repository.referenced(config, without=repositories) | kept, before))
     cached = [*_unused(config.cache, before), *released.unlinked(config, before), *gaterecord.older(config, before)]
     roots = failed.roots(config).surplus(now)
-    sizes = {path: _links(path) for path in [*repositories, *map(store.place, builds), *cached, *roots]}
+    sizes = {path: links(path) for path in [*repositories, *map(store.place, builds), *cached, *roots]}
     if remove:
         repositories = [directory for directory in repositories if repository.remove(directory)]
         # asked again: a repository that stayed keeps its builds
@@ -96,7 +96,7 @@ def clean(config: Config, remove: bool, now: datetime) -> Report:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         roots = [path for path in failed.roots(config).prune(now) if path in sizes]
     gone = [sizes[path] for path in [*repositories, *map(store.place, builds), *cached, *roots]]
-    return Report(remove, tuple(repositories), tuple(builds), tuple(cached), tuple(roots), _freed(gone))
+    return Report(remove, tuple(repositories), tuple(builds), tuple(cached), tuple(roots), freed(gone))
 
 
 def _unused(cache: Path, before: float) -> Iterator[Path]:
@@ -106,25 +106,3 @@ def _unused(cache: Path, before: float) -> Iterator[Path]:
             with suppress(FileNotFoundError):
                 if path.stat().st_mtime < before:
                     yield path
-
-
-def _links(directory: Path) -> list[os.stat_result]:
-    if not directory.is_dir():
-        return [directory.lstat()]
-    found = []
-    for parent, _, files in os.walk(directory):
-        for name in files:
-            with suppress(FileNotFoundError):
-                found.append(Path(parent, name).lstat())
-    return found
-
-
-def _freed(gone: list[list[os.stat_result]]) -> int:
-    """Return the bytes of those files whose last link is among the ones removed."""
-    left: dict[int, int] = {}
-    freed = 0
-    for stat in (stat for links in gone for stat in links):
-        left[stat.st_ino] = left.get(stat.st_ino, stat.st_nlink) - 1
-        if left[stat.st_ino] == 0:
-            freed += stat.st_size
-    return freed

@@ -645,6 +645,9 @@ class Environment(Section):
         (), description="what must succeed before they are frozen, and when they were restored"
     )
     flavours: Flavours = Field(Flavours(), description="without it `cluster` only, by the machines' package manager")
+    clock: Literal["host", "frozen"] = Field(
+        "host", description="the time that restored machines have: the host's, or they go on at that of their freezing"
+    )
     poll: tuple[Annotated[str, AfterValidator(_polled)], ...] = Field(
         (), description="files, by URL or path, of which another content makes them prepared anew: an ISO, an image"
     )

@@ -3,7 +3,6 @@
 Each is a directory that appears whole by one rename, with a record of the build; whoever reads it holds a shared lock on it.
 """
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from pkgci.artifacts import Record
+from pkgci.disk import freed, links
 from pkgci.errors import InfrastructureError, RequestError
 from pkgci.locks import locked, scratch
 
@@ -91,7 +91,7 @@ class Kept(Generic[Build]):
         gone = []
         for directory, build in self.all():
             if self._largest_mib is not None:
-                taken += size(directory)
+                taken += freed([links(directory)])
             if build.ended < oldest or (self._largest_mib is not None and taken > self._largest_mib << 20):
                 gone.append(directory)
         return [*gone, *self.place.glob(".*")]
@@ -127,14 +127,3 @@ class Kept(Generic[Build]):
     def listed(self) -> str:
         """Return the newest for an error."""
         return ", ".join(build.described() for _, build in self.all()[:10]) or "none"
-
-
-def size(directory: Path) -> int:
-    """Return the bytes of the disk that would be free without a directory: of files that have no link elsewhere."""
-    total = 0
-    for parent, _, files in os.walk(directory):
-        for name in files:
-            with suppress(FileNotFoundError):
-                stat = Path(parent, name).lstat()
-                total += stat.st_blocks * 512 if stat.st_nlink == 1 else 0
-    return total

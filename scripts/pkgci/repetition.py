@@ -154,6 +154,7 @@ def _of_snapshots(name: str, there: Manifest, here: Manifest) -> Iterator[str]:
     for what, one, other in (
         ("QEMU", there.qemu, here.qemu),
         ("accelerator", there.accelerator, here.accelerator),
+        ("clock", there.clock, here.clock),
         ("number of machines", str(len(there.nodes)), str(len(here.nodes))),
     ):
         yield from _changed(f"snapshot of {name}:", {what: one}, {what: other})

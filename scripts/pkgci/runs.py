@@ -8,16 +8,18 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from pkgci.config import Config
+from pkgci.disk import freed, links
 from pkgci.errors import InfrastructureError, RequestError
-from pkgci.kept import Kept, KeptBuild, size
+from pkgci.kept import Kept, KeptBuild
 from pkgci.locks import locked
+from pkgci.vm import guest
 from pkgci.vm.machine import Machine
 from pkgci.vm.proxy import Proxy
-from pkgci.vm.snapshot import BASE, DISK_MIB, Manifest, Snapshot, discard, superseded
+from pkgci.vm.snapshot import BASE, DISK_MIB, Manifest, Snapshot, discard, unneeded
 
 log = logging.getLogger(__name__)
 
@@ -83,30 +85,36 @@ def restored(config: Config, directory: Path, run: KeptRun, name: str, at_start:
 
 
 def clean(config: Config, remove: bool, now: datetime) -> str:
-    """Remove runs that are too old, and prepared snapshots that are not the latest.
+    """Remove runs that are too old, prepared snapshots that nothing refers to, and what killed preparations left.
 
     What is in use stays.
 
     Args:
-        config: says how many days runs are kept.
+        config: says how many days runs are kept, and what environments and targets there are.
         remove: really remove; else only say what would be.
         now: the time that ages are counted from.
 
     Returns:
         What was or would be freed, in a few words.
+
+    Raises:
+        RequestError: an environment cannot be read: then what refers to snapshots is unknown, and all stays.
     """
-    kept = runs(config)
-    gone, snapshots = ([path for path in paths if _unused(path)] for paths in (kept.surplus(now), superseded(config)))
-    sizes = {path: size(path) for path in (*gone, *snapshots)}
+    kept, names = runs(config), guest.names(config)
+    before = (now - timedelta(days=config.settings.root_days)).timestamp()
+    found = kept.surplus(now), unneeded(config, names, before)
+    gone, snapshots = ([path for path in paths if _unused(path)] for paths in found)
+    sizes = {path: links(path) for path in (*gone, *snapshots)}
     if remove:
-        gone = kept.prune(now)
-        snapshots = [path for path in snapshots if discard(path)]
+        gone = [path for path in kept.prune(now) if path in sizes]
+        snapshots = [path for path in snapshots if discard(path, names, before)]
     did = "removed" if remove else "would remove"
     for path in (*gone, *snapshots):
-        log.info("%s %s: %.0f MiB", did, path, sizes.get(path, 0) / (1 << 20))
-    freed = sum(sizes.get(path, 0) for path in (*gone, *snapshots)) / (1 << 20)
+        log.info("%s %s: %.0f MiB", did, path, freed([sizes[path]]) / (1 << 20))
+    # together: the files that a run has in common with its snapshot count once both go
+    total = freed(sizes[path] for path in (*gone, *snapshots)) / (1 << 20)
     hint = "" if remove or not sizes else "; nothing is removed without --yes, or REMOVE=true"
-    return f"{did} {len(gone)} runs and {len(snapshots)} snapshots: {freed:.0f} MiB{hint}"
+    return f"{did} {len(gone)} runs and {len(snapshots)} snapshots: {total:.0f} MiB{hint}"
 
 
 def _unused(directory: Path) -> bool:

@@ -11,6 +11,7 @@ import re
 import secrets
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -70,7 +71,7 @@ class Suite:
         Raises:
             RequestError: it cannot be run, or has no test.
             FaultError: pytest found out that a machine's connection was cut.
-            InfrastructureError: an external suite did not say what became of its tests.
+            InfrastructureError: pytest was killed, or an external suite did not say what became of its tests.
         """
         if scenario.path is not None:
             return self._pytest(name, scenario, groups)
@@ -92,6 +93,8 @@ class Suite:
         status = self._timed(command, environment, name, scenario, path.name)
         if isinstance(status, ScenarioOutcome):
             return [status]
+        if status == -signal.SIGKILL:
+            raise InfrastructureError(f"scenario {name}: pytest was killed; see {log_name}")
         if status == CUT:
             raise FaultError(Fault.CUT, f"scenario {name}; see {log_name}")
         if status == pytest.ExitCode.NO_TESTS_COLLECTED:

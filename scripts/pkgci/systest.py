@@ -46,7 +46,7 @@ from pkgci.suite import Suite
 from pkgci.text import lines, printable
 from pkgci.vm import guest
 from pkgci.vm.machine import Machine
-from pkgci.vm.remote import Fault, FaultError, GuestError, LostError
+from pkgci.vm.remote import EndlessError, Fault, FaultError, GuestError, LostError
 from pkgci.vm.snapshot import Snapshot, UnfitError, keep, redeployed, restart, run_script
 
 deb822 = Lazy("debian.deb822")
@@ -65,6 +65,7 @@ VERSION = {
     "deb": "dpkg-query -W -f '${Version}' \"$1\" 2>/dev/null || true",
     "rpm": "rpm -q --qf '%{EVR}' \"$1\" 2>/dev/null || true",
 }
+# of a machine that has a processor of the host to itself
 INSTALL_SECONDS = 900
 LOGIN_SECONDS = 30
 # as many as the rule of SEED allows
@@ -656,7 +657,7 @@ def _rebuilt(
     directory, log_name = f"/opt/pkgci/{flavour}", f"logs/{flavour}.log"
     said, reason = b"", ""
     log.info("%s: rebuilding: %s", flavour, how.rebuild)
-    with _blaming_packages(machine) as blamed:
+    with _blaming_packages(machine, how.seconds) as blamed:
         files = flavours.overlay(run.target, run.records, packages)
         machine.put({f"{directory}{path}": content for path, content in files.items()})
         done = run_script(machine, run.home / how.rebuild, directory, seconds=how.seconds)
@@ -676,17 +677,30 @@ def _rebuilt(
 
 
 @contextmanager
-def _blaming_packages(machine: Machine) -> Iterator[list[str]]:
+def _blaming_packages(machine: Machine, seconds: float) -> Iterator[list[str]]:
     """Do something with packages in a machine; yield a list that gets the reason when the machine does not do it.
+
+    Args:
+        machine: the machine.
+        seconds: what it may take; a machine that has a processor of the host to itself needs half of it at most.
 
     Raises:
         FaultError: the connection to it was cut.
+        InfrastructureError: this host was too busy with others to run it.
     """
-    begun = time.monotonic()
+    begun, waited = time.monotonic(), machine.waited()
     blamed: list[str] = []
     try:
         yield blamed
     except GuestError as error:
+        if isinstance(error, EndlessError):
+            waited = machine.waited() - waited
+            # of a package that is busy without end in as many machines as share the host's processors, it has its time
+            if seconds - waited < min(seconds, INSTALL_SECONDS) / 2:
+                raise InfrastructureError(
+                    f"in {seconds:.0f} s the packages were not installed: for {waited:.0f} s of these the host had no "
+                    "processor for the machine; run fewer at once there, see its executors of the label systest"
+                ) from error
         if isinstance(error, LostError) and _why_unusable(machine) is None and machine.up_since(begun):
             raise FaultError(Fault.CUT, f"while the packages were installed: {error}") from error
         blamed.append(f"while the packages were installed: {error}")
@@ -713,10 +727,12 @@ def _install_everywhere(
     missing: dict[str, str] = {}
     whole = True
     threads = ThreadPoolExecutor(len(machines))
+    # they share the host's processors
+    seconds = INSTALL_SECONDS * max(1, len(machines) / len(os.sched_getaffinity(0)))
     try:
         for machine in machines.values():
             machine.put(guest.settings(run.target, run.records, packages))
-        ends = {name: threads.submit(_timed_install, run, machine, packages) for name, machine in machines.items()}
+        ends = {name: threads.submit(_timed_install, run, one, packages, seconds) for name, one in machines.items()}
         wait(ends.values())
     finally:
         # who aborts does not wait for what they do: it ends with the machines
@@ -737,15 +753,19 @@ def _install_everywhere(
 
 
 def _timed_install(
-    run: _Run, machine: Machine, packages: Sequence[RepositoryPackage]
+    run: _Run, machine: Machine, packages: Sequence[RepositoryPackage], seconds: float
 ) -> tuple[float, dict[str, str], list[str]]:
     started = time.monotonic()
-    apart, wrong = _install(run, machine, packages, "together")
+    apart, wrong = _install(run, machine, packages, "together", seconds)
     return _since(started), apart, wrong
 
 
 def _install(
-    run: _Run, machine: Machine, packages: Sequence[RepositoryPackage], action: str
+    run: _Run,
+    machine: Machine,
+    packages: Sequence[RepositoryPackage],
+    action: str,
+    seconds: float = INSTALL_SECONDS,
 ) -> tuple[dict[str, str], list[str]]:
     """Install packages under test at their exact versions.
 
@@ -754,17 +774,18 @@ def _install(
         machine: the machine, which has its package sources.
         packages: the packages.
         action: of the guest's script: `together` for all of them, `replace` for those that are there in another version.
+        seconds: what it may take.
 
     Returns:
         Those left out since they exclude others, with the reason, and what went wrong.
 
     Raises:
         FaultError: the connection to it was cut.
-        InfrastructureError: the machine cannot read the repositories.
+        InfrastructureError: the machine cannot read the repositories, or this host was too busy with others to run it.
     """
     words = [word for package in packages for word in (package.name, package.version, package.architecture)]
-    with _blaming_packages(machine) as blamed:
-        done = machine.run(guest.script(run.target), action, *words, timeout=INSTALL_SECONDS, limit=FINDINGS_BYTES)
+    with _blaming_packages(machine, seconds) as blamed:
+        done = machine.run(guest.script(run.target), action, *words, timeout=seconds, limit=FINDINGS_BYTES)
     if blamed:
         return {}, blamed
     if done.status == flavours.UNREADABLE:

@@ -419,16 +419,17 @@ def test_what_has_left_the_upstream_since_the_snapshot_is_looked_for_again(confi
     assert said.endswith("moved\t2.0-1\n")
 
 
-def test_a_repository_of_a_clock_that_is_ahead_is_used(config, debs):
+def test_repositories_of_clocks_that_are_ahead_are_used_and_so_is_the_upstream(config, debs):
     target = config.target(DEB)
     records = repository.read(config, DEB, [debs("ahead", (Deb("ahead"),))])
     settings = guest.settings(target, records, repository.under_test(records, ""))
     with guest.plain(config, DEB).restored(config, guest.proxy(config, target, records)) as (machine,):
-        machine.run('date -s "2 hours ago"', timeout=60)
+        machine.run('date -s "2 years ago"', timeout=60)
         machine.put(settings)
         done = machine.run(guest.script(target), "install", "ahead", "1.0-1", "amd64", timeout=300)
+        lists = machine.run(guest.script(target), "lists", timeout=300)
         said = machine.run("cat /run/pkgci/log", timeout=60).text()
-    assert (done.status, done.text()) == (0, ""), said
+    assert (done.status, done.text(), lists.status) == (0, "", 0), said
 
 
 def test_a_good_rpm_passes_and_goes_with_its_dependency(rpm_run):

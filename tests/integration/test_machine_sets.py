@@ -13,7 +13,7 @@ from pkgci.errors import InfrastructureError
 from pkgci.vm import guest
 from pkgci.vm.machine import Machine
 from pkgci.vm.proxy import Proxy
-from pkgci.vm.snapshot import Snapshot
+from pkgci.vm.snapshot import BASE, Snapshot, keep
 
 TARGET = "bookworm-amd64"
 LAB = """
@@ -29,6 +29,7 @@ deploy:
   - {node: one, script: lab/one.sh}
 health:
   - {node: one, script: lab/health/health.sh, seconds: 60}
+clock: frozen
 scenarios: {any: lab/any.py}
 """
 # a connection that each byte of is one second's: it goes on in a restored set
@@ -128,6 +129,24 @@ def test_a_connection_between_machines_goes_on_in_the_restored_set(lab):
         assert time.monotonic() < end, "the connection does not go on"
         time.sleep(0.2)
     assert said(lab["one"], "systemctl is-active count") == "active\n"
+
+
+def test_with_a_frozen_clock_their_time_goes_on_from_that_of_their_freezing_also_when_they_restart_or_were_kept(
+    config, snapshot, tmp_path
+):
+    frozen, begun = snapshot.manifest.created.timestamp(), time.time()
+    # the second one is what a restarted machine begins at
+    ask = "date +%s.%N; cat /sys/class/rtc/rtc0/since_epoch"
+    with snapshot.restored(config, Proxy((), config.cache / "proxy")) as machines:
+        times = said(machines[1], ask).split()
+        keep(snapshot, machines, tmp_path / "kept")
+    kept = Snapshot(tmp_path / "kept" / BASE)
+    with kept.restored(config, Proxy((), config.cache / "proxy"), as_kept=True) as (_, one, _):
+        times += said(one, ask).split()
+    ran = time.time() - begun
+    # the set was tried meanwhile
+    assert begun - frozen > 3, "the host's time cannot be told from the machines'"
+    assert [frozen - 60 < float(one) < frozen + ran + 1 for one in times] == [True] * 4, (times, frozen, ran)
 
 
 def test_two_runs_of_one_snapshot_know_nothing_of_each_other(config, snapshot, lab):

@@ -541,12 +541,12 @@ def own_machines() -> list[int]:
 def test_a_connection_that_is_cut_while_packages_are_installed_is_not_their_fault(config, small, tmp_path, monkeypatch):
     install, attempts = job._install, []
 
-    def cut(run, machine, action):
+    def cut(run, machine, action, *seconds):
         attempts.append(action)
         if len(attempts) == 1:
             line = machine._client.get_transport().sock
             threading.Timer(0.3, line.shutdown, [socket.SHUT_RDWR]).start()
-        return install(run, machine, action)
+        return install(run, machine, action, *seconds)
 
     monkeypatch.setattr(job, "_install", cut)
     record, failure = run_job(config, DEB, tmp_path / "artifacts", REPOSITORIES=small, SCENARIOS="planned:slow")
@@ -662,6 +662,7 @@ def test_a_crash_of_the_job_leaves_all_logs_as_they_were_then(config, waiting):
     os.kill(own, signal.SIGKILL)
     assert engine.wait(ref, 60) == "FAILURE"
     assert processes.with_marker(marker) == []
+    assert [command for command in commands_of(engine.record(ref).cookie) if b"qemu-system" in command] == []
     artifacts = engine.directory(ref) / "archive" / "artifacts"
     assert (artifacts / "logs" / "console.log").exists()
     check_followed(artifacts / "logs")

@@ -383,7 +383,7 @@ def test_definitions_are_loaded_as_far_as_they_differ_and_only_ours_are_deleted(
 # the whole flow
 
 # of one run only: what is under these names, wherever in a JSON file, is not compared
-RUNS = {"CORRELATION", "expires", "number", "seconds", "signing_key", "started"}
+RUNS = {"CORRELATION", "expires", "number", "seconds", "seed", "signing_key", "started"}
 
 
 def pruned(value: object, own: dict[str, str]) -> object:

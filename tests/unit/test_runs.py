@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from pkgci import runs
-from pkgci.config import Config
+from pkgci.config import EMBEDDED, Config
 from pkgci.debug import debug, login
 from pkgci.errors import InfrastructureError, RequestError
 from pkgci.kept import RECORD
@@ -25,12 +25,13 @@ from pkgci.vm.remote import Access
 from pkgci.vm.snapshot import FrozenNode, Manifest
 
 NOW = datetime.now(UTC)
+TARGET = "bookworm-amd64"
 Usage = namedtuple("Usage", "free")
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    (tmp_path / "etc").mkdir()
+    shutil.copytree(EMBEDDED / "targets", tmp_path / "etc" / "targets")
     (tmp_path / "etc" / "config.yaml").write_text(f"run_days: 3\npaths: {{data: {tmp_path / 'data'}}}\n")
     return Config(tmp_path / "etc")
 
@@ -116,6 +117,58 @@ def test_a_snapshot_that_was_superseded_goes_and_a_run_that_began_as_it_keeps_it
     assert (directory / "machines" / "base" / "node.ram").stat().st_size == 2 << 20
 
 
+def test_the_files_that_a_run_shares_with_its_snapshot_are_freed_when_both_go(config):
+    leave(config, 1, hours=71)
+    snapshot(config, "2")
+    later = NOW + timedelta(hours=2)
+    assert runs.clean(config, False, later).startswith("would remove 1 runs and 1 snapshots: 3 MiB")
+    assert runs.clean(config, True, later) == "removed 1 runs and 1 snapshots: 3 MiB"
+
+
+def test_the_latest_snapshot_of_what_is_no_longer_configured_goes_when_nobody_used_it_for_long(config):
+    other = snapshot(config, "1")
+    used = (NOW - timedelta(days=8)).timestamp()
+    environment = config.directory / "environments" / "lab.yaml"
+    environment.parent.mkdir()
+    environment.write_text("targets: [bookworm-amd64]\nnodes: {one: {}, two: {}}\nscenarios: {any: any.py}\n")
+    known = [config.data / "snapshots" / name for name in (f"lab@{TARGET}", f"default@{TARGET}", TARGET)]
+    for place in known:
+        shutil.copytree(other.parent, place, symlinks=True)
+    for place in (*known, other.parent):
+        os.utime(place / "1", (used, used))
+    with locked(other, shared=True):
+        assert runs.clean(config, True, NOW) == "removed 0 runs and 0 snapshots: 0 MiB"
+    os.utime(other)
+    assert runs.clean(config, True, NOW) == "removed 0 runs and 0 snapshots: 0 MiB"
+    os.utime(other, (used, used))
+    assert runs.clean(config, False, NOW).startswith("would remove 0 runs and 1 snapshots: 2 MiB;")
+    assert runs.clean(config, True, NOW) == "removed 0 runs and 1 snapshots: 2 MiB"
+    assert [*other.parent.iterdir()] == []
+    assert all((place / "latest").exists() for place in known)
+
+
+def test_while_it_is_not_known_what_is_configured_all_snapshots_stay(config):
+    former, _ = snapshot(config, "1"), snapshot(config, "2")
+    environment = config.directory / "environments" / "lab.yaml"
+    environment.parent.mkdir()
+    environment.write_text("nodes: [\n")
+    with pytest.raises(RequestError, match=r"lab\.yaml"):
+        runs.clean(config, True, NOW)
+    assert former.exists()
+
+
+def test_what_a_killed_preparation_left_goes_and_not_what_one_is_at(config):
+    place = snapshot(config, "1").parent
+    left, new = place / ".new-1", place / ".new-2"
+    for directory in (left, new):
+        directory.mkdir()
+        (directory / "node.ram").write_bytes(os.urandom(1 << 20))
+    with locked(new):
+        assert runs.clean(config, False, NOW).startswith("would remove 0 runs and 1 snapshots: 1 MiB;")
+        assert runs.clean(config, True, NOW) == "removed 0 runs and 1 snapshots: 1 MiB"
+    assert sorted(path.name for path in place.iterdir()) == [".new-2", "1", "latest"]
+
+
 def test_a_snapshot_that_is_about_to_be_the_latest_stays(config, monkeypatch):
     former = snapshot(config, "1")
     new = former.with_name("2")
@@ -124,8 +177,9 @@ def test_a_snapshot_that_is_about_to_be_the_latest_stays(config, monkeypatch):
     with locked(former.parent):
         assert runs.clean(config, True, NOW) == "removed 0 runs and 0 snapshots: 0 MiB"
     # it is moved after it was found
-    found = runs.superseded(config)
-    monkeypatch.setattr(runs, "superseded", lambda _: found)
+    found = runs.unneeded(config, (), 0)
+    assert found == [new]
+    monkeypatch.setattr(runs, "unneeded", lambda *_: found)
     (former.parent / ".new").symlink_to("2")
     (former.parent / ".new").rename(former.parent / "latest")
     runs.clean(config, True, NOW)

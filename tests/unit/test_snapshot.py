@@ -15,6 +15,7 @@ from pkgci.artifacts import File
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError, RequestError
 from pkgci.vm import lan, snapshot
+from pkgci.vm.machine import Clock
 from pkgci.vm.proxy import Proxy
 from pkgci.vm.remote import Completed, Remote
 from pkgci.vm.snapshot import FrozenNode, Manifest, Plan, Planned, Step, UnfitError, ensure
@@ -88,12 +89,12 @@ def test_all_that_a_set_is_made_from_is_in_its_key(config, tmp_path, monkeypatch
     (tmp_path / "deploy" / "run.sh").write_text("true\n")
     target = config.target(TARGET)
 
-    def key(*, setup: str = "", deploy: bool = True, **addresses: str) -> str:
+    def key(*, setup: str = "", deploy: bool = True, clock: Clock = "host", **addresses: str) -> str:
         steps = (Step("a", tmp_path / "deploy" / "run.sh", 60),)
         nodes = {"a": Planned(target, addresses), "b": Planned(target)}
-        return Plan("lab", nodes, setup, *((steps, ()) if deploy else ((), steps))).key()
+        return Plan("lab", nodes, setup, *((steps, ()) if deploy else ((), steps)), clock).key()
 
-    keys = [key(), key(setup="true"), key(deploy=False), key(lan="192.168.7.1/24")]
+    keys = [key(), key(setup="true"), key(deploy=False), key(clock="frozen"), key(lan="192.168.7.1/24")]
     (tmp_path / "deploy" / "beside").write_text("")
     keys.append(key())
     (tmp_path / "deploy" / "run.sh").chmod(0o755)
@@ -216,11 +217,11 @@ def test_a_snapshot_whose_checksums_are_compared_is_not_removed_meanwhile(config
         (latest.parent / "2").mkdir()
         (latest.parent / "latest").unlink()
         (latest.parent / "latest").symlink_to("2")
-        assert not snapshot.discard(latest)
+        assert not snapshot.discard(latest, (), 0)
 
     monkeypatch.setattr(snapshot.Snapshot, "verify", verify)
     assert snapshot._latest(config, plan(config), 7).directory == latest
-    assert snapshot.discard(latest)
+    assert snapshot.discard(latest, (), 0)
 
 
 def test_a_snapshot_that_is_only_too_old_is_used_when_no_other_can_be_made_but_by_who_makes_it_ahead(

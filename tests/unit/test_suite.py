@@ -112,6 +112,11 @@ def test_a_test_over_its_limit_fails_and_the_next_one_runs(suite):
     assert said == {"test_own": "passed", "test_next": "passed"}
 
 
+def test_that_pytest_is_killed_is_neither_the_scenarios_fault_nor_a_packages(suite):
+    with pytest.raises(InfrastructureError, match=r"^scenario some: pytest was killed; see logs/some\.log$"):
+        run_pytest(suite, "import os\ndef test_some(): os.kill(os.getpid(), 9)\n")
+
+
 def test_what_a_test_finds_in_the_environment(suite):
     text = """
         def test_env(env, master, nodes, node, packages, package, repositories, target):

@@ -25,6 +25,7 @@ from pkgci.kept import Kept
 from pkgci.suite import wait
 from pkgci.systest import _decisive, _Run, systest
 from pkgci.vm import guest
+from pkgci.vm.remote import EndlessError
 from pkgci.vm.snapshot import Manifest, Step, UnfitError, discard
 
 DEB, RPM = "bookworm-amd64", "debianrpm-amd64"
@@ -353,6 +354,15 @@ def test_a_machine_that_differs_from_the_plain_one_has_a_snapshot_of_its_own(
     assert (plan.name, node.target.machine.packages, node.target.machine.memory_mib) == (name, packages, memory_mib)
 
 
+def test_a_machine_whose_clock_is_frozen_is_not_the_plain_one(directory, monkeypatch):
+    asked = []
+    monkeypatch.setattr(guest, "ensure", lambda _config, plan, *_: asked.append((plan.name, plan.clock)))
+    lab = {"nodes": {"one": {}}, "clock": "frozen", "scenarios": {"basic": "scenarios/basic.py"}}
+    (directory / "environments" / "lab.yaml").write_text(json.dumps(lab))
+    guest.environment(Config(directory), "lab", DEB)
+    assert asked == [(f"lab@{DEB}", "frozen")]
+
+
 def test_the_machines_of_a_network_have_addresses_in_their_order(directory, monkeypatch):
     asked = []
     monkeypatch.setattr(guest, "ensure", lambda _config, plan, *_: asked.append(plan))
@@ -454,7 +464,7 @@ def test_the_snapshot_stays_as_long_as_it_is_tested_on(directory, monkeypatch):
     monkeypatch.setattr(job, "serve", lambda _: nullcontext())
     monkeypatch.setattr(job.repository, "read", lambda *_: [])
     monkeypatch.setattr(job.repository, "under_test", lambda *_: [])
-    monkeypatch.setattr(job.passed, "once", lambda *_, **__: discard(made))
+    monkeypatch.setattr(job.passed, "once", lambda *_, **__: discard(made, (), 0))
     given = {"REPOSITORIES": "", "ENVIRONMENT": "lab", "SCENARIOS": "basic"}
     assert systest(Config(directory), DEB, Parameters.read(given), directory / "artifacts") is False
     assert made.exists()
@@ -518,3 +528,38 @@ def test_a_scenario_ends_at_its_time_limit_with_all_that_it_started(tmp_path: Pa
     command = [sys.executable, "-c", started, marker]
     assert wait(command, tmp_path, os.environ, tmp_path / "log", 2) is None
     processes.wait_until_gone(marker)
+
+
+@pytest.mark.parametrize(("machines", "seconds"), [(1, 900), (2, 900), (3, 1350), (9, 4050)])
+def test_machines_that_share_the_hosts_processors_have_more_time_in_proportion(monkeypatch, machines, seconds):
+    given = []
+
+    def install(*words: object) -> tuple[dict, list]:
+        given.append(words[-1])
+        return {}, []
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(job, "_install", install)
+    run = SimpleNamespace(config=None, target=Config(EMBEDDED).target(DEB), tested=(), logs=str, note=lambda *_: None)
+    assert job._install_everywhere(run, {f"node-{number}": None for number in range(machines)}) == ()
+    assert given == [seconds] * machines
+
+
+@pytest.mark.parametrize(
+    ("seconds", "waited", "to_blame"),
+    [(900, 0, True), (900, 440, True), (900, 460, False), (4050, 3150, True), (4050, 3700, False)],
+)
+def test_an_installation_without_end_is_the_packages_fault_unless_the_host_let_it_wait(seconds, waited, to_blame):
+    def endless(*_: object, timeout: float, limit: int) -> None:
+        assert (timeout, limit > 0) == (seconds, True)
+        raise EndlessError(f"a command in the machine did not end within {timeout} s")
+
+    waits = iter((7.0, 7.0 + waited))
+    machine = SimpleNamespace(waited=lambda: next(waits), run=endless)
+    run = SimpleNamespace(target=Config(EMBEDDED).target(DEB), tested=())
+    if to_blame:
+        said = f"while the packages were installed: a command in the machine did not end within {seconds} s"
+        assert job._install(run, machine, "together", seconds) == ({}, [said])
+        return
+    with pytest.raises(InfrastructureError, match=f"for {waited} s of these the host had no processor for the machine"):
+        job._install(run, machine, "together", seconds)

@@ -86,14 +86,14 @@ def environment_plan(config: Config, name: str, target_name: str) -> Plan:
         for node, one in described.nodes.items()
     }
     (first, *others) = nodes.values()
-    alike = first == Planned(target)
+    alike = first == Planned(target) and described.clock == "host"
     if alike and not (others or described.deploy or described.health):
         return plain_plan(config, target_name)
     deploy, health = (
         tuple(Step(step.node, home / step.script, step.seconds) for step in steps)
         for steps in (described.deploy, described.health)
     )
-    return Plan(_set_name(name, target_name), nodes, setup(target), deploy, health)
+    return Plan(_set_name(name, target_name), nodes, setup(target), deploy, health, described.clock)
 
 
 def check_qemu(config: Config, name: str, target_name: str) -> None:
@@ -114,6 +114,19 @@ def check_qemu(config: Config, name: str, target_name: str) -> None:
             snapshot.check_qemu()
         except UnfitError as error:
             raise OutdatedError(name, str(error)) from error
+
+
+def names(config: Config) -> set[str]:
+    """Return what the snapshots of the plain machines and environments of a configuration are called.
+
+    Raises:
+        RequestError: an environment cannot be read.
+    """
+    targets = config.names("targets")
+    found = set(targets)
+    for name in {*config.names("environments"), "default"}:
+        found |= {_set_name(name, target) for target in config.environment(name)[1].targets or targets}
+    return found
 
 
 def _set_name(name: str, target_name: str) -> str:
@@ -181,8 +194,6 @@ def _deb_settings(records: Sequence[Repository], tested: Sequence[RepositoryPack
         key = f"/etc/apt/pkgci-{number}.gpg"
         files[key] = dearmoured(record.signing_key)
         fields = {"Types": "deb", "URIs": record.url, "Suites": record.codename, "Components": record.component}
-        # the clock of the repositories' host may be ahead
-        fields["Check-Date"] = "no"
         sources.append("".join(f"{name}: {value}\n" for name, value in {**fields, "Signed-By": key}.items()))
     for package in [package for record in records for package in record.packages]:
         priority = 1002 if package in tested else 1001

@@ -17,10 +17,12 @@ prepare() { # FORMAT [PACKAGE...]
     # What mmdebstrap was told for its own run: without man pages, packages under test would miss files.
     rm -f /etc/dpkg/dpkg.cfg.d/99mmdebstrap /etc/apt/apt.conf.d/99mmdebstrap
     echo force-unsafe-io >/etc/dpkg/dpkg.cfg.d/pkgci
-    # no translations, no diffs of indexes, no preconfiguration, which nobody would answer: all that costs time
+    # no translations, no diffs of indexes, no preconfiguration, which nobody would answer: all that costs time; dates are
+    # not compared: the clock of a machine may go on from when that was frozen, or be behind that of a repository
     cat >/etc/apt/apt.conf.d/90pkgci <<'X'
 Acquire::Languages "none";
 Acquire::PDiffs "false";
+Acquire::Check-Date "false";
 Acquire::Check-Valid-Until "false";
 Acquire::http::Proxy "http://10.0.2.100:3128";
 APT::Install-Recommends "false";

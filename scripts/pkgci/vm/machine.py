@@ -6,6 +6,7 @@ The guest reaches nothing but port 3128 of 10.0.2.100, where each connection lea
 What it says on its console is in `serial.log`, as plain text, up to `CONSOLE_BYTES`.
 """
 
+import json
 import logging
 import re
 import select
@@ -27,6 +28,7 @@ from pkgci.errors import InfrastructureError
 from pkgci.lazy import Lazy
 from pkgci.logs import LogFile, record
 from pkgci.ssh import connect, public_key
+from pkgci.text import printable
 from pkgci.vm.remote import Access, Completed, DeafError, Fault, FaultError, GuestError, LostError, Remote
 
 paramiko, qmp, legacy = Lazy("paramiko"), Lazy("qemu.qmp"), Lazy("qemu.qmp.legacy")
@@ -45,8 +47,12 @@ CONTROL_SECONDS = 120
 PACKED = "vm.zst"
 MEMORY_BYTES_A_SECOND = 1 << 40
 CONSOLE_BYTES = 16 << 20
+# what the host has done to a machine, not who is in it: no space left, a disk that fails, an image that is damaged
+DISK_EVENTS = ("BLOCK_IO_ERROR", "BLOCK_IMAGE_CORRUPTED")
 
 Accelerator = Literal["kvm", "tcg"]
+# of a restored machine: the host's time, or that at which it was frozen, from which on it runs
+Clock = Literal["host", "frozen"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class Hardware:
     addresses: tuple[str, ...] = ()
     # it boots by PXE from the first one of them, and not from the files `kernel` and `initrd`
     from_network: bool = False
+    clock: Clock = "host"
 
     def command(self) -> list[str]:
         """Return QEMU's command line as far as a saved state depends on it; file names are relative."""
@@ -80,6 +87,8 @@ class Hardware:
                 for number, mac in enumerate(self.addresses)
                 for word in ("-device", f"virtio-net-pci,netdev=lan{number},mac={mac},{self._firmware(number)}")
             ),
+            # else a restart of the guest would take the host's time from it
+            *(("-rtc", "clock=vm") if self.clock == "frozen" else ()),
         ]
 
     def _firmware(self, number: int) -> str:
@@ -136,6 +145,8 @@ class Machine(Remote):
         self._port: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._console: threading.Thread | None = None
+        self._watcher: threading.Thread | None = None
+        self._disk_error = ""
 
     def __enter__(self) -> Self:
         return self
@@ -148,6 +159,11 @@ class Machine(Remote):
         """QEMU's process id."""
         assert self._process
         return self._process.pid
+
+    @property
+    def clock(self) -> Clock:
+        """The time that it has when it is restored."""
+        return self._hardware.clock
 
     def boot(self) -> None:
         """Start from the disk, with the file `ram` as memory, so that `save` can leave it there."""
@@ -228,10 +244,10 @@ class Machine(Remote):
             with suppress(qmp.QMPError, EOFError):
                 self._monitor.close()
             self._process = None
-        if self._console:
-            # it ends with the one who writes to it
-            self._console.join()
-            self._console = None
+        # they end with the one who writes to them
+        for thread in filter(None, (self._console, self._watcher)):
+            thread.join()
+        self._console = self._watcher = None
 
     def connect(self, seconds: float) -> None:
         """Wait until the guest's ssh server lets us in.
@@ -275,6 +291,7 @@ class Machine(Remote):
         Raises:
             GuestError: see there.
             FaultError: QEMU was killed, which nothing in the guest can do.
+            InfrastructureError: the host has no space left for its disk.
         """
         try:
             return super().run(script, *arguments, timeout=timeout, input=input, limit=limit)
@@ -295,6 +312,16 @@ class Machine(Remote):
         assert self._port is not None
         return self._port
 
+    def waited(self) -> float:
+        """Return for how many seconds its processor has been ready to run while this host's were busy with others."""
+        waits = [0]
+        for task in Path(f"/proc/{self.pid}/task").glob("*/schedstat"):
+            # proc(5): the time on a processor, and that of waiting for one, in nanoseconds; the thread may have ended
+            with suppress(OSError, IndexError):
+                waits.append(int(task.read_text().split()[1]))
+        # the threads beside that of the processor hardly run
+        return max(waits) / 1e9
+
     def listen(self, address: str) -> int:
         """Have an IPv4 address of this host lead to the guest's ssh server as well; return the port there."""
         before = self._forwarded()
@@ -312,10 +339,13 @@ class Machine(Remote):
     def _start(self, *more: str, share: bool) -> None:
         memory = f"memory-backend-file,id=ram,size={self._hardware.memory_mib}M,mem-path=ram"
         ours, theirs = socket.socketpair()
-        with theirs, (self.directory / "qemu.log").open("wb") as said:
+        events, told = socket.socketpair()
+        with theirs, told, (self.directory / "qemu.log").open("wb") as said:
             # none of these is part of the machine as the guest sees it
             argv = [*self._hardware.command(), *self._backends, "-object", f"{memory},share={'on' if share else 'off'}"]
-            argv += ["-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "chardev=qmp,mode=control", *more]
+            for name, end in (("qmp", theirs), ("events", told)):
+                argv += ["-chardev", f"socket,id={name},fd={end.fileno()}", "-mon", f"chardev={name},mode=control"]
+            argv += more
             log.debug("+ %s", shlex.join(argv))
             try:
                 self._process = subprocess.Popen(
@@ -326,7 +356,7 @@ class Machine(Remote):
                     bufsize=0,
                     stderr=said,
                     cwd=self.directory,
-                    pass_fds=(theirs.fileno(),),
+                    pass_fds=(theirs.fileno(), told.fileno()),
                     start_new_session=True,
                 )
             except FileNotFoundError as error:
@@ -336,6 +366,8 @@ class Machine(Remote):
         # always read: a console that nobody reads makes the guest wait
         assert self._process.stdout
         self._console = record(self._process.stdout, LogFile(self.directory / "serial.log", largest=CONSOLE_BYTES))
+        self._watcher = threading.Thread(target=self._watch, args=(events, self._process), name="events", daemon=True)
+        self._watcher.start()
         self._monitor = legacy.QEMUMonitorProtocol(ours)
         self._monitor.settimeout(CONTROL_SECONDS)
         if not select.select([ours], [], [], CONTROL_SECONDS)[0]:
@@ -349,6 +381,21 @@ class Machine(Remote):
         if not forwarded:
             raise self._failure("has no port for ssh")
         self._port = forwarded[0]
+
+    def _watch(self, events: socket.socket, process: "subprocess.Popen[bytes]") -> None:
+        """End QEMU when the host does not let it use the disk: the guest would stand still, and look as if it hung.
+
+        Args:
+            events: a connection of its own to QMP.
+            process: QEMU.
+        """
+        with events, events.makefile("rb") as lines, suppress(OSError):
+            events.sendall(b'{"execute": "qmp_capabilities"}')
+            for line in lines:
+                said = json.loads(line)
+                if said.get("event") in DISK_EVENTS and not self._disk_error:
+                    self._disk_error = printable(str(said["data"].get("reason") or said["data"].get("msg")))
+                    process.kill()
 
     def _qmp(self, command: str, **arguments: object) -> object:
         try:
@@ -380,6 +427,10 @@ class Machine(Remote):
             self._client = None
 
     def _failure(self, what: str) -> InfrastructureError:
+        if self._disk_error:
+            return InfrastructureError(
+                f"the machine was ended, since this host cannot use its disk in {self.directory}: {self._disk_error}"
+            )
         said = (self.directory / "qemu.log").read_text(errors="replace").strip().splitlines()
         error = f"QEMU {what}" + (f": {said[-1]}" if said else "")
         with suppress(subprocess.TimeoutExpired):

@@ -36,6 +36,10 @@ class DeafError(GuestError):
     """The guest does not let us in within its time."""
 
 
+class EndlessError(GuestError):
+    """A command in the guest did not end within its time."""
+
+
 class LostError(GuestError):
     """The connection to the guest is lost, whoever has ended it."""
 
@@ -102,7 +106,8 @@ class Remote:
             limit: bytes of output that are accepted.
 
         Raises:
-            GuestError: no end within `timeout`, or more than `limit` bytes of output.
+            EndlessError: no end within `timeout`.
+            GuestError: more than `limit` bytes of output.
             LostError: the connection is lost.
         """
         end = time.monotonic() + timeout
@@ -122,7 +127,7 @@ class Remote:
                 channel.status_event.wait(max(0.0, end - time.monotonic()))
                 status = channel.exit_status
         except TimeoutError as error:
-            raise GuestError(f"a command in the machine did not end within {timeout:.0f} s") from error
+            raise EndlessError(f"a command in the machine did not end within {timeout:.0f} s") from error
         except (OSError, EOFError, paramiko.SSHException) as error:
             raise LostError(error) from error
         if status < 0:

@@ -18,25 +18,24 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from pkgci.artifacts import File, Part, Record
 from pkgci.command import run
 from pkgci.config import Config, Target
 from pkgci.errors import InfrastructureError
-from pkgci.locks import locked
+from pkgci.locks import locked, scratch
 from pkgci.text import plain, printable
 from pkgci.upstream import apt_sources, rpm_repositories
 from pkgci.vm import lan
 from pkgci.vm.image import DISK_MIB as BLANK_MIB
 from pkgci.vm.image import Image, directory_of, image, image_key
-from pkgci.vm.machine import PACKED, Accelerator, Hardware, Machine, accelerator, qemu_version
+from pkgci.vm.machine import PACKED, Accelerator, Clock, Hardware, Machine, accelerator, qemu_version
 from pkgci.vm.proxy import Proxy, Rule
 from pkgci.vm.remote import Access, Completed, DeafError, Fault, FaultError, GuestError
 
@@ -45,11 +44,14 @@ log = logging.getLogger(__name__)
 BOOT_SECONDS = 300
 SETUP_SECONDS = 600
 RESTORE_SECONDS = 60
+# of a machine that does not come up, bytes
+CONSOLE_SHOWN = 4000
 # a product's deployment says a lot, and only its end is shown
 SAID_BYTES = 64 << 20
-CONSOLE_SHOWN = 4000
 # what of a machine's disk is kept at most: a package under test can fill it
 DISK_MIB = 1024
+# what the names of unfinished snapshots begin with
+NEW = ".new-"
 # where a kept run has the snapshot that it began as
 BASE = "base"
 # the files of each node by their suffixes in a set: what a machine calls them
@@ -61,10 +63,11 @@ FILES = {
     "initrd": "initrd",
     "identity": "identity",
 }
-# The clock first, since it stood still; then random numbers of the host's: all who restore a snapshot would draw the same.
+# The clock first, since it stood still, unless it is to go on from there; then random numbers of the host's: all who restore
+# a snapshot would draw the same.
 # 0x5207 is RNDRESEEDCRNG of random(4): what was written counts at once.
 AWAKE = """
-date -s "@$1" >/dev/null
+[ -z "$1" ] || date -s "@$1" >/dev/null
 exec perl -e 'read(STDIN, $seed, 256) == 256 or die "no seed";
     open($pool, ">", "/dev/urandom") or die $!; syswrite($pool, $seed) or die $!; ioctl($pool, 0x5207, 0) or die $!'
 """
@@ -146,10 +149,21 @@ class Manifest(Record):
     key: str
     qemu: str
     accelerator: Accelerator
+    clock: Clock = "host"
     created: datetime
     seconds: float = 0
     nodes: tuple[FrozenNode, ...]
     files: tuple[File, ...]
+    # of all else in it
+    sha256: str = ""
+
+    def digest(self) -> str:
+        """Return what `sha256` has to be."""
+        return hashlib.sha256(self.model_dump_json(exclude={"sha256"}).encode()).hexdigest()
+
+    def write(self, path: Path) -> None:
+        """Write it with its checksum; see `Record.write`."""
+        super(Manifest, self.model_copy(update={"sha256": self.digest()})).write(path)
 
 
 class Verified(Record):
@@ -195,6 +209,7 @@ class Plan:
         setup: a shell script that prepares each of them.
         deploy: what makes the product of them, in order.
         health: what must succeed before they are frozen, and when they were restored.
+        clock: the time that they have when they were restored.
     """
 
     name: str
@@ -202,6 +217,7 @@ class Plan:
     setup: str
     deploy: tuple[Step, ...] = ()
     health: tuple[Step, ...] = ()
+    clock: Clock = "host"
 
     def key(self) -> str:
         """Return the key of all that the set is made from.
@@ -218,7 +234,8 @@ class Plan:
             [step.node, step.script.name, hashlib.sha256(directory_of(step.script)).hexdigest(), step.seconds]
             for step in (*self.deploy, *self.health)
         ]
-        return hashlib.sha256(json.dumps([nodes, scripts, steps, len(self.deploy)]).encode()).hexdigest()[:32]
+        made_from = [nodes, scripts, steps, len(self.deploy), self.clock]
+        return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:32]
 
 
 class Snapshot:
@@ -263,6 +280,8 @@ class Snapshot:
     def verify(self) -> None:
         """Check all that `check` does, and the files' content, unless that was done within a day and none was touched since."""
         self.check()
+        if self.manifest.sha256 != self.manifest.digest():
+            raise UnfitError(f"snapshot {self.id} is damaged: the content of manifest.json has changed")
         stats = {file.name: (self.directory / file.name).stat() for file in self.manifest.files}
         # not the time of a change of the inode: a run that is kept, or removed, is a link more, or less
         now = {name: (one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns) for name, one in stats.items()}
@@ -284,7 +303,9 @@ class Snapshot:
     def restored(
         self, config: Config, proxy: Proxy, consoles: Sequence[Path] = (), as_kept: bool = False
     ) -> Iterator[tuple[Machine, ...]]:
-        """Restore it; its machines run, with the right time and random numbers of their own, while the context lasts.
+        """Restore it; its machines run, with random numbers of their own, while the context lasts.
+
+        Their time is the host's, or, if the manifest says so, that at which they were frozen, or kept.
 
         All that they write goes to a directory of its own, which is removed at the end.
 
@@ -353,7 +374,9 @@ class Snapshot:
         return Machine(own, self._hardware(node), self.access(node), backends)
 
     def _hardware(self, node: FrozenNode) -> Hardware:
-        return Hardware(self.manifest.accelerator, node.memory_mib, node.addresses, bool(node.boot))
+        return Hardware(
+            self.manifest.accelerator, node.memory_mib, node.addresses, bool(node.boot), self.manifest.clock
+        )
 
     def access(self, node: FrozenNode) -> Access:
         """How to log in to a machine that is restored from it."""
@@ -396,10 +419,26 @@ def keep(snapshot: Snapshot, machines: Sequence[Machine], place: Path) -> None:
         run(["qemu-img", "rebase", "-u", "-F", "qcow2", "-b", f"{BASE}/{disk.name}", disk], quiet=True)
 
 
-def superseded(config: Config) -> list[Path]:
-    """Return the directories of snapshots that are not the latest ones of their names."""
+def unneeded(config: Config, names: Collection[str], before: float) -> list[Path]:
+    """Return the directories of snapshots that nothing refers to, and what killed preparations left.
+
+    Args:
+        config: says where they are.
+        names: those of which the latest ones are needed.
+        before: a time stamp. The latest one of another name stays if it was made or used since: another configuration may
+            have its snapshots here, too.
+    """
     places = sorted(place for place in (config.data / "snapshots").glob("*") if place.is_dir())
-    return [path for place in places for path in _superseded(place)]
+    return [path for place in places for path in _unneeded(place, names, before)]
+
+
+def _unneeded(place: Path, names: Collection[str], before: float) -> list[Path]:
+    old = place.name not in names and (place / "latest").exists() and (place / "latest").stat().st_mtime < before
+    return _left(place) + _superseded(place) + ([(place / "latest").resolve()] if old else [])
+
+
+def _left(place: Path) -> list[Path]:
+    return sorted(place.glob(f"{NEW}*"))
 
 
 def _superseded(place: Path) -> list[Path]:
@@ -413,11 +452,15 @@ def _superseded(place: Path) -> list[Path]:
     ]
 
 
-def discard(directory: Path) -> bool:
-    """Remove a snapshot that is superseded, unless it is in use; return whether it is gone."""
+def discard(directory: Path, names: Collection[str], before: float) -> bool:
+    """Remove what `unneeded` returned, if it still does and nothing uses it; return whether it is gone."""
     # while one is made, it has its name already, and is not the latest yet
+    latest = directory.parent / "latest"
     with locked(directory.parent, wait=False) as quiet:
-        return quiet and directory in _superseded(directory.parent) and _discard(directory)
+        gone = quiet and directory in _unneeded(directory.parent, names, before) and _discard(directory)
+        if gone and not latest.exists():
+            latest.unlink(missing_ok=True)
+        return gone
 
 
 def _discard(directory: Path) -> bool:
@@ -505,12 +548,10 @@ def _within(age: timedelta, then: datetime) -> bool:
 def _make(config: Config, plan: Plan) -> Snapshot:
     """Boot the images, prepare and deploy them, freeze them, try the set once, and make it the latest."""
     place = config.data / "snapshots" / plan.name
-    for leftover in place.glob(".new-*"):
-        shutil.rmtree(leftover)
     origins = _origins(config, plan)
     log.info("%s: booting what a snapshot is taken of (once; about a minute)", plan.name)
-    with TemporaryDirectory(prefix=".new-", dir=place) as scratch:
-        snapshot = _freeze(config, plan, origins, Path(scratch))
+    with scratch(place, NEW) as directory:
+        snapshot = _freeze(config, plan, origins, directory)
         log.info("%s: trying the snapshot", plan.name)
         with snapshot.restored(config, Proxy((), config.cache / "proxy")) as machines:
             _run_steps(plan, plan.health, dict(zip(plan.nodes, machines, strict=True)))
@@ -625,6 +666,7 @@ def _freeze(
             node.target.machine.memory_mib,
             tuple(lan.address(networks.index(network), number) for network in node.addresses),
             bool(node.boot),
+            plan.clock,
         )
         for number, (name, node) in enumerate(plan.nodes.items())
     }
@@ -673,6 +715,7 @@ def _freeze(
         key=plan.key(),
         qemu=qemu_version(),
         accelerator=by,
+        clock=plan.clock,
         created=datetime.now(UTC),
         seconds=seconds,
         nodes=tuple(
@@ -705,20 +748,20 @@ def _files(from_network: bool) -> dict[str, str]:
 
 
 def _wake(machine: Machine, seconds: float = RESTORE_SECONDS) -> None:
-    """Wait until a machine lets us in, and give it the time and random numbers."""
+    """Wait until a machine lets us in, and give it random numbers, and the host's time where it is to have that."""
     machine.connect(seconds)
-    _succeed(machine, AWAKE, f"{time.time():.3f}", input=secrets.token_bytes(256), what="wake the machine")
+    now = f"{time.time():.3f}" if machine.clock == "host" else ""
+    _succeed(machine, AWAKE, now, input=secrets.token_bytes(256), what="wake the machine")
 
 
 def _come_up(plan: Plan, name: str, machine: Machine, started: float) -> None:
     """Wait for a machine that boots, and give it the time and random numbers."""
     try:
         machine.connect(BOOT_SECONDS)
-    except GuestError:
-        log.error(
-            "%s: the end of what %s said on its console:\n%s", plan.name, name, machine.console()[-CONSOLE_SHOWN:]
-        )
-        raise
+    except GuestError as error:
+        # the file goes with the machine
+        log.error("the console of %s ends with:\n%s", name, plain(machine.console()[-CONSOLE_SHOWN:]))
+        raise GuestError(f"{plan.name}: {name} does not come up: {error}") from error
     log.info("%s: %s booted in %.0f s", plan.name, name, time.monotonic() - started)
     what = f"prepare the machine of {plan.name}"
     _succeed(machine, AWAKE, f"{time.time():.3f}", input=secrets.token_bytes(256), what=what)
