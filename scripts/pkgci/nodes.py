@@ -7,11 +7,12 @@ default, that of all nodes which run system tests.
 import logging
 import os
 import socket
+import time
 from collections.abc import Mapping
 
 from pkgci.artifacts import ARTIFACTS, Result
 from pkgci.change import Parameters
-from pkgci.engines.base import BuildInfo, BuildRef
+from pkgci.engines.base import BuildInfo, BuildRef, Engine
 from pkgci.errors import InfrastructureError, PkgciError, RequestError
 from pkgci.step import StepContext
 
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 LABEL = "systest"
 # builds before one's own that are looked at: the one before leaves its work to an older one itself
 BEFORE = 5
+# between two looks at what waits in the queue
+LOOK_SECONDS = 60
 
 
 def here() -> str:
@@ -64,7 +67,8 @@ def on_each(context: StepContext, job: str, given: Mapping[str, str]) -> str:
     ended |= {
         node: InfrastructureError(f"{node} is away; {job} was not started there") for node in nodes.keys() - there
     }
-    ended |= zip(there, context.run_each([(job, {**given, "NODE": node}) for node in there], len(there)), strict=True)
+    jobs = [(job, {**given, "NODE": node}) for node in there]
+    ended |= zip(there, context.run_each(jobs, len(there), _Lost(context.engine)), strict=True)
     said = {
         child.parameters["NODE"]: Result.read(ARTIFACTS / child.directory / "result.json").reason
         for child in context.children
@@ -76,6 +80,23 @@ def on_each(context: StepContext, job: str, given: Mapping[str, str]) -> str:
     if failed:
         raise type(failed[0])(f"{job} failed on {len(failed)} of {len(nodes)} nodes; first: {failed[0]}")
     return f"{job} passed on {', '.join(sorted(nodes))}"
+
+
+class _Lost:
+    """Says of a build in the queue that its node has gone away: as long as it waited, all that come after it would wait too."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._due: dict[BuildRef, float] = {}
+
+    def __call__(self, ref: BuildRef, given: Mapping[str, str]) -> str:
+        now = time.monotonic()
+        if now < self._due.setdefault(ref, now + LOOK_SECONDS):
+            return ""
+        self._due[ref] = now + LOOK_SECONDS
+        if self._engine.state(ref) != "queued" or self._engine.nodes(LABEL).get(given["NODE"]):
+            return ""
+        return f"{given['NODE']} went away before {ref} began"
 
 
 def _under_way(context: StepContext) -> BuildRef | None:

@@ -237,12 +237,18 @@ class StepContext:
                 done[key] = self.directory(ref)
         return done
 
-    def run_each(self, jobs: Sequence[tuple[str, Mapping[str, str]]], at_once: int) -> list[PkgciError | None]:
+    def run_each(
+        self,
+        jobs: Sequence[tuple[str, Mapping[str, str]]],
+        at_once: int,
+        lost: Callable[[BuildRef, Mapping[str, str]], str] = lambda *_: "",
+    ) -> list[PkgciError | None]:
         """Run jobs to their end, some at once, whatever becomes of the others.
 
         Args:
             jobs: as of `run_together`.
             at_once: so many.
+            lost: says why a build is not waited for any more, from it and its parameters; it is asked often.
 
         Returns:
             How each ended, in their order: None when it passed; also one that cannot be started, or be asked for.
@@ -261,6 +267,9 @@ class StepContext:
                 try:
                     outcome = self.finish(ref, POLL / len(running))
                     if outcome is None:
+                        if why := lost(ref, jobs[number][1]):
+                            self.engine.abort(ref)
+                            raise InfrastructureError(why)
                         continue
                     if outcome != "SUCCESS":
                         ended[number] = _failure(self.engine.numbered(ref), self.directory(ref))

@@ -108,6 +108,20 @@ def test_a_node_whose_build_cannot_be_started_or_read_leaves_the_others_alone(co
     assert len(lost) == (verb == "artifacts")
 
 
+def test_a_node_that_goes_away_before_its_build_begins_is_not_waited_for(context, monkeypatch):
+    monkeypatch.setattr(nodes, "LOOK_SECONDS", 0.1)
+    there = iter([True])
+    monkeypatch.setattr(context.engine, "nodes", lambda _: {"~lost": next(there, False)})
+    # as in the queue of a server
+    monkeypatch.setattr(context.engine, "wait", lambda *_: None)
+    monkeypatch.setattr(context.engine, "state", lambda _: "queued")
+    aborted = []
+    monkeypatch.setattr(context.engine, "abort", aborted.append)
+    with pytest.raises(InfrastructureError, match="first: ~lost went away before visit/1 began"):
+        nodes.on_each(context, "visit", {})
+    assert aborted == [BuildRef("visit", 1)]
+
+
 def test_a_build_leaves_the_work_to_one_before_it_that_was_asked_for_the_same(context, monkeypatch):
     monkeypatch.setenv("JOB_NAME", "visit")
     first, second, other = (context.engine.start("visit", {"NODE": "nowhere", "STATUS": status}) for status in "001")
