@@ -540,8 +540,11 @@ def test_machines_that_share_the_hosts_processors_have_more_time_in_proportion(m
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setattr(job, "_install", install)
-    run = SimpleNamespace(config=None, target=Config(EMBEDDED).target(DEB), tested=(), logs=str, note=lambda *_: None)
-    assert job._install_everywhere(run, {f"node-{number}": None for number in range(machines)}) == ()
+    run = SimpleNamespace(
+        config=None, target=Config(EMBEDDED).target(DEB), tested=(), records=(), logs=str, note=lambda *_: None
+    )
+    nodes = {f"node-{number}": SimpleNamespace(put=lambda _: None) for number in range(machines)}
+    assert job._install_everywhere(run, nodes, ()) == ()
     assert given == [seconds] * machines
 
 
@@ -559,7 +562,7 @@ def test_an_installation_without_end_is_the_packages_fault_unless_the_host_let_i
     run = SimpleNamespace(target=Config(EMBEDDED).target(DEB), tested=())
     if to_blame:
         said = f"while the packages were installed: a command in the machine did not end within {seconds} s"
-        assert job._install(run, machine, "together", seconds) == ({}, [said])
+        assert job._install(run, machine, (), "together", seconds) == ({}, [said])
         return
     with pytest.raises(InfrastructureError, match=f"for {waited} s of these the host had no processor for the machine"):
-        job._install(run, machine, "together", seconds)
+        job._install(run, machine, (), "together", seconds)
