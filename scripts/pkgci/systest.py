@@ -568,7 +568,8 @@ def _deployed(run: _Run) -> Iterator[Snapshot | None]:
     with ExitStack() as stack:
         snapshot = None
         try:
-            snapshot = stack.enter_context(redeployed(run.config, plan, node, rebuild, rules))
+            by = run.snapshot.manifest.accelerator
+            snapshot = stack.enter_context(redeployed(run.config, plan, node, rebuild, rules, by))
         except _NotDeployedError:
             pass
         except GuestError as error:

@@ -568,7 +568,12 @@ def _make(config: Config, plan: Plan) -> Snapshot:
 
 @contextmanager
 def redeployed(
-    config: Config, plan: Plan, name: str, rebuild: Callable[[Machine], None], rules: Iterable[Rule]
+    config: Config,
+    plan: Plan,
+    name: str,
+    rebuild: Callable[[Machine], None],
+    rules: Iterable[Rule],
+    by: Accelerator,
 ) -> Iterator[Snapshot]:
     """Yield a set that is nobody else's: a plan deployed anew, with one machine's image rebuilt. It goes at the end.
 
@@ -578,15 +583,16 @@ def redeployed(
         name: the machine whose image is rebuilt.
         rebuild: does that, in a machine that was booted from the image as it is.
         rules: what the machines may fetch besides the upstream.
+        by: what runs machines on this host, as for the snapshot of the plan.
 
     Raises:
         InfrastructureError: it cannot be made; and whatever `rebuild` raises.
     """
     origins = _origins(config, plan)
     with _run_directory(config) as directory:
-        origins[name] = _rebuilt(config, plan, name, origins[name], rebuild, rules, directory)
+        origins[name] = _rebuilt(config, plan, name, origins[name], rebuild, rules, by, directory)
         log.info("%s: deploying it anew, with the image of %s that was rebuilt", plan.name, name)
-        yield _freeze(config, plan, origins, directory, rules)
+        yield _freeze(config, plan, origins, directory, rules, by)
 
 
 def _rebuilt(
@@ -596,6 +602,7 @@ def _rebuilt(
     origin: Image,
     rebuild: Callable[[Machine], None],
     rules: Iterable[Rule],
+    by: Accelerator,
     directory: Path,
 ) -> Image:
     """Return the image that a machine is after `rebuild`, in a directory for runs."""
@@ -612,7 +619,7 @@ def _rebuilt(
         ["qemu-img", "create", "-q", "-f", "qcow2", "-b", origin.directory / "disk", "-F", "qcow2", own / "disk"],
         quiet=True,
     )
-    hardware = Hardware(accelerator(image / "kernel"), plan.nodes[name].target.machine.memory_mib)
+    hardware = Hardware(by, plan.nodes[name].target.machine.memory_mib)
     proxy = _proxy(config, plan, rules)
     with (
         proxy.listening(directory / PROXY),
@@ -641,7 +648,12 @@ def _proxy(config: Config, plan: Plan, rules: Iterable[Rule]) -> Proxy:
 
 
 def _freeze(
-    config: Config, plan: Plan, origins: Mapping[str, Image], place: Path, rules: Iterable[Rule] = ()
+    config: Config,
+    plan: Plan,
+    origins: Mapping[str, Image],
+    place: Path,
+    rules: Iterable[Rule] = (),
+    by: Accelerator | None = None,
 ) -> Snapshot:
     """Make a snapshot in the directory `place`; `rules` are what its machines may fetch besides the upstream."""
     new = place / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
@@ -657,7 +669,7 @@ def _freeze(
         disk.chmod(0o644)
         for file in ("ram", "state"):
             (new / f"{name}.{file}").touch()
-    by = accelerator(next(iter(origins.values())).directory / "kernel")
+    by = by or accelerator(next(iter(origins.values())).directory / "kernel")
     log.info("%s: the machines run by %s", plan.name, by)
     networks = list(dict.fromkeys(network for node in plan.nodes.values() for network in node.addresses))
     hardware = {
