@@ -31,8 +31,7 @@ printf '127.0.0.1 localhost\n' >$place/bootstrap/etc/hosts
 # every machine that boots gets an identity of its own
 : >$place/bootstrap/etc/machine-id
 cp -a $place/bootstrap $place/web
-remove $place/web busybox dbus initramfs-tools iproute2 'linux-image-*' openssh-server systemd udev
-sed -i 's/BUSYBOX=n/BUSYBOX=y/' $place/bootstrap/etc/initramfs-tools/conf.d/pkgci.conf
+remove $place/web busybox-static dbus initramfs-tools iproute2 'linux-image-*' openssh-server systemd udev
 for into in bootstrap:depot-agent web:depot-web; do
     root=$place/${into%:*}
     cp "${into#*:}"_*.deb "$root/tmp/own.deb"
