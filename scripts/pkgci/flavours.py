@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pkgci.artifacts import Repository, RepositoryPackage
 from pkgci.config import FLAVOURS, Config, Environment, Flavour, Target
 from pkgci.errors import RequestError
+from pkgci.text import listed
 from pkgci.vm import guest
 
 # of a package that no release says anything of
@@ -37,15 +38,19 @@ def assigned(
         name: the environment's.
         environment: the environment.
         branch: decides the release, which says it; may be empty.
-        wanted: `PACKAGE:FLAVOUR,...` of packages of which it is said otherwise.
+        wanted: `PACKAGE:FLAVOUR,...` of packages under test of which it is said otherwise.
         sources: the source packages under test.
 
     Raises:
-        RequestError: the environment does not know one of them.
+        RequestError: the environment does not know one of them, or something is said of a package that is not under test.
     """
-    release = config.release_of(branch) if branch else None
-    said = {**(release[1].flavours if release else {}), **dict(_parsed(word) for word in wanted)}
+    # as for the environment: a release may claim what has no branch
+    release, asked = config.release_of(branch), dict(map(_parsed, wanted))
+    said = {**(release[1].flavours if release else {}), **asked}
     found = {source: said.get(source, DEFAULT) for source in sources}
+    strange = [source for source in asked if source not in found]
+    if strange:
+        raise RequestError(f"parameter FLAVOURS: {strange[0]} is not under test, but: {listed(found)}")
     known = environment.flavours.known()
     for source, flavours in found.items():
         for flavour in flavours:

@@ -9,6 +9,7 @@ import trees
 
 from pkgci import flavours
 from pkgci.artifacts import RepositoryPackage
+from pkgci.change import Parameters
 from pkgci.config import Config
 from pkgci.errors import RequestError
 
@@ -19,6 +20,7 @@ targets: [bookworm-amd64]
 flavours:
   agent: [cluster, bootstrap]
   web: [container]
+  Py_Web: [container]
 """
 LAB = """
 nodes: {master: {role: master}}
@@ -62,6 +64,22 @@ def test_the_parameter_comes_before_the_release_and_can_be_spelled_again(config)
     found = assigned(config, "lab", "main", "agent:cluster other:cluster,container", "agent", "web", "other")
     assert found == {"agent": ("cluster",), "web": ("container",), "other": ("container", "cluster")}
     assert assigned(config, "lab", "", flavours.spelled(found), *found) == found
+
+
+def test_a_source_package_may_be_called_as_an_rpm_is(config):
+    found = assigned(config, "lab", "main", "", "Py_Web")
+    assert found == {"Py_Web": ("container",)}
+    assert Parameters.read({"FLAVOURS": flavours.spelled(found)}).get("FLAVOURS") == "Py_Web:container"
+
+
+def test_a_release_that_claims_what_has_no_branch_says_its_flavours_too(config):
+    trees.write(config.directory, {"releases/one.yaml": RELEASE.replace("[main]", "['.*']")})
+    assert assigned(Config(config.directory), "lab", "", "", "web") == {"web": ("container",)}
+
+
+def test_a_flavour_of_what_is_not_under_test_is_refused(config):
+    with pytest.raises(RequestError, match=r"^parameter FLAVOURS: wed is not under test, but: web, other$"):
+        assigned(config, "lab", "main", "wed:cluster", "web", "other")
 
 
 @pytest.mark.parametrize(
