@@ -197,6 +197,9 @@ def test_a_deployment_may_say_a_lot_and_its_last_line_says_what_is_wrong(config,
     class Talkative(Remote):
         status = 0
 
+        def waited(self) -> float:
+            return 0.0
+
         def run(self, *_: str, timeout: float, input: bytes = b"", limit: int = 1 << 20) -> Completed:
             assert (timeout, len(input) > 0, limit > 16 << 20) == (60, True, True)
             return Completed(self.status, b"said\n" * 1000 + b"it is \x1b[1mbroken\n")
