@@ -37,6 +37,9 @@ scenarios: {all: all.py}
 """
 
 
+SCRIPTS = {f"lab/{name}.sh": "" for name in ("bootstrap", "container")}
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     made = trees.config(tmp_path)
@@ -44,7 +47,7 @@ def config(tmp_path: Path) -> Config:
         path.unlink()
     trees.write(
         made.directory,
-        {"releases/one.yaml": RELEASE, "environments/lab.yaml": LAB, "environments/boot.yaml": BOOT},
+        {"releases/one.yaml": RELEASE, "environments/lab.yaml": LAB, "environments/boot.yaml": BOOT, **SCRIPTS},
     )
     return made
 
@@ -99,6 +102,12 @@ def test_a_flavour_that_the_environment_does_not_know_is_refused(config, branch,
     with pytest.raises(RequestError) as caught:
         assigned(config, "lab", branch, wanted, source)
     assert str(caught.value).startswith(said)
+
+
+def test_a_script_that_is_not_there_is_said_before_anything_is_deployed(config):
+    (config.directory / "lab" / "container.sh").unlink()
+    with pytest.raises(RequestError, match=r"/lab\.yaml: flavour container: .*/lab/container\.sh does not exist$"):
+        assigned(config, "lab", "main", "", "web")
 
 
 def installed(place: Path, guest: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:
