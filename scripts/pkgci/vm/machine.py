@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, Self
+from typing import Any, Literal, Self
 
 from pkgci.command import run, supervised
 from pkgci.errors import InfrastructureError
@@ -327,15 +327,7 @@ class Machine(Remote):
                 self._client = client
                 return
 
-    def run(
-        self,
-        script: str,
-        *arguments: str,
-        timeout: float,
-        input: bytes = b"",
-        limit: int = 1 << 20,
-        to: IO[bytes] | None = None,
-    ) -> Completed:
+    def run(self, script: str, *arguments: str, **options: Any) -> Completed:
         """Run a shell script in the guest; see `Remote.run`.
 
         Raises:
@@ -344,7 +336,7 @@ class Machine(Remote):
             InfrastructureError: the host has no space left for its disk.
         """
         try:
-            return super().run(script, *arguments, timeout=timeout, input=input, limit=limit, to=to)
+            return super().run(script, *arguments, **options)
         except GuestError:
             assert self._process
             with suppress(subprocess.TimeoutExpired):
