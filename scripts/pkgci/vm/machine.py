@@ -144,8 +144,8 @@ def blaming_the_host(machine: "Machine", seconds: float, doing: str) -> Iterator
         # of one that is busy without end, among as many as share the host's processors, it has its time
         if seconds - waited < min(seconds, FAIR_SECONDS) / 2:
             raise InfrastructureError(
-                f"{doing}: no end within {seconds:.0f} s: for {waited:.0f} s of these the host had no processor for the "
-                "machine; run fewer at once there, see its executors of the label systest"
+                f"{doing}: {error}; for {waited:.0f} s of these the host had no processor for the machine; run fewer at once "
+                "there, see its executors of the label systest"
             ) from error
         raise
     except LostError as error:

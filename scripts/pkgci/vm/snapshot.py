@@ -772,9 +772,11 @@ def _come_up(plan: Plan, name: str, machine: Machine, started: float) -> None:
     try:
         with blaming_the_host(machine, BOOT_SECONDS, f"{plan.name}: {name} does not come up"):
             machine.connect(BOOT_SECONDS)
-    except GuestError as error:
+    except InfrastructureError as error:
         # the file goes with the machine
         log.error("the console of %s ends with:\n%s", name, plain(machine.console()[-CONSOLE_SHOWN:]))
+        if not isinstance(error, GuestError):
+            raise
         raise GuestError(f"{plan.name}: {name} does not come up: {error}") from error
     log.info("%s: %s booted in %.0f s", plan.name, name, time.monotonic() - started)
     what = f"prepare the machine of {plan.name}"
