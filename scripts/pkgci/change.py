@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from pkgci.config import EMBEDDED, FLAVOURS, GROUP, NAME, PROFILE, Config, Release
+from pkgci.config import EMBEDDED, FLAVOURS, GROUP, NAME, PACKAGE, PROFILE, Config, Release
 from pkgci.errors import RequestError
 
 # a project becomes a path of files, so its length has a limit; a branch has what people give theirs, without shell's characters
@@ -38,7 +38,7 @@ KEY = r"[0-9a-f]{64}"
 # by itself, or a group of it
 SCENARIO = f"{NAME}(:{GROUP})?"
 # of a package
-FLAVOUR = f"{NAME}:({'|'.join(FLAVOURS)})(,({'|'.join(FLAVOURS)}))*"
+FLAVOUR = f"{PACKAGE}:({'|'.join(FLAVOURS)})(,({'|'.join(FLAVOURS)}))*"
 JOB = r"[a-z0-9][a-z0-9.+-]*/[0-9]+"
 
 RULES = {

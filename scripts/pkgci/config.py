@@ -43,11 +43,14 @@ NETWORKS = 16
 HOST_SUBNET = "10.0.2.0/24"
 
 NAME = r"[a-z0-9][a-z0-9+.-]*"
+# what packages are called: an RPM may have capitals and underscores
+PACKAGE = r"[A-Za-z0-9][A-Za-z0-9+._-]*"
 # of a build: Debian's registered ones (nodoc, pkg.hello.static), or the condition of a spec
 PROFILE = r"[a-z0-9][a-z0-9_+.-]{0,63}"
 # of tests: whatever an existing suite calls its own
 GROUP = r"[A-Za-z0-9][A-Za-z0-9_+.-]{0,99}"
 Name = Annotated[str, StringConstraints(pattern=f"^{NAME}$", max_length=100)]
+PackageName = Annotated[str, StringConstraints(pattern=f"^{PACKAGE}$", max_length=100)]
 # RFC 1123, 2.1
 HostName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=63)]
 Project = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._+-]*(/[A-Za-z0-9_][A-Za-z0-9._+-]*)*$")]
@@ -447,7 +450,7 @@ class Release(Section):
     lint: LintSection = LintSection()
     environment: Name = Field("default", description="what its system tests run on")
     environments: dict[Name, Name] = Field({}, description="the same by target, where it is another one")
-    flavours: dict[Name, Annotated[tuple[Flavour, ...], Field(min_length=1)]] = Field(
+    flavours: dict[PackageName, Annotated[tuple[Flavour, ...], Field(min_length=1)]] = Field(
         {}, description="of each package, in which ways it gets into the product; `cluster` of those not named"
     )
     mirrors: dict[Name, Mirror] = Field({}, description="what is released is copied there")
@@ -615,7 +618,7 @@ class Rebuilt(Section):
 class Carried(Rebuilt):
     """The same, of an image that a package carries: the script rebuilds and installs that one, too."""
 
-    carrier: Name = Field(description="that package's name")
+    carrier: PackageName = Field(description="that package's name")
 
 
 class Flavours(Section):

@@ -8,8 +8,9 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
 from pkgci.artifacts import Repository, RepositoryPackage
-from pkgci.config import FLAVOURS, Config, Environment, Flavour, Target
+from pkgci.config import FLAVOURS, Config, Environment, Flavour, Rebuilt, Target
 from pkgci.errors import RequestError
+from pkgci.text import listed
 from pkgci.vm import guest
 
 # of a package that no release says anything of
@@ -37,16 +38,21 @@ def assigned(
         name: the environment's.
         environment: the environment.
         branch: decides the release, which says it; may be empty.
-        wanted: `PACKAGE:FLAVOUR,...` of packages of which it is said otherwise.
+        wanted: `PACKAGE:FLAVOUR,...` of packages under test of which it is said otherwise.
         sources: the source packages under test.
 
     Raises:
-        RequestError: the environment does not know one of them.
+        RequestError: the environment does not know one of them, or has no script for it, or something is said of a package
+            that is not under test.
     """
-    release = config.release_of(branch) if branch else None
-    said = {**(release[1].flavours if release else {}), **dict(_parsed(word) for word in wanted)}
+    # as for the environment: a release may claim what has no branch
+    release, asked = config.release_of(branch), dict(map(_parsed, wanted))
+    said = {**(release[1].flavours if release else {}), **asked}
     found = {source: said.get(source, DEFAULT) for source in sources}
-    known = environment.flavours.known()
+    strange = [source for source in asked if source not in found]
+    if strange:
+        raise RequestError(f"parameter FLAVOURS: {strange[0]} is not under test, but: {listed(found)}")
+    home, known = config.environment(name)[0], environment.flavours.known()
     for source, flavours in found.items():
         for flavour in flavours:
             if flavour not in known:
@@ -54,6 +60,12 @@ def assigned(
                 raise RequestError(
                     f"{source} is of the flavour {flavour} ({where}), which environment {name} does not know; it knows: "
                     f"{', '.join(known)}"
+                )
+            how = getattr(environment.flavours, flavour)
+            # seen now, and not when a product has been deployed
+            if isinstance(how, Rebuilt) and not (home / how.rebuild).is_file():
+                raise RequestError(
+                    f"{home}/environments/{name}.yaml: flavour {flavour}: {home / how.rebuild} does not exist"
                 )
     return {source: tuple(one for one in FLAVOURS if one in flavours) for source, flavours in found.items()}
 

@@ -145,7 +145,8 @@ def described(url: str) -> Repository:
     except ValidationError as error:
         raise RequestError(f"REPOSITORIES: {url} is no repository.json: {error.errors()[0]['msg']}") from error
     words = [made.codename, made.component]
-    words += [word for package in made.packages for word in (package.name, package.version, package.architecture)]
+    for package in made.packages:
+        words += [package.name, package.source, package.version, package.architecture]
     if url != made.url + RECORD or not all(map(WORD.fullmatch, words)) or not KEY.fullmatch(made.signing_key):
         raise RequestError(f"REPOSITORIES: {url} does not describe the repository that it lies in")
     return made

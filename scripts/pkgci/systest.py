@@ -45,8 +45,8 @@ from pkgci.server import serve
 from pkgci.suite import Suite
 from pkgci.text import lines, printable
 from pkgci.vm import guest
-from pkgci.vm.machine import Machine
-from pkgci.vm.remote import EndlessError, Fault, FaultError, GuestError, LostError
+from pkgci.vm.machine import FAIR_SECONDS, LOGIN_SECONDS, Machine, blaming_the_host
+from pkgci.vm.remote import FaultError, GuestError
 from pkgci.vm.snapshot import Snapshot, UnfitError, keep, redeployed, restart, run_script
 
 deb822 = Lazy("debian.deb822")
@@ -63,11 +63,12 @@ CONFIGURATION = ("config.yaml", "environments/*.yaml", "packages/*.yaml", "relea
 OWN_TESTS_SCRIPT = Path(__file__).with_name("autopkgtest.sh")
 VERSION = {
     "deb": "dpkg-query -W -f '${Version}' \"$1\" 2>/dev/null || true",
-    "rpm": "rpm -q --qf '%{EVR}' \"$1\" 2>/dev/null || true",
+    # of a package that is not there, rpm says so on stdout
+    "rpm": '! rpm -q "$1" >/dev/null 2>&1 || rpm -q --qf \'%{EVR}\' "$1"',
 }
 # of a machine that has a processor of the host to itself
-INSTALL_SECONDS = 900
-LOGIN_SECONDS = 30
+INSTALL_SECONDS = FAIR_SECONDS
+INSTALLING = "while the packages were installed"
 # as many as the rule of SEED allows
 SEEDS = 10**9
 FINDINGS_BYTES = 1 << 18
@@ -172,7 +173,9 @@ class _Run:
         self.outcomes.clear()
         while self.kept and self.room:
             shutil.rmtree(self.room / self.kept.popitem()[0])
-        (self.artifacts / "logs").rename(self.artifacts / FIRST)
+        # none, when it came before anything had a log
+        with suppress(FileNotFoundError):
+            (self.artifacts / "logs").rename(self.artifacts / FIRST)
 
     def _keep(self, snapshot: Snapshot, name: str, machines: Sequence[Machine]) -> None:
         failed = sys.exception() is not None or any(one.result == "failed" for one in self.outcomes)
@@ -573,6 +576,9 @@ def _deployed(run: _Run) -> Iterator[Snapshot | None]:
         except _NotDeployedError:
             pass
         except GuestError as error:
+            if not run.outcomes:
+                # of what is under test nothing was in it yet
+                raise
             # without the packages it was deployed like this when its snapshot was made
             run.note(deployment(result="failed", seconds=_since(begun), message=printable(str(error))))
         else:
@@ -656,21 +662,20 @@ def _rebuilt(
     """
     begun = time.monotonic()
     directory, log_name = f"/opt/pkgci/{flavour}", f"logs/{flavour}.log"
-    said, reason = b"", ""
+    reason = ""
     log.info("%s: rebuilding: %s", flavour, how.rebuild)
-    with _blaming_packages(machine, how.seconds) as blamed:
+    with (
+        LogFile(run.artifacts / log_name, stamped=True) as said,
+        _blaming_packages(machine, how.seconds) as blamed,
+    ):
         files = flavours.overlay(run.target, run.records, packages)
-        machine.put({f"{directory}{path}": content for path, content in files.items()})
-        done = run_script(machine, run.home / how.rebuild, directory, seconds=how.seconds)
-        said = done.output
+        machine.put({f"{directory}{path}": content for path, content in files.items()}, how.seconds)
+        done = run_script(machine, run.home / how.rebuild, directory, seconds=how.seconds, to=said)
         if done.status == flavours.UNREADABLE:
-            raise InfrastructureError(f"cannot read the repositories on {how.rebuild}; {log_name} has what it said")
+            raise InfrastructureError(f"{how.rebuild}: cannot read the repositories there; {log_name} has what it said")
         if done.status:
             reason = (done.text().strip().splitlines() or [f"{how.rebuild} ended with status {done.status}"])[-1]
-    (run.artifacts / "logs").mkdir(parents=True, exist_ok=True)
-    with LogFile(run.artifacts / log_name) as stream:
-        stream.write(said)
-    reason = "; ".join([*blamed, *filter(None, [reason])])
+    reason = "; ".join(filter(None, [*blamed, reason]))
     result = "failed" if reason else "passed"
     return ScenarioOutcome(
         scenario=flavour, test=test, result=result, seconds=_since(begun), message=printable(reason), log=log_name
@@ -689,27 +694,17 @@ def _blaming_packages(machine: Machine, seconds: float) -> Iterator[list[str]]:
         FaultError: the connection to it was cut.
         InfrastructureError: this host was too busy with others to run it.
     """
-    begun, waited = time.monotonic(), machine.waited()
     blamed: list[str] = []
     try:
-        yield blamed
+        with blaming_the_host(machine, seconds, INSTALLING):
+            yield blamed
     except GuestError as error:
-        if isinstance(error, EndlessError):
-            waited = machine.waited() - waited
-            # of a package that is busy without end in as many machines as share the host's processors, it has its time
-            if seconds - waited < min(seconds, INSTALL_SECONDS) / 2:
-                raise InfrastructureError(
-                    f"in {seconds:.0f} s the packages were not installed: for {waited:.0f} s of these the host had no "
-                    "processor for the machine; run fewer at once there, see its executors of the label systest"
-                ) from error
-        if isinstance(error, LostError) and _why_unusable(machine) is None and machine.up_since(begun):
-            raise FaultError(Fault.CUT, f"while the packages were installed: {error}") from error
-        blamed.append(f"while the packages were installed: {error}")
+        blamed.append(f"{INSTALLING}: {error}")
 
 
 def _version(run: _Run, machine: Machine, package: str) -> str:
-    """Return the version in which a package is installed in a machine; empty if it is not."""
-    return machine.run(VERSION[run.target.format], package, timeout=LOGIN_SECONDS).text().strip()
+    """Return the version in which a package is installed in a machine, as that says; empty if it is not."""
+    return printable(machine.run(VERSION[run.target.format], package, timeout=LOGIN_SECONDS).text())
 
 
 def _since(begun: float) -> float:

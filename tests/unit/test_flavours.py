@@ -9,6 +9,7 @@ import trees
 
 from pkgci import flavours
 from pkgci.artifacts import RepositoryPackage
+from pkgci.change import Parameters
 from pkgci.config import Config
 from pkgci.errors import RequestError
 
@@ -19,6 +20,7 @@ targets: [bookworm-amd64]
 flavours:
   agent: [cluster, bootstrap]
   web: [container]
+  Py_Web: [container]
 """
 LAB = """
 nodes: {master: {role: master}}
@@ -35,6 +37,9 @@ scenarios: {all: all.py}
 """
 
 
+SCRIPTS = {f"lab/{name}.sh": "" for name in ("bootstrap", "container")}
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     made = trees.config(tmp_path)
@@ -42,7 +47,7 @@ def config(tmp_path: Path) -> Config:
         path.unlink()
     trees.write(
         made.directory,
-        {"releases/one.yaml": RELEASE, "environments/lab.yaml": LAB, "environments/boot.yaml": BOOT},
+        {"releases/one.yaml": RELEASE, "environments/lab.yaml": LAB, "environments/boot.yaml": BOOT, **SCRIPTS},
     )
     return made
 
@@ -64,6 +69,22 @@ def test_the_parameter_comes_before_the_release_and_can_be_spelled_again(config)
     assert assigned(config, "lab", "", flavours.spelled(found), *found) == found
 
 
+def test_a_source_package_may_be_called_as_an_rpm_is(config):
+    found = assigned(config, "lab", "main", "", "Py_Web")
+    assert found == {"Py_Web": ("container",)}
+    assert Parameters.read({"FLAVOURS": flavours.spelled(found)}).get("FLAVOURS") == "Py_Web:container"
+
+
+def test_a_release_that_claims_what_has_no_branch_says_its_flavours_too(config):
+    trees.write(config.directory, {"releases/one.yaml": RELEASE.replace("[main]", "['.*']")})
+    assert assigned(Config(config.directory), "lab", "", "", "web") == {"web": ("container",)}
+
+
+def test_a_flavour_of_what_is_not_under_test_is_refused(config):
+    with pytest.raises(RequestError, match=r"^parameter FLAVOURS: wed is not under test, but: web, other$"):
+        assigned(config, "lab", "main", "wed:cluster", "web", "other")
+
+
 @pytest.mark.parametrize(
     ("branch", "wanted", "source", "said"),
     [
@@ -81,6 +102,12 @@ def test_a_flavour_that_the_environment_does_not_know_is_refused(config, branch,
     with pytest.raises(RequestError) as caught:
         assigned(config, "lab", branch, wanted, source)
     assert str(caught.value).startswith(said)
+
+
+def test_a_script_that_is_not_there_is_said_before_anything_is_deployed(config):
+    (config.directory / "lab" / "container.sh").unlink()
+    with pytest.raises(RequestError, match=r"/lab\.yaml: flavour container: .*/lab/container\.sh does not exist$"):
+        assigned(config, "lab", "main", "", "web")
 
 
 def installed(place: Path, guest: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:

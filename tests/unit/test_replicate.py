@@ -193,6 +193,13 @@ def test_nothing_of_a_record_is_used_that_a_parameter_may_not_be(config: Config,
         job._given(config, original, "")
 
 
+def test_packages_get_into_the_product_as_they_did_whatever_a_release_here_says(config: Config, monkeypatch):
+    record = systest(flavours={"small": ("bootstrap", "cluster"), "Py_Small": ("master",)}, repositories=())
+    monkeypatch.setattr(job, "_repository", lambda *_: None)
+    original = job._Original("http://127.0.0.1:8/job/", record.model_copy(update={"packages": ()}), {})
+    assert job._given(config, original, "")["FLAVOURS"] == "small:bootstrap,cluster Py_Small:master"
+
+
 def test_a_repository_elsewhere_is_fetched_below_a_configured_prefix_only(config: Config, monkeypatch):
     asked = []
 

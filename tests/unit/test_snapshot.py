@@ -7,6 +7,7 @@ import shutil
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trees
@@ -17,7 +18,7 @@ from pkgci.errors import InfrastructureError, RequestError
 from pkgci.vm import lan, snapshot
 from pkgci.vm.machine import Clock
 from pkgci.vm.proxy import Proxy
-from pkgci.vm.remote import Completed, Remote
+from pkgci.vm.remote import Completed, DeafError, GuestError, Remote
 from pkgci.vm.snapshot import FrozenNode, Manifest, Plan, Planned, Step, UnfitError, ensure
 
 TARGET = "bookworm-amd64"
@@ -197,6 +198,9 @@ def test_a_deployment_may_say_a_lot_and_its_last_line_says_what_is_wrong(config,
     class Talkative(Remote):
         status = 0
 
+        def waited(self) -> float:
+            return 0.0
+
         def run(self, *_: str, timeout: float, input: bytes = b"", limit: int = 1 << 20) -> Completed:
             assert (timeout, len(input) > 0, limit > 16 << 20) == (60, True, True)
             return Completed(self.status, b"said\n" * 1000 + b"it is \x1b[1mbroken\n")
@@ -243,3 +247,17 @@ def test_a_snapshot_that_is_only_too_old_is_used_when_no_other_can_be_made_but_b
     manifest(key="another", created=made).write(latest / "manifest.json")
     with pytest.raises(InfrastructureError, match="does not answer"):
         ensure(config, plan(config))
+
+
+@pytest.mark.parametrize(("waited", "error"), [(10, GuestError), (290, InfrastructureError)])
+def test_whether_the_machine_or_the_host_is_slow_the_console_and_what_was_waited_for_are_said(
+    config, caplog, waited, error
+):
+    def deaf(_: float) -> None:
+        raise DeafError("no ssh to the machine within 300 s: refused")
+
+    waits = iter((0.0, float(waited)))
+    machine = SimpleNamespace(waited=lambda: next(waits), connect=deaf, console=lambda: "it panics\n")
+    with pytest.raises(InfrastructureError, match=f"^{TARGET}: node does not come up: no ssh to the machine") as caught:
+        snapshot._come_up(plan(config), "node", machine, 0)
+    assert (type(caught.value), "it panics" in caplog.text) == (error, True)

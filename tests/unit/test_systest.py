@@ -5,9 +5,11 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +17,9 @@ from types import SimpleNamespace
 import processes
 import pytest
 
-from pkgci import runs
+from pkgci import flavours, runs
 from pkgci import systest as job
+from pkgci.artifacts import RepositoryPackage, ScenarioOutcome
 from pkgci.change import Parameters
 from pkgci.config import EMBEDDED, Config
 from pkgci.engines.base import BuildRef
@@ -25,7 +28,17 @@ from pkgci.kept import Kept
 from pkgci.suite import wait
 from pkgci.systest import _decisive, _Run, systest
 from pkgci.vm import guest
-from pkgci.vm.remote import EndlessError
+from pkgci.vm.machine import Hardware, Machine, blaming_the_host
+from pkgci.vm.remote import (
+    Access,
+    Completed,
+    DeafError,
+    EndlessError,
+    FaultError,
+    GuestError,
+    LostError,
+    Remote,
+)
 from pkgci.vm.snapshot import Manifest, Step, UnfitError, discard
 
 DEB, RPM = "bookworm-amd64", "debianrpm-amd64"
@@ -566,3 +579,117 @@ def test_an_installation_without_end_is_the_packages_fault_unless_the_host_let_i
         return
     with pytest.raises(InfrastructureError, match=f"for {waited} s of these the host had no processor for the machine"):
         job._install(run, machine, (), "together", seconds)
+
+
+@pytest.mark.parametrize(
+    ("error", "waited", "up", "raised"),
+    [
+        (LostError(), 0, True, FaultError),
+        # it has restarted: whatever did that
+        (LostError(), 0, False, LostError),
+        (DeafError("no ssh"), 200, True, InfrastructureError),
+        (DeafError("no ssh"), 100, True, DeafError),
+        (GuestError("it floods us"), 200, True, GuestError),
+    ],
+)
+def test_what_comes_over_a_machine_is_told_from_what_it_does(error, waited, up, raised):
+    waits = iter((7.0, 7.0 + waited))
+    machine = SimpleNamespace(waited=lambda: next(waits), connect=lambda _: None, up_since=lambda _: up)
+    with pytest.raises(InfrastructureError) as caught, blaming_the_host(machine, 300, "it is deployed"):
+        raise error
+    assert type(caught.value) is raised
+
+
+def test_a_fault_that_comes_before_anything_has_a_log_is_tried_again_too(run):
+    run.begin_again("QEMU was killed")
+    assert run.retried == ["QEMU was killed"]
+
+
+@pytest.fixture
+def master(run, monkeypatch) -> _Run:
+    """A system test of a package that is part of the master's image."""
+    flavours = "networks: {}\nflavours: {master: {node: one, rebuild: lab/master.sh}}\n"
+    (run.home / "environments" / "lab.yaml").write_text(ENVIRONMENT + flavours)
+    (run.home / "lab").mkdir()
+    (run.home / "lab" / "master.sh").touch()
+    package = RepositoryPackage(
+        name="small", version="1", architecture="all", file="small.deb", sha256="0" * 64, source="small", key=""
+    )
+    snapshot = SimpleNamespace(manifest=SimpleNamespace(accelerator="tcg"))
+    monkeypatch.setattr(guest, "environment_plan", lambda *_: None)
+    made = replace(run, environment=Config(run.home).environment("lab")[1], tested=(package,), snapshot=snapshot)
+    return replace(made, flavours={"small": ("master",)})
+
+
+@pytest.mark.parametrize("rebuilt", [True, False])
+def test_a_machine_that_does_not_boot_before_its_image_is_rebuilt_is_no_packages_fault(master, monkeypatch, rebuilt):
+    @contextmanager
+    def redeployed(_config, _plan, _name, rebuild, *_: object):
+        if rebuilt:
+            rebuild(None)
+        raise GuestError("it does not come up")
+        yield
+
+    monkeypatch.setattr(job, "redeployed", redeployed)
+    passed = ScenarioOutcome(scenario="master", test="image", result="passed", seconds=0)
+    monkeypatch.setattr(job, "_rebuilt", lambda *_: passed)
+    with nullcontext() if rebuilt else pytest.raises(GuestError), job._deployed(master) as snapshot:
+        assert snapshot is None
+    assert [outcome.result for outcome in master.outcomes] == (["passed", "failed"] if rebuilt else [])
+
+
+class Rebuilding:
+    """A machine that says something when an image is rebuilt in it, and then ends by a status or an error."""
+
+    def __init__(self, end: int | GuestError) -> None:
+        self._end = end
+
+    def put(self, *_: object) -> None:
+        """Take files."""
+
+    def waited(self) -> float:
+        return 0.0
+
+    def connect(self, _: float) -> None:
+        raise DeafError("no ssh")
+
+    def run(self, *_: object, to, **__: object) -> Completed:
+        to.write(b"E: it is \x1b[1mso\n")
+        if isinstance(self._end, GuestError):
+            raise self._end
+        return Completed(self._end, b"E: it is \x1b[1mso\n")
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        (0, ""),
+        (1, "E: it is ?[1mso"),
+        (LostError("gone"), "while the packages were installed: the connection to the machine is lost: gone"),
+        (flavours.UNREADABLE, None),
+    ],
+)
+def test_what_was_said_when_an_image_was_rebuilt_is_a_log_however_that_ends(master, end, message):
+    how = master.environment.flavours.master
+    with (
+        nullcontext() if message is not None else pytest.raises(InfrastructureError, match=r"logs/master\.log has what")
+    ):
+        outcome = job._rebuilt(master, Rebuilding(end), "master", how, master.tested, "image")
+        assert (outcome.result, outcome.message) == ("failed" if message else "passed", message)
+    assert (master.artifacts / "logs" / "master.log").read_text().endswith("Z E: it is so\n")
+
+
+@pytest.mark.parametrize("target", [DEB, RPM])
+def test_a_package_that_is_not_installed_has_no_version(target):
+    script = job.VERSION[Config(EMBEDDED).target(target).format]
+    done = subprocess.run(["sh", "-euc", script, "sh", "no-such-package"], capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (0, b"")
+
+
+def test_a_qemu_that_ends_otherwise_than_by_the_guests_halt_has_not_written_its_disk(tmp_path, monkeypatch):
+    (tmp_path / "qemu.log").write_text("qemu: it is broken\n")
+    machine = Machine(tmp_path, Hardware("tcg", 512), Access(tmp_path / "identity", ""))
+    monkeypatch.setattr(Remote, "run", lambda *_, **__: Completed(0, b""))
+    machine._process = subprocess.Popen(["false"])
+    with pytest.raises(InfrastructureError, match="QEMU ended by itself: qemu: it is broken"):
+        machine.shut_down(10)

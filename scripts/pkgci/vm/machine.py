@@ -17,11 +17,11 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pkgci.command import run, supervised
 from pkgci.errors import InfrastructureError
@@ -29,7 +29,7 @@ from pkgci.lazy import Lazy
 from pkgci.logs import LogFile, record
 from pkgci.ssh import connect, public_key
 from pkgci.text import printable
-from pkgci.vm.remote import Access, Completed, DeafError, Fault, FaultError, GuestError, LostError, Remote
+from pkgci.vm.remote import Access, Completed, DeafError, EndlessError, Fault, FaultError, GuestError, LostError, Remote
 
 paramiko, qmp, legacy = Lazy("paramiko"), Lazy("qemu.qmp"), Lazy("qemu.qmp.legacy")
 log = logging.getLogger(__name__)
@@ -47,6 +47,9 @@ CONTROL_SECONDS = 120
 PACKED = "vm.zst"
 MEMORY_BYTES_A_SECOND = 1 << 40
 CONSOLE_BYTES = 16 << 20
+# a machine that does all that it is asked for in a half of this time, if it has a processor of the host to itself
+FAIR_SECONDS = 900
+LOGIN_SECONDS = 30
 # what the host has done to a machine, not who is in it: no space left, a disk that fails, an image that is damaged
 DISK_EVENTS = ("BLOCK_IO_ERROR", "BLOCK_IMAGE_CORRUPTED")
 
@@ -117,6 +120,42 @@ def accelerator(kernel: Path) -> Accelerator:
     except InfrastructureError:
         said = b""
     return "kvm" if b"Kernel panic" in said else "tcg"
+
+
+@contextmanager
+def blaming_the_host(machine: "Machine", seconds: float, doing: str) -> Iterator[None]:
+    """Do something in a machine; when it is not done, say so if that is no doing of the machine's.
+
+    Args:
+        machine: the machine.
+        seconds: what it may take; a machine that has a processor of the host to itself needs half of it at most.
+        doing: what is done, for errors.
+
+    Raises:
+        GuestError: it is not done, and may be the machine's doing.
+        FaultError: the connection to it was cut.
+        InfrastructureError: this host was too busy with others to run it.
+    """
+    begun, waited = time.monotonic(), machine.waited()
+    try:
+        yield
+    except (DeafError, EndlessError) as error:
+        waited = machine.waited() - waited
+        # of one that is busy without end, among as many as share the host's processors, it has its time
+        if seconds - waited < min(seconds, FAIR_SECONDS) / 2:
+            raise InfrastructureError(
+                f"{doing}: {error}; for {waited:.0f} s of these the host had no processor for the machine; run fewer at once "
+                "there, see its executors of the label systest"
+            ) from error
+        raise
+    except LostError as error:
+        try:
+            machine.connect(LOGIN_SECONDS)
+        except GuestError:
+            raise error from None
+        if machine.up_since(begun):
+            raise FaultError(Fault.CUT, f"{doing}: {error}") from error
+        raise
 
 
 class Machine(Remote):
@@ -194,15 +233,18 @@ class Machine(Remote):
 
         Raises:
             GuestError: it has not within `seconds`.
+            FaultError: QEMU was killed: what it had yet to write to the disk is lost.
         """
         with suppress(LostError):
             self.run("systemctl poweroff", timeout=seconds)
         self._disconnect()
         assert self._process
         try:
-            self._process.wait(seconds)
+            status = self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise GuestError(f"the machine does not halt within {seconds:.0f} s") from None
+        if status:
+            raise self._failure("ended by itself")
 
     def stop(self) -> None:
         """Let a machine stand still."""
@@ -285,7 +327,7 @@ class Machine(Remote):
                 self._client = client
                 return
 
-    def run(self, script: str, *arguments: str, timeout: float, input: bytes = b"", limit: int = 1 << 20) -> Completed:
+    def run(self, script: str, *arguments: str, **options: Any) -> Completed:
         """Run a shell script in the guest; see `Remote.run`.
 
         Raises:
@@ -294,7 +336,7 @@ class Machine(Remote):
             InfrastructureError: the host has no space left for its disk.
         """
         try:
-            return super().run(script, *arguments, timeout=timeout, input=input, limit=limit)
+            return super().run(script, *arguments, **options)
         except GuestError:
             assert self._process
             with suppress(subprocess.TimeoutExpired):

@@ -16,8 +16,9 @@ from socketserver import BaseRequestHandler, ThreadingTCPServer
 from tarfile import TarFile, TarInfo
 from typing import IO
 
-from pkgci.errors import InfrastructureError
+from pkgci.errors import DISK, InfrastructureError
 from pkgci.lazy import Lazy
+from pkgci.text import printable
 
 paramiko = Lazy("paramiko")
 log = logging.getLogger(__name__)
@@ -95,7 +96,15 @@ class Remote:
     def __init__(self, client: "paramiko.SSHClient | None") -> None:
         self._client = client
 
-    def run(self, script: str, *arguments: str, timeout: float, input: bytes = b"", limit: int = 1 << 20) -> Completed:
+    def run(
+        self,
+        script: str,
+        *arguments: str,
+        timeout: float,
+        input: bytes = b"",
+        limit: int = 1 << 20,
+        to: IO[bytes] | None = None,
+    ) -> Completed:
         """Run a shell script in the guest, as root.
 
         Args:
@@ -104,6 +113,7 @@ class Remote:
             timeout: seconds until its connection is cut; what it started may go on.
             input: its standard input.
             limit: bytes of output that are accepted.
+            to: takes the output as it comes, so that it is there however this ends.
 
         Raises:
             EndlessError: no end within `timeout`.
@@ -121,6 +131,8 @@ class Remote:
                 channel.shutdown_write()
                 while block := channel.recv(65536):
                     output += block
+                    if to:
+                        to.write(block)
                     if len(output) > limit:
                         raise GuestError(f"a command in the machine wrote more than {limit} bytes")
                     channel.settimeout(max(0.0, end - time.monotonic()))
@@ -129,6 +141,9 @@ class Remote:
         except TimeoutError as error:
             raise EndlessError(f"a command in the machine did not end within {timeout:.0f} s") from error
         except (OSError, EOFError, paramiko.SSHException) as error:
+            if isinstance(error, OSError) and error.errno in DISK:
+                # it is `to` that cannot be written
+                raise
             raise LostError(error) from error
         if status < 0:
             raise LostError
@@ -194,14 +209,14 @@ class Remote:
                 tar.addfile(info, BytesIO(content))
         done = self.run("tar -C / -xf -", timeout=timeout, input=archive.getvalue())
         if done.status:
-            raise GuestError(f"cannot write files in the machine: {done.text().strip()}")
+            raise GuestError(f"cannot write files in the machine: {printable(done.text())}")
 
     def get(self, path: str, timeout: float = FILES_SECONDS) -> bytes:
         """Return the content of a file of the guest, up to `FILE_BYTES`."""
         # encoded, so that what cat has to say is no content
         done = self.run('base64 -w 0 -- "$1"', path, timeout=timeout, limit=2 * FILE_BYTES)
         if done.status:
-            raise GuestError(f"cannot read {path} in the machine: {done.text().strip()}")
+            raise GuestError(f"cannot read {path} in the machine: {printable(done.text())}")
         return base64.b64decode(done.output)
 
 

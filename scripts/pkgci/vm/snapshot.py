@@ -24,6 +24,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import IO
 
 from pkgci.artifacts import File, Part, Record
 from pkgci.command import run
@@ -35,7 +36,7 @@ from pkgci.upstream import apt_sources, rpm_repositories
 from pkgci.vm import lan
 from pkgci.vm.image import DISK_MIB as BLANK_MIB
 from pkgci.vm.image import Image, directory_of, image, image_key
-from pkgci.vm.machine import PACKED, Accelerator, Clock, Hardware, Machine, accelerator, qemu_version
+from pkgci.vm.machine import PACKED, Accelerator, Clock, Hardware, Machine, accelerator, blaming_the_host, qemu_version
 from pkgci.vm.proxy import Proxy, Rule
 from pkgci.vm.remote import Access, Completed, DeafError, Fault, FaultError, GuestError
 
@@ -769,10 +770,13 @@ def _wake(machine: Machine, seconds: float = RESTORE_SECONDS) -> None:
 def _come_up(plan: Plan, name: str, machine: Machine, started: float) -> None:
     """Wait for a machine that boots, and give it the time and random numbers."""
     try:
-        machine.connect(BOOT_SECONDS)
-    except GuestError as error:
+        with blaming_the_host(machine, BOOT_SECONDS, f"{plan.name}: {name} does not come up"):
+            machine.connect(BOOT_SECONDS)
+    except InfrastructureError as error:
         # the file goes with the machine
         log.error("the console of %s ends with:\n%s", name, plain(machine.console()[-CONSOLE_SHOWN:]))
+        if not isinstance(error, GuestError):
+            raise
         raise GuestError(f"{plan.name}: {name} does not come up: {error}") from error
     log.info("%s: %s booted in %.0f s", plan.name, name, time.monotonic() - started)
     what = f"prepare the machine of {plan.name}"
@@ -823,18 +827,20 @@ def _run_steps(plan: Plan, steps: Sequence[Step], machines: Mapping[str, Machine
     for step in steps:
         log.info("%s: %s: %s", plan.name, step.node, step.script.name)
         what = f"run {step.script} on {step.node}"
-        beside = directory_of(step.script)
-        _succeed(machines[step.node], DEPLOY, step.script.name, input=beside, seconds=step.seconds, what=what)
+        beside, machine = directory_of(step.script), machines[step.node]
+        with blaming_the_host(machine, step.seconds, f"cannot {what}"):
+            _succeed(machine, DEPLOY, step.script.name, input=beside, seconds=step.seconds, what=what)
 
 
-def run_script(machine: Machine, script: Path, *arguments: str, seconds: float) -> Completed:
-    """Run an environment's script on a machine, in a copy of the directory that it lies in.
+def run_script(machine: Machine, script: Path, *arguments: str, seconds: float, to: IO[bytes]) -> Completed:
+    """Run an environment's script on a machine, in a copy of the directory that it lies in; `to` takes what it says, too.
 
     Raises:
         RequestError: it cannot be read.
         GuestError: as of `Machine.run`.
     """
-    return machine.run(DEPLOY, script.name, *arguments, timeout=seconds, input=directory_of(script), limit=SAID_BYTES)
+    beside = directory_of(script)
+    return machine.run(DEPLOY, script.name, *arguments, timeout=seconds, input=beside, limit=SAID_BYTES, to=to)
 
 
 def restart(machines: Mapping[str, Machine]) -> Iterator[tuple[str, float, str]]:
@@ -855,7 +861,8 @@ def restart(machines: Mapping[str, Machine]) -> Iterator[tuple[str, float, str]]
 def _awake_since(machine: Machine, begun: float) -> tuple[float, str]:
     reason = ""
     try:
-        _wake(machine, BOOT_SECONDS)
+        with blaming_the_host(machine, BOOT_SECONDS, "the machine is restarted"):
+            _wake(machine, BOOT_SECONDS)
     except GuestError as error:
         reason = str(error)
     return round(time.monotonic() - begun, 1), reason
