@@ -103,13 +103,11 @@ def _parent(tree: Path) -> Path:
 def _product(config: Config) -> Path:
     """Return the tree of a package of the reference product, which PKGCI_CONFIG must name; its branch is `main`."""
     tree = config.cache / "demo" / "depot-node"
-    if not tree.exists():
-        with tempfile.TemporaryDirectory(dir=_parent(tree)) as new:
-            made = Path(shutil.copytree(config.directory / "product" / tree.name, Path(new, tree.name)))
-            _git(made, "init", "-q", "-b", "main")
-            _git(made, "add", ".")
-            _git(made, "commit", "-q", "-m", "The service of a node")
-            made.rename(tree)
+    shutil.rmtree(tree, ignore_errors=True)
+    shutil.copytree(config.directory / "product" / tree.name, tree)
+    _git(tree, "init", "-q", "-b", "main")
+    _git(tree, "add", ".")
+    _git(tree, "commit", "-q", "-m", "The service of a node")
     return tree
 
 

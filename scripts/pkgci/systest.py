@@ -47,7 +47,7 @@ from pkgci.text import lines, printable
 from pkgci.vm import guest
 from pkgci.vm.machine import FAIR_SECONDS, LOGIN_SECONDS, Machine, blaming_the_host
 from pkgci.vm.remote import FaultError, GuestError
-from pkgci.vm.snapshot import Snapshot, UnfitError, keep, redeployed, restart, run_script
+from pkgci.vm.snapshot import Making, Snapshot, UnfitError, keep, redeployed, restart, run_script
 
 deb822 = Lazy("debian.deb822")
 log = logging.getLogger(__name__)
@@ -558,7 +558,11 @@ def _deployed(run: _Run) -> Iterator[Snapshot | None]:
         return
     node = how.at(run.environment.nodes)
     plan = guest.environment_plan(run.config, run.name, run.target_name)
+    consoles = {name: run.artifacts / run.logs(name) / "deployment.log" for name in run.environment.nodes}
+    for path in consoles.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
     rules = guest.proxy(run.config, run.target, run.records).rules
+    making = Making(rules, run.snapshot.manifest.accelerator, consoles)
 
     def rebuild(machine: Machine) -> None:
         outcome = _rebuilt(run, machine, "master", how, packages, f"image of {node} is rebuilt")
@@ -571,8 +575,7 @@ def _deployed(run: _Run) -> Iterator[Snapshot | None]:
     with ExitStack() as stack:
         snapshot = None
         try:
-            by = run.snapshot.manifest.accelerator
-            snapshot = stack.enter_context(redeployed(run.config, plan, node, rebuild, rules, by))
+            snapshot = stack.enter_context(redeployed(run.config, plan, node, rebuild, making))
         except _NotDeployedError:
             pass
         except GuestError as error:

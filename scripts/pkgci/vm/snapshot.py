@@ -552,7 +552,7 @@ def _make(config: Config, plan: Plan) -> Snapshot:
     origins = _origins(config, plan)
     log.info("%s: booting what a snapshot is taken of (once; about a minute)", plan.name)
     with scratch(place, NEW) as directory:
-        snapshot = _freeze(config, plan, origins, directory)
+        snapshot = _freeze(config, plan, origins, directory, Making())
         log.info("%s: trying the snapshot", plan.name)
         with snapshot.restored(config, Proxy((), config.cache / "proxy")) as machines:
             _run_steps(plan, plan.health, dict(zip(plan.nodes, machines, strict=True)))
@@ -567,14 +567,24 @@ def _make(config: Config, plan: Plan) -> Snapshot:
     return Snapshot(final)
 
 
+@dataclass(frozen=True)
+class Making:
+    """How the machines of a plan are made.
+
+    Args:
+        rules: what they may fetch besides the upstream.
+        by: what runs machines on this host; it is found out if it is not known.
+        consoles: take what machines say on their consoles, by their names.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    by: Accelerator | None = None
+    consoles: Mapping[str, Path] = field(default_factory=dict)
+
+
 @contextmanager
 def redeployed(
-    config: Config,
-    plan: Plan,
-    name: str,
-    rebuild: Callable[[Machine], None],
-    rules: Iterable[Rule],
-    by: Accelerator,
+    config: Config, plan: Plan, name: str, rebuild: Callable[[Machine], None], making: Making
 ) -> Iterator[Snapshot]:
     """Yield a set that is nobody else's: a plan deployed anew, with one machine's image rebuilt. It goes at the end.
 
@@ -583,17 +593,16 @@ def redeployed(
         plan: the plan.
         name: the machine whose image is rebuilt.
         rebuild: does that, in a machine that was booted from the image as it is.
-        rules: what the machines may fetch besides the upstream.
-        by: what runs machines on this host, as for the snapshot of the plan.
+        making: how the machines are made.
 
     Raises:
         InfrastructureError: it cannot be made; and whatever `rebuild` raises.
     """
     origins = _origins(config, plan)
     with _run_directory(config) as directory:
-        origins[name] = _rebuilt(config, plan, name, origins[name], rebuild, rules, by, directory)
+        origins[name] = _rebuilt(config, plan, name, origins[name], rebuild, making, directory)
         log.info("%s: deploying it anew, with the image of %s that was rebuilt", plan.name, name)
-        yield _freeze(config, plan, origins, directory, rules, by)
+        yield _freeze(config, plan, origins, directory, making)
 
 
 def _rebuilt(
@@ -602,8 +611,7 @@ def _rebuilt(
     name: str,
     origin: Image,
     rebuild: Callable[[Machine], None],
-    rules: Iterable[Rule],
-    by: Accelerator,
+    making: Making,
     directory: Path,
 ) -> Image:
     """Return the image that a machine is after `rebuild`, in a directory for runs."""
@@ -620,8 +628,9 @@ def _rebuilt(
         ["qemu-img", "create", "-q", "-f", "qcow2", "-b", origin.directory / "disk", "-F", "qcow2", own / "disk"],
         quiet=True,
     )
+    by = making.by or accelerator(image / "kernel")
     hardware = Hardware(by, plan.nodes[name].target.machine.memory_mib)
-    proxy = _proxy(config, plan, rules)
+    proxy = _proxy(config, plan, making.rules)
     with (
         proxy.listening(directory / PROXY),
         Machine(own, hardware, Access(image / "identity", origin.host_key)) as machine,
@@ -648,15 +657,8 @@ def _proxy(config: Config, plan: Plan, rules: Iterable[Rule]) -> Proxy:
     return Proxy((*rules, *sorted(upstream, key=lambda rule: rule.prefix)), config.cache / "proxy")
 
 
-def _freeze(
-    config: Config,
-    plan: Plan,
-    origins: Mapping[str, Image],
-    place: Path,
-    rules: Iterable[Rule] = (),
-    by: Accelerator | None = None,
-) -> Snapshot:
-    """Make a snapshot in the directory `place`; `rules` are what its machines may fetch besides the upstream."""
+def _freeze(config: Config, plan: Plan, origins: Mapping[str, Image], place: Path, making: Making) -> Snapshot:
+    """Make a snapshot in the directory `place`."""
     new = place / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     new.mkdir()
     for name, origin in origins.items():
@@ -670,7 +672,7 @@ def _freeze(
         disk.chmod(0o644)
         for file in ("ram", "state"):
             (new / f"{name}.{file}").touch()
-    by = by or accelerator(next(iter(origins.values())).directory / "kernel")
+    by = making.by or accelerator(next(iter(origins.values())).directory / "kernel")
     log.info("%s: the machines run by %s", plan.name, by)
     networks = list(dict.fromkeys(network for node in plan.nodes.values() for network in node.addresses))
     hardware = {
@@ -686,7 +688,7 @@ def _freeze(
     backends = lan.backends({name: list(node.addresses) for name, node in plan.nodes.items()})
     with (
         _run_directory(config) as directory,
-        _proxy(config, plan, rules).listening(directory / PROXY),
+        _proxy(config, plan, making.rules).listening(directory / PROXY),
         ExitStack() as stack,
     ):
         threads = stack.enter_context(ThreadPoolExecutor(len(plan.nodes)))
@@ -695,6 +697,8 @@ def _freeze(
             own = directory / name
             own.mkdir()
             _link(new, own, name, list(_files(hardware[name].from_network).values()))
+            if name in making.consoles:
+                (own / "serial.log").symlink_to(making.consoles[name].absolute())
             access = Access(new / f"{name}.identity", origin.host_key)
             machines[name] = stack.enter_context(Machine(own, hardware[name], access, backends[name]))
         started = time.monotonic()
