@@ -47,7 +47,7 @@ from pkgci.text import lines, printable
 from pkgci.vm import guest
 from pkgci.vm.machine import FAIR_SECONDS, LOGIN_SECONDS, Machine, blaming_the_host
 from pkgci.vm.remote import FaultError, GuestError
-from pkgci.vm.snapshot import Making, Snapshot, UnfitError, keep, redeployed, restart, run_script
+from pkgci.vm.snapshot import Making, Snapshot, UnfitError, keep, redeployed, restart, run_script, run_steps
 
 deb822 = Lazy("debian.deb822")
 log = logging.getLogger(__name__)
@@ -600,10 +600,12 @@ def _made_part(run: _Run, machines: Mapping[str, Machine]) -> tuple[RepositoryPa
         The packages that are in it; None when they made that fail, which is noted.
     """
     known = run.environment.flavours
-    for flavour in ("bootstrap", "container"):
-        packages, how = run.of(flavour), getattr(known, flavour)
-        if packages and not _carried(run, machines, flavour, how, packages):
+    carried = [flavour for flavour in ("bootstrap", "container") if run.of(flavour)]
+    for flavour in carried:
+        if not _carried(run, machines, flavour, getattr(known, flavour), run.of(flavour)):
             return None
+    if carried and not _healthy(run, machines, carried[-1]):
+        return None
     packages = run.of("cluster")
     if not packages:
         return run.tested
@@ -616,6 +618,20 @@ def _made_part(run: _Run, machines: Mapping[str, Machine]) -> tuple[RepositoryPa
     done = f"repositories are added to the product on {node}"
     run.note(ScenarioOutcome(scenario="cluster", test=done, result="passed", seconds=_since(begun)))
     return run.tested
+
+
+def _healthy(run: _Run, machines: Mapping[str, Machine], flavour: Flavour) -> bool:
+    """Check the health of a product in which images were rebuilt, the last one for a flavour; note how that went."""
+    begun, reason = time.monotonic(), ""
+    plan = guest.environment_plan(run.config, run.name, run.target_name)
+    try:
+        run_steps(plan, plan.health, machines)
+    except GuestError as error:
+        reason = printable(str(error))
+    result = "failed" if reason else "passed"
+    test = "product is healthy"
+    run.note(ScenarioOutcome(scenario=flavour, test=test, result=result, seconds=_since(begun), message=reason))
+    return not reason
 
 
 def _carried(

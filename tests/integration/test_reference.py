@@ -103,6 +103,7 @@ def test_a_queue_of_all_flavours_is_one_run_in_which_each_package_gets_into_the_
         "bootstrap: node-1 boots it from master",
         "bootstrap: node-2 boots it from master",
         "container: depot-web-image is rebuilt and installed on master",
+        "container: product is healthy",
         "cluster: repositories are added to the product on master",
     ]
     assert set(results(record).values()) == {"passed"}

@@ -62,7 +62,7 @@ if point != "booting":
 if point == "named":
     Path.symlink_to = lambda path, to: die() if path.name == ".latest.new" else link(path, to)
 else:
-    setattr(snapshot, {"booting": "_set_up", "restored": "_run_steps"}[point], die)
+    setattr(snapshot, {"booting": "_set_up", "restored": "run_steps"}[point], die)
 guest.plain(Config(Path(configuration)), test_systest_faults.TARGET)
 """
 

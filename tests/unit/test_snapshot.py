@@ -207,10 +207,10 @@ def test_a_deployment_may_say_a_lot_and_its_last_line_says_what_is_wrong(config,
 
     machine = Talkative(None)
     lab = Plan("lab", {"a": Planned(config.target(TARGET))}, "", steps)
-    snapshot._run_steps(lab, steps, {"a": machine})
+    snapshot.run_steps(lab, steps, {"a": machine})
     machine.status = 1
     with pytest.raises(InfrastructureError, match=r"^cannot run .*/run\.sh on a: it is \?\[1mbroken$"):
-        snapshot._run_steps(lab, steps, {"a": machine})
+        snapshot.run_steps(lab, steps, {"a": machine})
 
 
 def test_a_snapshot_whose_checksums_are_compared_is_not_removed_meanwhile(config, latest, monkeypatch):

@@ -555,7 +555,7 @@ def _make(config: Config, plan: Plan) -> Snapshot:
         snapshot = _freeze(config, plan, origins, directory, Making())
         log.info("%s: trying the snapshot", plan.name)
         with snapshot.restored(config, Proxy((), config.cache / "proxy")) as machines:
-            _run_steps(plan, plan.health, dict(zip(plan.nodes, machines, strict=True)))
+            run_steps(plan, plan.health, dict(zip(plan.nodes, machines, strict=True)))
         final = place / snapshot.directory.name
         snapshot.directory.rename(final)
     pointer = place / ".latest.new"
@@ -707,14 +707,14 @@ def _freeze(config: Config, plan: Plan, origins: Mapping[str, Image], place: Pat
             machines[name].boot()
         for done in [threads.submit(_set_up, plan, name, machines[name], started) for name in from_disk]:
             done.result()
-        _run_steps(plan, plan.deploy, machines)
+        run_steps(plan, plan.deploy, machines)
         others = [name for name in machines if hardware[name].from_network]
         for name in others:
             machines[name].boot()
         begun = time.monotonic()
         for done in [threads.submit(_come_up, plan, name, machines[name], begun) for name in others]:
             done.result()
-        _run_steps(plan, plan.health, machines)
+        run_steps(plan, plan.health, machines)
         seconds = round(time.monotonic() - started, 1)
         for machine in machines.values():
             _succeed(machine, FREEZE, seconds=RESTORE_SECONDS, what=f"prepare the machine of {plan.name}")
@@ -822,7 +822,7 @@ def ethers(nodes: Mapping[str, Planned], name: str) -> str:
     )
 
 
-def _run_steps(plan: Plan, steps: Sequence[Step], machines: Mapping[str, Machine]) -> None:
+def run_steps(plan: Plan, steps: Sequence[Step], machines: Mapping[str, Machine]) -> None:
     """Run an environment's scripts, in order.
 
     Raises:
