@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -136,11 +137,11 @@ def while_installing(monkeypatch: pytest.MonkeyPatch, act: Callable[[Machine], N
     """Have something done to the machine when the first installation begins; return what becomes the list of all."""
     install, attempts = job._install, []
 
-    def acted(run, machine, action, *seconds):
+    def acted(run, machine, packages, action, *seconds):
         attempts.append(action)
         if len(attempts) == 1:
             act(machine)
-        return install(run, machine, action, *seconds)
+        return install(run, machine, packages, action, *seconds)
 
     monkeypatch.setattr(job, "_install", acted)
     return attempts
@@ -235,14 +236,16 @@ def test_a_flipped_byte_anywhere_in_a_snapshot_makes_it_one_that_is_not_used(own
     assert snapshot.unfit(own, plan) == f"snapshot {TARGET}/1 is damaged: the content of {damaged} has changed"
 
 
-def thawed(directory: Path) -> Callable[..., None]:
+def thawed(directory: Path) -> Callable[..., Snapshot]:
     """Return what takes the place of `_freeze`: it takes the files of a snapshot that was made before."""
 
-    def freeze(_config: Config, plan: snapshot.Plan, _origins: object, new: Path) -> None:
-        manifest = Snapshot(directory).manifest
+    def freeze(_config: Config, plan: snapshot.Plan, _origins: object, place: Path, _making: object) -> Snapshot:
+        new, manifest = place / uuid.uuid4().hex, Snapshot(directory).manifest
+        new.mkdir()
         for file in manifest.files:
             subprocess.run(["cp", "--sparse=always", "--reflink=auto", directory / file.name, new], check=True)
         manifest.model_copy(update={"key": plan.key(), "created": datetime.now(UTC)}).write(new / "manifest.json")
+        return Snapshot(new)
 
     return freeze
 
