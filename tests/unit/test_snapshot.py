@@ -16,6 +16,7 @@ from pkgci.artifacts import File
 from pkgci.config import Config
 from pkgci.errors import InfrastructureError, RequestError
 from pkgci.vm import lan, snapshot
+from pkgci.vm.image import Image
 from pkgci.vm.machine import Clock
 from pkgci.vm.proxy import Proxy
 from pkgci.vm.remote import Completed, DeafError, GuestError, Remote
@@ -261,3 +262,21 @@ def test_whether_the_machine_or_the_host_is_slow_the_console_and_what_was_waited
     with pytest.raises(InfrastructureError, match=f"^{TARGET}: node does not come up: no ssh to the machine") as caught:
         snapshot._come_up(plan(config), "node", machine, 0)
     assert (type(caught.value), "it panics" in caplog.text) == (error, True)
+
+
+def test_a_product_that_does_not_fit_is_not_deployed_anew(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "disk").write_bytes(b"x" * (3 << 20))
+    made = Image(tmp_path, "key", "ssh-ed25519 AAAA")
+    monkeypatch.setattr(snapshot, "image", lambda *_: made)
+    monkeypatch.setattr(snapshot, "_rebuilt", lambda *_: pytest.fail("it has begun"))
+    monkeypatch.setattr(snapshot.shutil, "disk_usage", lambda _: SimpleNamespace(free=400 << 20))
+    lab = Plan("lab", {"a": Planned(config.target(TARGET)), "b": Planned(config.target(TARGET), boot="a")}, "")
+    with (
+        pytest.raises(
+            InfrastructureError, match=r"^no space to deploy lab anew: 400 MiB free for .*, 1030 MiB needed; "
+        ),
+        snapshot.redeployed(config, lab, "a", lambda _: None, snapshot.Making()),
+    ):
+        pass
+    assert not list((config.cache / "runs").iterdir())

@@ -600,9 +600,27 @@ def redeployed(
     """
     origins = _origins(config, plan)
     with _run_directory(config) as directory:
+        _check_space(directory, plan, origins)
         origins[name] = _rebuilt(config, plan, name, origins[name], rebuild, making, directory)
         log.info("%s: deploying it anew, with the image of %s that was rebuilt", plan.name, name)
         yield _freeze(config, plan, origins, directory, making)
+
+
+def _check_space(directory: Path, plan: Plan, origins: Mapping[str, Image]) -> None:
+    """Check that a set that is deployed anew, and the image that is rebuilt for it, fit where runs are.
+
+    Raises:
+        InfrastructureError: they may not.
+    """
+    disks = {name: image.directory / "disk" for name, image in origins.items() if not plan.nodes[name].boot}
+    written = sum(disk.stat().st_blocks * 512 >> 20 for disk in disks.values())
+    needed = 2 * written + sum(node.target.machine.memory_mib for node in plan.nodes.values())
+    free = shutil.disk_usage(directory).free >> 20
+    if free < needed:
+        raise InfrastructureError(
+            f"no space to deploy {plan.name} anew: {free} MiB free for {directory.parent}, {needed} MiB needed; "
+            "see `pkgci doctor --host` for what takes the disk"
+        )
 
 
 def _rebuilt(
