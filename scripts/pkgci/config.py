@@ -39,6 +39,8 @@ EMBEDDED = ROOT / "etc" / "embedded"
 NODES = 9
 # how many networks one of them may be in
 NETWORKS = 16
+# how many disks one of them may have beside the first one: each is a slot of its PCI bus, too
+DISKS = 4
 # what QEMU's user-mode network has between a machine and the host
 HOST_SUBNET = "10.0.2.0/24"
 
@@ -486,6 +488,9 @@ class Node(Section):
         None, description="boot from the first of its networks, by what this machine serves there"
     )
     memory_mib: int | None = Field(None, ge=128)
+    disks: tuple[Annotated[int, Field(ge=1, le=1 << 20)], ...] = Field(
+        (), max_length=DISKS, description="further ones, empty, /dev/vdb and so on: their sizes in MiB"
+    )
     # each is a slot of its PCI bus
     networks: tuple[Name, ...] = Field(
         (), max_length=NETWORKS, description="those of the environment that it is in: eth1, eth2, ..."

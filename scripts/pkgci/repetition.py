@@ -167,7 +167,8 @@ def _of_snapshots(name: str, there: Manifest, here: Manifest) -> Iterator[str]:
 def _facts(manifest: Manifest, node: FrozenNode) -> dict[str, str]:
     kernel = next((file.sha256 for file in manifest.files if file.name == f"{node.name}.kernel"), "")
     facts = {"image key": node.image, "memory": f"{node.memory_mib} MiB", "networks": " ".join(node.networks)}
-    return {**facts, "addresses": " ".join(node.addresses), "kernel": kernel[:SHOWN]}
+    facts |= {"addresses": " ".join(node.addresses), "disks": str(1 + node.further_disks), "boot": node.boot or ""}
+    return {**facts, "kernel": kernel[:SHOWN]}
 
 
 def _installed(node: FrozenNode) -> dict[str, str]:

@@ -23,7 +23,7 @@ networks:
 nodes:
   master: {networks: [admin], memory_mib: 256}
   one: {networks: [admin, data], memory_mib: 256}
-  two: {networks: [data], memory_mib: 256}
+  two: {networks: [data], memory_mib: 256, disks: [64, 32]}
 deploy:
   - {node: master, script: lab/master/deploy.sh}
   - {node: one, script: lab/one.sh}
@@ -147,6 +147,19 @@ def test_with_a_frozen_clock_their_time_goes_on_from_that_of_their_freezing_also
     # the set was tried meanwhile
     assert begun - frozen > 3, "the host's time cannot be told from the machines'"
     assert [frozen - 60 < float(one) < frozen + ran + 1 for one in times] == [True] * 4, (times, frozen, ran)
+
+
+def test_further_disks_are_empty_at_first_and_kept_as_they_were_left(config, snapshot, tmp_path):
+    read = "head -c 4 /dev/vdc | tr '\\0' -"
+    with snapshot.restored(config, Proxy((), config.cache / "proxy")) as machines:
+        two = machines[2]
+        assert said(two, "cat /sys/block/vd[b-z]/size").split() == ["131072", "65536"]
+        assert said(two, read) == "----"
+        said(two, "printf kept >/dev/vdc; sync /dev/vdc")
+        keep(snapshot, machines, tmp_path / "kept")
+    kept = Snapshot(tmp_path / "kept" / BASE)
+    with kept.restored(config, Proxy((), config.cache / "proxy"), as_kept=True) as (_, _, two):
+        assert said(two, read) == "kept"
 
 
 def test_two_runs_of_one_snapshot_know_nothing_of_each_other(config, snapshot, lab):

@@ -1,6 +1,7 @@
 """What becomes of a snapshot that cannot be used. Real machines are in `tests/integration/test_vm.py`."""
 
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -280,3 +281,16 @@ def test_a_product_that_does_not_fit_is_not_deployed_anew(config, tmp_path, monk
     ):
         pass
     assert not list((config.cache / "runs").iterdir())
+
+
+def test_a_field_that_is_newer_than_a_manifest_does_not_make_it_a_damaged_one(latest):
+    manifest().write(latest / "manifest.json")
+    path = latest / "manifest.json"
+    assert Manifest.read(path).sha256 == Manifest.read(path).digest()
+    # as it was before there was `seconds`
+    older = {name: value for name, value in json.loads(path.read_text()).items() if name not in ("seconds", "sha256")}
+    path.write_text(json.dumps(older))
+    path.write_text(json.dumps({**older, "sha256": Manifest.read(path).digest()}))
+    assert Manifest.read(path).sha256 == Manifest.read(path).digest()
+    path.write_text(path.read_text().replace('"tcg"', '"kvm"'))
+    assert Manifest.read(path).sha256 != Manifest.read(path).digest()

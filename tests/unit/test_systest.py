@@ -97,6 +97,8 @@ def refused(directory: Path, target: str = DEB, **parameters: str) -> str:
             f"{BOOTED}deploy: [{{node: a, script: x/y.sh}}]\n",
             "lab.yaml:3: deploy: Value error, a boots from the network",
         ),
+        ("nodes:\n  a: {disks: [0]}\n", "lab.yaml:2: nodes.a.disks.0: Input should be greater than or equal to 1"),
+        ("nodes:\n  a: {disks: [1, 1, 1, 1, 1]}\n", "lab.yaml:2: nodes.a.disks: Tuple should have at most 4 items"),
         ("nodes: {a: {build: x.sh}}\n", "must be in a directory of its own"),
         (
             f"{BOOTED}flavours: {{master: {{rebuild: x/y.sh}}}}\n",

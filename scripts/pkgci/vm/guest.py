@@ -82,6 +82,7 @@ def environment_plan(config: Config, name: str, target_name: str) -> Plan:
             addresses[node],
             home / one.build if one.build else None,
             one.boot,
+            one.disks,
         )
         for node, one in described.nodes.items()
     }

@@ -69,6 +69,8 @@ class Hardware:
     # it boots by PXE from the first one of them, and not from the files `kernel` and `initrd`
     from_network: bool = False
     clock: Clock = "host"
+    # beside the first one
+    further_disks: int = 0
 
     def command(self) -> list[str]:
         """Return QEMU's command line as far as a saved state depends on it; file names are relative."""
@@ -90,9 +92,21 @@ class Hardware:
                 for number, mac in enumerate(self.addresses)
                 for word in ("-device", f"virtio-net-pci,netdev=lan{number},mac={mac},{self._firmware(number)}")
             ),
+            *(
+                word
+                for disk in self.disks()[1:]
+                for word in (
+                    *("-drive", f"file={disk},if=none,id={disk},format=qcow2,cache=unsafe,discard=unmap"),
+                    *("-device", f"virtio-blk-pci,drive={disk}"),
+                )
+            ),
             # else a restart of the guest would take the host's time from it
             *(("-rtc", "clock=vm") if self.clock == "frozen" else ()),
         ]
+
+    def disks(self) -> list[str]:
+        """Return the names of its disks' files: the first one is the guest's /dev/vda, and so on."""
+        return ["disk", *(f"disk{number}" for number in range(1, self.further_disks + 1))]
 
     def _firmware(self, number: int) -> str:
         """Return what makes an interface one to boot from, or saves it the program for that."""
@@ -198,6 +212,11 @@ class Machine(Remote):
         """QEMU's process id."""
         assert self._process
         return self._process.pid
+
+    @property
+    def disks(self) -> list[Path]:
+        """The files of its disks."""
+        return [self.directory / name for name in self._hardware.disks()]
 
     @property
     def clock(self) -> Clock:

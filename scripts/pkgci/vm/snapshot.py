@@ -2,6 +2,8 @@
 
     snapshots/NAME/ID/{manifest.json,NODE.{qcow2,ram,state,kernel,initrd,identity}}   and   snapshots/NAME/latest
 
+NODE.disk1.qcow2 and so on are a machine's further disks.
+
 A set is complete in itself and final: `latest` is moved to it, by a rename, only after it was restored once and ssh
 answered. It fits its images, one version of QEMU and its command lines; the manifest says which, and others are refused.
 All machines of a set stand still before the first one is saved, and none runs before the last one is loaded: so what they
@@ -130,11 +132,15 @@ class OldError(UnfitError):
 
 
 class FrozenNode(Part):
-    """A machine of a set: what it fits, and what is in it; `boot` is the machine that it boots from by the network, if any."""
+    """A machine of a set: what it fits, and what is in it.
+
+    `boot` is the machine that it boots from by the network, if any, `further_disks` how many it has beside the first one.
+    """
 
     name: str
     image: str
     boot: str | None = None
+    further_disks: int = 0
     memory_mib: int
     addresses: tuple[str, ...]
     networks: tuple[str, ...]
@@ -159,12 +165,14 @@ class Manifest(Record):
     sha256: str = ""
 
     def digest(self) -> str:
-        """Return what `sha256` has to be."""
-        return hashlib.sha256(self.model_dump_json(exclude={"sha256"}).encode()).hexdigest()
+        """Return what `sha256` has to be: of what is in its file, not of fields that are newer than that."""
+        return hashlib.sha256(self.model_dump_json(exclude={"sha256"}, exclude_unset=True).encode()).hexdigest()
 
     def write(self, path: Path) -> None:
         """Write it with its checksum; see `Record.write`."""
-        super(Manifest, self.model_copy(update={"sha256": self.digest()})).write(path)
+        # as it is read again: with all fields
+        whole = Manifest.model_validate_json(self.model_dump_json(by_alias=True))
+        super(Manifest, whole.model_copy(update={"sha256": whole.digest()})).write(path)
 
 
 class Verified(Record):
@@ -183,12 +191,20 @@ class Planned:
         addresses: as `192.168.77.1/24` by the networks' names.
         build: the script that its image is made by as well.
         boot: the machine that it boots from by the network, if it has no image.
+        disks: the sizes of further disks, which are empty, in MiB.
     """
 
     target: Target
     addresses: Mapping[str, str] = field(default_factory=dict)
     build: Path | None = None
     boot: str | None = None
+    disks: tuple[int, ...] = ()
+
+    @property
+    def key(self) -> list:
+        """All that it is made from, as of JSON."""
+        memory, image = self.target.machine.memory_mib, image_key(self.target, self.build)
+        return [image, memory, dict(self.addresses), self.boot, self.disks]
 
 
 @dataclass(frozen=True)
@@ -226,10 +242,7 @@ class Plan:
         Raises:
             RequestError: a script cannot be read, or a target has no upstream.
         """
-        nodes = [
-            [name, image_key(node.target, node.build), node.target.machine.memory_mib, dict(node.addresses), node.boot]
-            for name, node in self.nodes.items()
-        ]
+        nodes = [[name, *node.key] for name, node in self.nodes.items()]
         scripts = [self.setup, NETWORK, DEPLOY, AWAKE, FREEZE]
         steps = [
             [step.node, step.script.name, hashlib.sha256(directory_of(step.script)).hexdigest(), step.seconds]
@@ -266,7 +279,7 @@ class Snapshot:
         """Check that it fits this host's QEMU and our command line, and that its files have their sizes."""
         manifest = self.manifest
         self.check_qemu()
-        if any(list(node.command) != self._hardware(node).command() for node in manifest.nodes):
+        if any(list(node.command) != self.hardware(node).command() for node in manifest.nodes):
             raise UnfitError(f"snapshot {self.id} was made with another command line of QEMU")
         for file in manifest.files:
             path = self.directory / file.name
@@ -367,16 +380,25 @@ class Snapshot:
         """Return a machine of a run's directory, on an overlay over its frozen disk."""
         own = directory / node.name
         own.mkdir()
-        _link(self.directory, own, node.name, [name for name in _files(bool(node.boot)).values() if name != "disk"])
-        disk = (self.directory.parent if as_kept else self.directory) / f"{node.name}.qcow2"
+        hardware = self.hardware(node)
+        files, disks = _files(hardware), _disks(hardware)
+        _link(self.directory, own, node.name, {suffix: name for suffix, name in files.items() if suffix not in disks})
         if as_kept:
             (own / PACKED).symlink_to(self._packed(node))
-        run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", disk, "-F", "qcow2", own / "disk"], quiet=True)
-        return Machine(own, self._hardware(node), self.access(node), backends)
+        for suffix, name in disks.items():
+            disk = (self.directory.parent if as_kept else self.directory) / f"{node.name}.{suffix}"
+            run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", disk, "-F", "qcow2", own / name], quiet=True)
+        return Machine(own, hardware, self.access(node), backends)
 
-    def _hardware(self, node: FrozenNode) -> Hardware:
+    def hardware(self, node: FrozenNode) -> Hardware:
+        """Return the hardware of a machine of it."""
         return Hardware(
-            self.manifest.accelerator, node.memory_mib, node.addresses, bool(node.boot), self.manifest.clock
+            self.manifest.accelerator,
+            node.memory_mib,
+            node.addresses,
+            bool(node.boot),
+            self.manifest.clock,
+            node.further_disks,
         )
 
     def access(self, node: FrozenNode) -> Access:
@@ -393,9 +415,9 @@ def keep(snapshot: Snapshot, machines: Sequence[Machine], place: Path) -> None:
         InfrastructureError: there is no space for them, or what ran there has written so much that others' would go without.
     """
     for machine in machines:
-        written = (machine.directory / "disk").stat().st_blocks * 512 >> 20
+        written = sum(disk.stat().st_blocks * 512 for disk in machine.disks) >> 20
         if written > DISK_MIB:
-            raise InfrastructureError(f"{written} MiB were written to a disk; up to {DISK_MIB} MiB are kept")
+            raise InfrastructureError(f"{written} MiB were written to the disks; up to {DISK_MIB} MiB are kept")
     base = place / BASE
     base.mkdir(parents=True)
     for name in ("manifest.json", *(file.name for file in snapshot.manifest.files)):
@@ -412,12 +434,13 @@ def keep(snapshot: Snapshot, machines: Sequence[Machine], place: Path) -> None:
             machine.stop()
             running.append(machine)
     for node, machine in zip(snapshot.manifest.nodes, machines, strict=True):
-        disk = place / f"{node.name}.qcow2"
         if machine in running:
-            machine.pack(disk.with_suffix(f".{PACKED}"))
+            machine.pack(place / f"{node.name}.{PACKED}")
         machine.kill()
-        shutil.move(machine.directory / "disk", disk)
-        run(["qemu-img", "rebase", "-u", "-F", "qcow2", "-b", f"{BASE}/{disk.name}", disk], quiet=True)
+        for suffix, own in zip(_disks(snapshot.hardware(node)), machine.disks, strict=True):
+            disk = place / f"{node.name}.{suffix}"
+            shutil.move(own, disk)
+            run(["qemu-img", "rebase", "-u", "-F", "qcow2", "-b", f"{BASE}/{disk.name}", disk], quiet=True)
 
 
 def unneeded(config: Config, names: Collection[str], before: float) -> list[Path]:
@@ -679,17 +702,6 @@ def _freeze(config: Config, plan: Plan, origins: Mapping[str, Image], place: Pat
     """Make a snapshot in the directory `place`."""
     new = place / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
     new.mkdir()
-    for name, origin in origins.items():
-        disk, blank = new / f"{name}.qcow2", bool(plan.nodes[name].boot)
-        for file in {"kernel", "initrd", "identity"} & set(_files(blank).values()):
-            shutil.copy(origin.directory / file, new / f"{name}.{file}")
-        if blank:
-            run(["qemu-img", "create", "-q", "-f", "qcow2", disk, f"{BLANK_MIB}M"], quiet=True)
-        else:
-            run(["cp", "--sparse=always", "--reflink=auto", origin.directory / "disk", disk], quiet=True)
-        disk.chmod(0o644)
-        for file in ("ram", "state"):
-            (new / f"{name}.{file}").touch()
     by = making.by or accelerator(next(iter(origins.values())).directory / "kernel")
     log.info("%s: the machines run by %s", plan.name, by)
     networks = list(dict.fromkeys(network for node in plan.nodes.values() for network in node.addresses))
@@ -700,9 +712,23 @@ def _freeze(config: Config, plan: Plan, origins: Mapping[str, Image], place: Pat
             tuple(lan.address(networks.index(network), number) for network in node.addresses),
             bool(node.boot),
             plan.clock,
+            len(node.disks),
         )
         for number, (name, node) in enumerate(plan.nodes.items())
     }
+    for name, origin in origins.items():
+        for file in {"kernel", "initrd", "identity"} & set(_files(hardware[name])):
+            shutil.copy(origin.directory / file, new / f"{name}.{file}")
+        sizes = (BLANK_MIB, *plan.nodes[name].disks)
+        for suffix, size in zip(_disks(hardware[name]), sizes, strict=True):
+            disk = new / f"{name}.{suffix}"
+            if suffix in FILES and not hardware[name].from_network:
+                run(["cp", "--sparse=always", "--reflink=auto", origin.directory / "disk", disk], quiet=True)
+            else:
+                run(["qemu-img", "create", "-q", "-f", "qcow2", disk, f"{size}M"], quiet=True)
+            disk.chmod(0o644)
+        for file in ("ram", "state"):
+            (new / f"{name}.{file}").touch()
     backends = lan.backends({name: list(node.addresses) for name, node in plan.nodes.items()})
     with (
         _run_directory(config) as directory,
@@ -714,7 +740,7 @@ def _freeze(config: Config, plan: Plan, origins: Mapping[str, Image], place: Pat
         for name, origin in origins.items():
             own = directory / name
             own.mkdir()
-            _link(new, own, name, list(_files(hardware[name].from_network).values()))
+            _link(new, own, name, _files(hardware[name]))
             if name in making.consoles:
                 (own / "serial.log").symlink_to(making.consoles[name].absolute())
             access = Access(new / f"{name}.identity", origin.host_key)
@@ -744,7 +770,7 @@ def _freeze(config: Config, plan: Plan, origins: Mapping[str, Image], place: Pat
             machine.stop()
         for machine in machines.values():
             machine.save()
-    files = [f"{name}.{suffix}" for name in plan.nodes for suffix in _files(hardware[name].from_network)]
+    files = [f"{name}.{suffix}" for name in plan.nodes for suffix in _files(hardware[name])]
     Manifest(
         name=plan.name,
         key=plan.key(),
@@ -758,6 +784,7 @@ def _freeze(config: Config, plan: Plan, origins: Mapping[str, Image], place: Pat
                 name=name,
                 image=origins[name].key,
                 boot=node.boot,
+                further_disks=len(node.disks),
                 memory_mib=node.target.machine.memory_mib,
                 addresses=hardware[name].addresses,
                 networks=tuple(node.addresses),
@@ -777,9 +804,17 @@ def _freeze(config: Config, plan: Plan, origins: Mapping[str, Image], place: Pat
     return Snapshot(new)
 
 
-def _files(from_network: bool) -> dict[str, str]:
-    """Return those of `FILES` that a machine has."""
-    return {name: file for name, file in FILES.items() if not (from_network and name in ("kernel", "initrd"))}
+def _files(hardware: Hardware) -> dict[str, str]:
+    """Return what the files of a machine are called, by their suffixes in a set."""
+    own = {
+        suffix: name for suffix, name in FILES.items() if not (hardware.from_network and suffix in ("kernel", "initrd"))
+    }
+    return own | _disks(hardware)
+
+
+def _disks(hardware: Hardware) -> dict[str, str]:
+    """Return the same of its disks only."""
+    return {"qcow2" if name == FILES["qcow2"] else f"{name}.qcow2": name for name in hardware.disks()}
 
 
 def _wake(machine: Machine, seconds: float = RESTORE_SECONDS) -> None:
@@ -901,11 +936,10 @@ def _succeed(
         raise GuestError(f"cannot {what}: {printable(said[-1])}")
 
 
-def _link(snapshot: Path, directory: Path, node: str, names: list[str]) -> None:
-    """Make links to a node's files in a machine's directory, and to where the run's proxy listens."""
-    for suffix, name in FILES.items():
-        if name in names:
-            (directory / name).symlink_to(snapshot / f"{node}.{suffix}")
+def _link(snapshot: Path, directory: Path, node: str, files: Mapping[str, str]) -> None:
+    """Make links to a node's files, names by suffixes, in a machine's directory, and to where the run's proxy listens."""
+    for suffix, name in files.items():
+        (directory / name).symlink_to(snapshot / f"{node}.{suffix}")
     (directory / "proxy").symlink_to(f"../{PROXY}/proxy")
 
 
