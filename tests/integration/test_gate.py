@@ -292,7 +292,12 @@ def test_what_is_recorded_is_of_the_queue_and_was_tested(config, gerrit, tmp_pat
         (
             FakeEngine(tested, SCENARIOS="package"),
             f"systest-{DEB}/1",
-            "is of scenarios or an environment that a person",
+            "is of scenarios, an environment or flavours that a person",
+        ),
+        (
+            FakeEngine(tested, FLAVOURS="app:cluster"),
+            f"systest-{DEB}/1",
+            "is of scenarios, an environment or flavours that a person",
         ),
     ):
         with pytest.raises(RequestError, match=message):
