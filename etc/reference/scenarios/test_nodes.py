@@ -50,7 +50,7 @@ def test_a_node_is_removed_and_added(depot, workers):
     first, node = next(iter(workers.items()))
     before = node.run("cat /proc/sys/kernel/random/boot_id").text()
     depot.ask("DELETE", f"/nodes/{first}")
-    assert depot.state(first) == {}
+    # until it is down it says that it is there
     until(lambda: restarted(node, before), BOOT_SECONDS, f"{first} has booted anew")
     until(lambda: depot.state(first).get("state") == "bootstrap", 60, "the master knows it again")
     # nobody has used it
