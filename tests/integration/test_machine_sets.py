@@ -28,7 +28,7 @@ deploy:
   - {node: master, script: lab/master/deploy.sh}
   - {node: one, script: lab/one.sh}
 health:
-  - {node: one, script: lab/health/health.sh, seconds: 60}
+  - {node: one, script: lab/health/health.sh, seconds: 120}
 clock: frozen
 scenarios: {any: lab/any.py}
 """
@@ -46,14 +46,16 @@ while (my $client = $server->accept) { next if fork; while (1) { print $client "
 ONE = """
 cat >/usr/local/bin/count <<'X'
 use IO::Socket::INET;
-my $from = IO::Socket::INET->new(PeerAddr => "master:7007") or die $!;
+my $from;
+# on a busy host the other one may not listen yet
+sleep 1 until $from = IO::Socket::INET->new(PeerAddr => "master:7007");
 open(my $to, ">", "/run/ticks") or die $!; $to->autoflush;
 print $to $_ while <$from>;
 X
 systemd-run -q --unit=count perl /usr/local/bin/count
 """
 HEALTH = """
-for try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+for try in $(seq 60); do
     [ ! -s /run/ticks ] || exit 0
     sleep 1
 done
