@@ -349,7 +349,9 @@ class Snapshot:
                     machine.load()
                 for machine in machines:
                     machine.go_on()
-                for node, done in zip(nodes, [threads.submit(_wake, machine) for machine in machines], strict=True):
+                for node, done in zip(
+                    nodes, [threads.submit(_wake, machine, RESTORE_SECONDS) for machine in machines], strict=True
+                ):
                     try:
                         done.result()
                     except GuestError as error:
@@ -817,7 +819,7 @@ def _disks(hardware: Hardware) -> dict[str, str]:
     return {"qcow2" if name == FILES["qcow2"] else f"{name}.qcow2": name for name in hardware.disks()}
 
 
-def _wake(machine: Machine, seconds: float = RESTORE_SECONDS) -> None:
+def _wake(machine: Machine, seconds: float) -> None:
     """Wait until a machine lets us in, and give it random numbers, and the host's time where it is to have that."""
     machine.connect(seconds)
     now = f"{time.time():.3f}" if machine.clock == "host" else ""
